@@ -1,0 +1,70 @@
+//! The smallest service: `cargo run -p bootstrap --example hello -- --jwt-key secret --database-url postgres://localhost`.
+//! The process tests start, signal and end it.
+
+use std::process::ExitCode;
+
+use axum::Router;
+use axum::extract::FromRef;
+use axum::routing::get;
+use bootstrap::{ApiError, Caller, Config, Keys, Running, Service};
+use event_bus::Bus;
+use sqlx::migrate::Migrator;
+
+static MIGRATIONS: Migrator = Migrator::DEFAULT;
+
+#[derive(clap::Parser)]
+struct HelloConfig {
+    #[command(flatten)]
+    service: Config,
+
+    /// A background task ends by itself at once
+    #[arg(long)]
+    broken: bool,
+}
+
+impl AsRef<Config> for HelloConfig {
+    fn as_ref(&self) -> &Config {
+        &self.service
+    }
+}
+
+#[derive(Clone)]
+struct App {
+    keys: Keys,
+}
+
+impl FromRef<App> for Keys {
+    fn from_ref(app: &App) -> Self {
+        app.keys.clone()
+    }
+}
+
+fn main() -> ExitCode {
+    bootstrap::main(std::env::args_os(), start)
+}
+
+async fn start(config: HelloConfig) -> anyhow::Result<Running> {
+    let bus = Bus::open(&config.service.bus("hello"), &MIGRATIONS).await?;
+    let routes = Router::new()
+        .route("/hello", get(hello))
+        // For the process tests: a request that keeps the service from stopping.
+        .route("/never", get(never))
+        .with_state(App { keys: Keys::new(&config.service)? });
+    let mut service = Service::new(&config.service);
+    service.spawn("background", async move |stop| {
+        if !config.broken {
+            stop.cancelled().await;
+        }
+        Ok(())
+    });
+    service.run(routes, bus).await
+}
+
+async fn never() {
+    tracing::info!("never ends");
+    std::future::pending::<()>().await;
+}
+
+async fn hello(caller: Caller) -> Result<String, ApiError> {
+    Ok(format!("Hello {}\n", caller.user()?.id))
+}

@@ -1,0 +1,239 @@
+//! The configuration all services share. The doc comments below are what `--help` prints.
+
+use std::ffi::{OsStr, OsString};
+use std::fmt;
+use std::net::SocketAddr;
+use std::num::{NonZeroU32, NonZeroUsize};
+use std::time::Duration;
+
+use clap::builder::{BoolishValueParser, Resettable};
+use clap::{ArgAction, Args, Command, Parser};
+use tracing_subscriber::EnvFilter;
+
+use crate::telemetry::LogFormat;
+
+/// Flags and environment variables of every service; flatten it into the service's own parser.
+#[derive(Args, Clone)]
+pub struct Config {
+    /// Postgres to keep the data in: `postgres://user:password@host/database`
+    #[arg(long, env, hide_env_values = true)]
+    pub database_url: String,
+
+    /// Connections for requests; the event bus has its own
+    #[arg(long, env, default_value = "16")]
+    pub database_connections: NonZeroU32,
+
+    /// NATS servers, separated by commas; http:// is read as nats://
+    #[arg(
+        long,
+        env,
+        hide_env_values = true,
+        default_value = "nats://127.0.0.1:4222",
+        value_delimiter = ',',
+        value_parser = nats_server
+    )]
+    pub nats_url: Vec<String>,
+
+    /// Name of this process in NATS' connection list [default: the name of the service]
+    #[arg(long, env)]
+    pub nats_client_id: Option<String>,
+
+    /// Create or update streams and consumers at start
+    #[arg(long, env, default_value = "true", action = ArgAction::Set, value_parser = BoolishValueParser::new())]
+    pub provision: bool,
+
+    /// Address to listen on; port 0 takes a free one
+    #[arg(long, env, default_value = "0.0.0.0:3000")]
+    pub http_addr: SocketAddr,
+
+    /// How the users' tokens are verified.
+    #[command(flatten)]
+    pub jwt: JwtConfig,
+
+    /// Time for one request, after which it is answered 503: 10s, 500ms, 1m
+    #[arg(long, env, default_value = "10s", value_parser = duration)]
+    pub request_timeout: Duration,
+
+    /// Requests worked on at once; any more are answered 503 without waiting
+    #[arg(long, env, default_value = "1024")]
+    pub max_requests: NonZeroUsize,
+
+    /// Time to finish requests and background work after SIGTERM: 20s, 500ms, 1m
+    #[arg(long, env, default_value = "20s", value_parser = duration)]
+    pub stop_grace: Duration,
+
+    /// What to log, as in `info,sqlx=warn,event_bus=debug`
+    #[arg(long, env = "RUST_LOG", default_value = "info", value_parser = log_filter)]
+    pub log: String,
+
+    /// How log lines look
+    #[arg(long, env, default_value = "text")]
+    pub log_format: LogFormat,
+}
+
+impl Config {
+    /// What the bus of the service `name` needs to know.
+    pub fn bus(&self, name: &str) -> event_bus::Settings {
+        event_bus::Settings {
+            name: self.nats_client_id.clone().unwrap_or_else(|| name.to_owned()),
+            database_url: self.database_url.clone(),
+            database_connections: self.database_connections.get(),
+            nats_url: self.nats_url.join(","),
+            provision: self.provision,
+        }
+    }
+}
+
+/// The one key that tokens are verified with.
+#[derive(Args, Clone)]
+#[group(required = true, multiple = false)]
+pub struct JwtConfig {
+    /// Secret that the users' tokens are signed with (HS256)
+    #[arg(long, env, hide_env_values = true)]
+    pub jwt_key: Option<String>,
+
+    /// Public key of whoever signs the users' tokens: PEM, Ed25519 or P-256
+    #[arg(long, env, hide_env_values = true)]
+    pub jwt_public_key: Option<String>,
+}
+
+/// Reads the configuration from the command line and the environment; ends the process with help if that fails.
+///
+/// A variable that is empty counts as absent, because compose files and charts pass on what is not set as empty.
+pub fn parse<C: Parser>(args: impl IntoIterator<Item = OsString>) -> C {
+    let command = ignore_variables(C::command(), |name| std::env::var_os(name).is_some_and(|value| value.is_empty()));
+    let matches = command.get_matches_from(args);
+    C::from_arg_matches(&matches).unwrap_or_else(|error| error.exit())
+}
+
+fn ignore_variables(command: Command, ignored: impl Fn(&OsStr) -> bool) -> Command {
+    command.mut_args(|arg| match arg.get_env() {
+        Some(name) if ignored(name) => arg.env(Resettable::Reset),
+        _ => arg,
+    })
+}
+
+fn nats_server(address: &str) -> Result<String, String> {
+    let address = address.trim();
+    if address.is_empty() {
+        return Err("a server is missing between two commas".to_owned());
+    }
+    Ok(address.strip_prefix("http://").map_or_else(|| address.to_owned(), |host| format!("nats://{host}")))
+}
+
+/// Checked here, so that a typing error is reported like any other.
+fn log_filter(text: &str) -> Result<String, String> {
+    EnvFilter::try_new(text).map(|_| text.to_owned()).map_err(|error| error.to_string())
+}
+
+/// A number of seconds, or a number with its unit: `ms`, `s`, `m` or `h`.
+fn duration(text: &str) -> Result<Duration, String> {
+    let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    let (number, unit) = text.split_at(digits);
+    let milliseconds = match unit {
+        "ms" => 1,
+        "s" | "" => 1_000,
+        "m" => 60_000,
+        "h" => 3_600_000,
+        _ => return Err("expected a number and ms, s, m or h, as in 20s".to_owned()),
+    };
+    let number: u64 = number.parse().map_err(|_| "expected a number and a unit, as in 20s".to_owned())?;
+    number.checked_mul(milliseconds).map(Duration::from_millis).ok_or_else(|| "too long".to_owned())
+}
+
+/// Written by hand so that no secret ever reaches a log.
+impl fmt::Debug for Config {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Config")
+            .field("database_url", &without_credentials(&self.database_url))
+            .field("database_connections", &self.database_connections)
+            .field("nats_url", &self.nats_url.iter().map(|url| without_credentials(url)).collect::<Vec<_>>())
+            .field("nats_client_id", &self.nats_client_id)
+            .field("provision", &self.provision)
+            .field("http_addr", &self.http_addr)
+            .field("jwt", &self.jwt)
+            .field("request_timeout", &self.request_timeout)
+            .field("max_requests", &self.max_requests)
+            .field("stop_grace", &self.stop_grace)
+            .field("log", &self.log)
+            .field("log_format", &self.log_format)
+            .finish()
+    }
+}
+
+impl fmt::Debug for JwtConfig {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(if self.jwt_key.is_some() { "HS256 secret" } else { "public key" })
+    }
+}
+
+/// Host, port and path. Options are dropped too: libpq's `?password=` is one of them.
+fn without_credentials(url: &str) -> &str {
+    let url = url.split('?').next().unwrap_or_default();
+    let host = url.rsplit('@').next().unwrap_or_default();
+    host.rsplit("://").next().unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+    use super::*;
+
+    #[derive(Parser, Debug)]
+    struct Cli {
+        #[command(flatten)]
+        service: Config,
+    }
+
+    const REQUIRED: [&str; 2] = ["tickets", "--database-url=postgres://user:hidden@db/tickets?password=hidden"];
+
+    fn parse(more: &[&str]) -> Result<Config, clap::Error> {
+        Cli::try_parse_from(REQUIRED.iter().chain(more)).map(|cli| cli.service)
+    }
+
+    #[test]
+    fn exactly_one_key_is_needed() {
+        assert!(parse(&[]).is_err());
+        assert!(parse(&["--jwt-key=a", "--jwt-public-key=b"]).is_err());
+        assert!(parse(&["--jwt-key=a"]).is_ok());
+        assert!(parse(&["--jwt-public-key=b"]).is_ok());
+    }
+
+    #[test]
+    fn several_nats_servers_are_read_and_http_is_tolerated() {
+        let config = parse(&["--jwt-key=a", "--nats-url=http://one:4222, nats://two:4222,three"]).unwrap();
+        assert_eq!(config.nats_url, ["nats://one:4222", "nats://two:4222", "three"]);
+        assert!(parse(&["--jwt-key=a", "--nats-url=one,,two"]).is_err());
+    }
+
+    #[test]
+    fn durations_have_units() {
+        assert_eq!(duration("20s"), Ok(Duration::from_secs(20)));
+        assert_eq!(duration("20"), Ok(Duration::from_secs(20)));
+        assert_eq!(duration("500ms"), Ok(Duration::from_millis(500)));
+        assert_eq!(duration("15m"), Ok(Duration::from_mins(15)));
+        for bad in ["", "s", "-1s", "1.5s", "1 s", "1d", "99999999999999999h"] {
+            assert!(duration(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn debug_output_holds_no_secret() {
+        let config = parse(&["--jwt-key=hidden", "--nats-url=nats://user:hidden@nats:4222"]).unwrap();
+        let debug = format!("{config:?}");
+        assert!(!debug.contains("hidden"), "{debug}");
+        assert!(debug.contains("nats:4222") && debug.contains("db/tickets"), "{debug}");
+    }
+
+    #[test]
+    fn an_ignored_variable_is_as_good_as_unset() {
+        use clap::CommandFactory as _;
+        // Cargo sets this one for every test it runs.
+        let command = Cli::command().mut_arg("jwt_key", |arg| arg.env("CARGO_PKG_NAME"));
+        let arguments = REQUIRED.iter().chain(&["--jwt-public-key=b"]);
+        assert!(command.clone().try_get_matches_from(arguments.clone()).is_err());
+        let command = ignore_variables(command, |name| name == "CARGO_PKG_NAME");
+        assert!(command.try_get_matches_from(arguments).is_ok());
+    }
+}

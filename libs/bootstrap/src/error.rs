@@ -1,0 +1,130 @@
+//! The one HTTP error: every cause of failure, the status and the words it is answered with.
+
+use axum::Json;
+use axum::extract::rejection::PathRejection;
+use axum::http::{HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use event_bus::postgres::is_outage;
+use serde::Serialize;
+use tracing::{error, warn};
+
+/// Why a request was not answered with success. The display text is the message the client reads.
+#[derive(Debug, thiserror::Error)]
+pub enum ApiError {
+    /// 401: not signed in, or not the owner.
+    #[error("Not authorized")]
+    NotAuthorized,
+    /// 404: unknown id, route or method.
+    #[error("Not Found")]
+    NotFound,
+    /// 400: malformed JSON, malformed id, a value of the wrong type.
+    #[error("Something went wrong")]
+    BadRequest,
+    /// 400: a rule of the domain forbids it; the message says which.
+    #[error("{0}")]
+    Refused(&'static str),
+    /// 400: fields that break validation rules, one entry per broken rule, in rule order.
+    #[error("Invalid fields")]
+    Invalid(Vec<FieldError>),
+    /// 408: the body did not arrive in time.
+    #[error("The request body took too long to arrive")]
+    TooSlow,
+    /// 413: the body exceeds [`crate::body::LIMIT`].
+    #[error("The request body is larger than 100 kB")]
+    TooLarge,
+    /// 503 with `Retry-After`: Postgres unreachable, overload, no answer in time, stopping. Whether a write happened
+    /// is unknown.
+    #[error("The service is temporarily unavailable, please try again")]
+    Unavailable,
+    /// 500: a bug. The cause is logged when the answer is made, and is never shown to the client.
+    #[error("Something went wrong")]
+    Internal(anyhow::Error),
+}
+
+/// One broken validation rule.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct FieldError {
+    /// What the client reads.
+    pub message: &'static str,
+    /// The body field it is about.
+    pub field: &'static str,
+}
+
+impl ApiError {
+    /// The status it is answered with.
+    pub fn status(&self) -> StatusCode {
+        match self {
+            Self::NotAuthorized => StatusCode::UNAUTHORIZED,
+            Self::NotFound => StatusCode::NOT_FOUND,
+            Self::BadRequest | Self::Refused(_) | Self::Invalid(_) => StatusCode::BAD_REQUEST,
+            Self::TooSlow => StatusCode::REQUEST_TIMEOUT,
+            Self::TooLarge => StatusCode::PAYLOAD_TOO_LARGE,
+            Self::Unavailable => StatusCode::SERVICE_UNAVAILABLE,
+            Self::Internal(_) => StatusCode::INTERNAL_SERVER_ERROR,
+        }
+    }
+}
+
+impl IntoResponse for ApiError {
+    fn into_response(self) -> Response {
+        if let Self::Internal(cause) = &self {
+            error!(error = format!("{cause:#}"), "request failed");
+        }
+        let status = self.status();
+        let mut response = match &self {
+            Self::Invalid(fields) => (status, Json(Errors { errors: fields.as_slice() })).into_response(),
+            _ => error_body(status, &self.to_string()),
+        };
+        if status == StatusCode::SERVICE_UNAVAILABLE {
+            response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
+        }
+        if matches!(self, Self::TooSlow | Self::TooLarge) {
+            // The rest of the body is still under way and must not be taken for the next request.
+            response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+        }
+        response
+    }
+}
+
+/// An answer with one error entry.
+pub(crate) fn error_body(status: StatusCode, message: &str) -> Response {
+    (status, Json(Errors { errors: &[Message { message }] })).into_response()
+}
+
+#[derive(Serialize)]
+struct Errors<'a, E> {
+    errors: &'a [E],
+}
+
+#[derive(Serialize)]
+struct Message<'a> {
+    message: &'a str,
+}
+
+/// What a path holds where an id belongs is no id.
+impl From<PathRejection> for ApiError {
+    fn from(_: PathRejection) -> Self {
+        Self::BadRequest
+    }
+}
+
+impl From<sqlx::Error> for ApiError {
+    fn from(cause: sqlx::Error) -> Self {
+        if is_outage(&cause) {
+            warn!(error = %cause, "Postgres is unavailable");
+            return Self::Unavailable;
+        }
+        Self::Internal(cause.into())
+    }
+}
+
+/// An outage of Postgres stays one under any context that was wrapped around it.
+impl From<anyhow::Error> for ApiError {
+    fn from(cause: anyhow::Error) -> Self {
+        if cause.chain().filter_map(|error| error.downcast_ref()).any(is_outage) {
+            warn!(error = format!("{cause:#}"), "Postgres is unavailable");
+            return Self::Unavailable;
+        }
+        Self::Internal(cause)
+    }
+}

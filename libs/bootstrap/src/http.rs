@@ -1,0 +1,20 @@
+//! HTTP as every service speaks it: the door all requests come through, health, and the server that is stopped gently.
+//!
+//! A service hands over a plain [`axum::Router`]; axum's own extractors (`Path`, `Query`, …) may be used as they are:
+//! - Any answer from 400 on that has no JSON body – a rejection of axum's, for example – is given the error body.
+//! - Unknown routes and unknown methods are 404. One trailing slash is tolerated, as by Express.
+//! - Every handler runs on its own task: a client that hangs up cancels nothing, so a transaction is never dropped
+//!   half-way. A handler that takes longer than the request timeout goes on, but its client is answered 503.
+//! - A panic is answered 500 and logged, and ends nothing else.
+//! - More than `max_requests` handlers at once: 503 at once, without waiting.
+//! - `x-request-id` is taken over or made up, is in every log line of the request, and returned.
+//!
+//! What hyper cannot parse as HTTP at all (400, 414, 431) it answers itself, with no body.
+
+mod dispatch;
+mod health;
+mod server;
+
+pub(crate) use dispatch::{Dispatch, panic_message};
+pub(crate) use health::Health;
+pub(crate) use server::serve;

@@ -1,0 +1,44 @@
+//! What every service does alike: configuration, logs, HTTP, identity, health, start and stop.
+//!
+//! A service brings its routes and its background tasks; this crate runs them:
+//!
+//! ```no_run
+//! # use bootstrap::{Config, Running, Service};
+//! async fn start(config: Config, routes: axum::Router, pool: sqlx::PgPool) -> anyhow::Result<Running> {
+//!     let mut service = Service::new(&config);
+//!     service.spawn("clock", async |stop| {
+//!         stop.cancelled().await;
+//!         Ok(())
+//!     });
+//!     service.run(routes, pool).await
+//! }
+//! ```
+//!
+//! `examples/hello.rs` is a whole service.
+//!
+//! It guarantees that
+//! - every answer that is not 2xx carries `{"errors":[{"message","field"?}]}`, whoever made it;
+//! - a request that was begun is finished, even if its client hangs up;
+//! - a service stops in order: not ready, no new connections, last request answered, background tasks, pools;
+//! - a background task that ends by itself ends the process with a non-zero code.
+//!
+//! It knows nothing of tickets, orders or NATS; of the bus only the trace context, and which database errors are outages.
+//! Read [`run`], then [`http`], [`error`], [`body`], [`identity`].
+
+#![warn(missing_docs)]
+
+pub mod body;
+pub mod config;
+pub mod error;
+pub mod http;
+pub mod identity;
+mod page;
+pub mod run;
+pub mod telemetry;
+
+pub use body::{Field, JsonBody};
+pub use config::Config;
+pub use error::{ApiError, FieldError};
+pub use identity::{Caller, Keys, User};
+pub use page::Page;
+pub use run::{Running, Service, main};

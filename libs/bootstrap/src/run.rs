@@ -1,0 +1,154 @@
+//! The life of a service: parts are spawned, it serves, and everything is stopped in order.
+//!
+//! Requests end before background tasks do: their commits wake the bus, which must still be there to publish them.
+
+mod process;
+
+use std::net::SocketAddr;
+use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context as _, anyhow};
+use axum::Router;
+use futures::FutureExt as _;
+use event_bus::Bus;
+use tokio::net::TcpListener;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+use tracing::{error, info};
+
+use crate::config::Config;
+use crate::http::{self, Dispatch, Health};
+
+pub use process::main;
+
+/// A service that is being put together. Dropping it aborts what was spawned.
+pub struct Service {
+    config: Config,
+    background: Background,
+}
+
+impl Service {
+    /// Nothing runs yet.
+    pub fn new(config: &Config) -> Self {
+        Self { config: config.clone(), background: Background::default() }
+    }
+
+    /// Starts a background task. It must go on until its token is cancelled, which happens after the last request was
+    /// answered, and then end soon. Ending earlier, in whatever way, ends the service.
+    pub fn spawn<F>(&mut self, name: &'static str, task: impl FnOnce(CancellationToken) -> F)
+    where
+        F: Future<Output = anyhow::Result<()>> + Send + 'static,
+    {
+        let task = AssertUnwindSafe(task(self.background.stop.clone())).catch_unwind();
+        self.background.tasks.spawn(async move {
+            let result = task.await.unwrap_or_else(|panic| Err(anyhow!("panicked: {}", http::panic_message(&*panic))));
+            (name, result)
+        });
+    }
+
+    /// Listens and serves. Needs neither Postgres nor NATS: until `bus` is ready, `/readyz` is 503. It is closed at the
+    /// end.
+    pub async fn run(self, routes: Router, bus: Bus) -> anyhow::Result<Running> {
+        let address = self.config.http_addr;
+        let listener = TcpListener::bind(address).await.with_context(|| format!("cannot listen on {address}"))?;
+        let address = listener.local_addr()?;
+        let stop = CancellationToken::new();
+        let health = Health { bus: bus.clone(), stop: stop.clone() };
+        let dispatch = Arc::new(Dispatch::new(routes, health, &self.config));
+        let mut server = JoinSet::new();
+        server.spawn(http::serve(listener, dispatch, stop.clone()));
+        info!(%address, "serving");
+        Ok(Running {
+            address,
+            stop,
+            stop_grace: self.config.stop_grace,
+            server,
+            background: self.background,
+            bus,
+        })
+    }
+}
+
+/// A service that serves. Dropping it without [`Running::stop`] is the nearest thing to a crash within a process:
+/// listener, connections and background tasks are gone at once; only handlers that were begun go on.
+#[must_use = "dropping it ends the service"]
+pub struct Running {
+    /// Where it listens, with the port that was taken.
+    pub address: SocketAddr,
+    /// Cancelled first: not ready, no new connections.
+    stop: CancellationToken,
+    stop_grace: Duration,
+    /// One task. In a set, because that aborts it when dropped, and may be asked again after it ended.
+    server: JoinSet<()>,
+    background: Background,
+    bus: Bus,
+}
+
+impl Running {
+    /// Returns when a part of the service ended by itself, and says which and why. May be dropped and called again.
+    pub async fn wait(&mut self) -> anyhow::Error {
+        tokio::select! {
+            error = self.background.ended() => error,
+            ended = self.server.join_next() => anyhow!("the server ended by itself: {ended:?}"),
+        }
+    }
+
+    /// Stops in order: not ready, no new connections, last request answered, background tasks, connections.
+    ///
+    /// Within the configured grace; what does not end by then is aborted, and an error is returned.
+    pub async fn stop(self) -> anyhow::Result<()> {
+        let grace = self.stop_grace;
+        tokio::time::timeout(grace, self.stop_in_order())
+            .await
+            .unwrap_or_else(|_| Err(anyhow!("not stopped within {grace:?}, the rest is aborted")))
+    }
+
+    async fn stop_in_order(mut self) -> anyhow::Result<()> {
+        self.stop.cancel();
+        // A handler that hangs must not take the time the bus needs to hand back what it holds.
+        let drained = tokio::time::timeout(self.stop_grace.mul_f32(0.75), self.server.join_next())
+            .await
+            .map_err(|_| anyhow!("requests were still running"))
+            .and_then(|ended| Ok(ended.transpose()?));
+        let ended = self.background.stop().await;
+        self.bus.close().await;
+        drained.and(ended)
+    }
+}
+
+/// The tasks beside the server, and what stops them.
+#[derive(Default)]
+struct Background {
+    stop: CancellationToken,
+    tasks: JoinSet<(&'static str, anyhow::Result<()>)>,
+}
+
+impl Background {
+    /// A service without background tasks waits for ever.
+    async fn ended(&mut self) -> anyhow::Error {
+        match self.tasks.join_next().await {
+            Some(Ok((name, Ok(())))) => anyhow!("{name} ended by itself"),
+            Some(Ok((name, Err(error)))) => error.context(format!("{name} failed")),
+            Some(Err(error)) => anyhow::Error::new(error).context("a background task was aborted"),
+            None => futures::future::pending().await,
+        }
+    }
+
+    /// Returns the first failure; the others are logged.
+    async fn stop(&mut self) -> anyhow::Result<()> {
+        self.stop.cancel();
+        let mut result = Ok(());
+        while let Some(ended) = self.tasks.join_next().await {
+            let (name, ended) = ended.context("a background task was aborted")?;
+            let Err(failure) = ended.with_context(|| format!("{name} failed while stopping")) else { continue };
+            if result.is_ok() {
+                result = Err(failure);
+            } else {
+                error!(error = format!("{failure:#}"), "another failure");
+            }
+        }
+        result
+    }
+}

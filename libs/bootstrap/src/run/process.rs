@@ -1,0 +1,93 @@
+//! A service as a process: configuration, signals, exit codes.
+
+use std::ffi::OsString;
+use std::process::ExitCode;
+
+use anyhow::Context as _;
+use clap::Parser;
+use tokio::runtime::Runtime;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tracing::{error, info, warn};
+
+use super::Running;
+use crate::config::{self, Config};
+use crate::telemetry;
+
+/// Runs a service until SIGTERM or SIGINT, then stops it within the configured grace.
+///
+/// The exit code is 0 after a clean stop; 130 or 143 if a second signal came while stopping, which ends the process at
+/// once; 2 if the configuration is wrong; 1 if it could not start, did not stop in time, or if a part of it ended by
+/// itself.
+pub fn main<C, F>(args: impl IntoIterator<Item = OsString>, start: fn(C) -> F) -> ExitCode
+where
+    C: Parser + AsRef<Config>,
+    F: Future<Output = anyhow::Result<Running>>,
+{
+    let name = C::command().get_name().to_owned();
+    let config: C = config::parse(args);
+    let Config { log, log_format, .. } = config.as_ref();
+    let runtime = telemetry::init(*log_format, log).and_then(|()| Ok(Runtime::new()?));
+    let runtime = match runtime {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            eprintln!("{name}: {error:#}");
+            return ExitCode::FAILURE;
+        }
+    };
+    info!(service = name, config = ?config.as_ref(), "starting");
+    let code = runtime.block_on(live(start(config))).unwrap_or_else(|error| {
+        error!(error = format!("{error:#}"), "ended");
+        ExitCode::FAILURE
+    });
+    // Whatever is left by now was given up, and must not keep the process alive.
+    runtime.shutdown_background();
+    code
+}
+
+async fn live(start: impl Future<Output = anyhow::Result<Running>>) -> anyhow::Result<ExitCode> {
+    let mut signals = Signals::new()?;
+    let mut running = tokio::select! {
+        started = start => started.context("cannot start")?,
+        // Nothing was promised to anybody yet.
+        _ = signals.next() => return Ok(ExitCode::SUCCESS),
+    };
+    let failure = tokio::select! {
+        failure = running.wait() => {
+            error!(error = format!("{failure:#}"), "stopping, because a part of the service ended");
+            Err(failure)
+        }
+        name = signals.next() => {
+            info!(signal = name.0, "stopping");
+            Ok(())
+        }
+    };
+    tokio::select! {
+        stopped = running.stop() => failure.and(stopped)?,
+        (name, code) = signals.next() => {
+            warn!(signal = name, "ending at once");
+            return Ok(ExitCode::from(code));
+        }
+    }
+    info!("stopped");
+    Ok(ExitCode::SUCCESS)
+}
+
+/// The two polite ways to ask a process to end.
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Signals {
+    fn new() -> anyhow::Result<Self> {
+        Ok(Self { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
+    }
+
+    /// The name of the next signal, and the exit code of a process that it ends.
+    async fn next(&mut self) -> (&'static str, u8) {
+        tokio::select! {
+            _ = self.terminate.recv() => ("SIGTERM", 143),
+            _ = self.interrupt.recv() => ("SIGINT", 130),
+        }
+    }
+}

@@ -1,0 +1,29 @@
+//! Logs: one line per event on stdout, where whoever runs the process collects them (12-factor), times in UTC.
+
+use std::io::IsTerminal as _;
+
+use anyhow::Context as _;
+use tracing_subscriber::EnvFilter;
+
+/// How log lines look.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum LogFormat {
+    /// For people.
+    Text,
+    /// One JSON object per line, for machines.
+    Json,
+}
+
+/// Starts logging what `filter` lets through, in the syntax of `RUST_LOG`.
+///
+/// The first call counts: tests start several services in one process. Fails only if the filter is malformed.
+pub fn init(format: LogFormat, filter: &str) -> anyhow::Result<()> {
+    let filter = EnvFilter::try_new(filter).with_context(|| format!("malformed log filter {filter:?}"))?;
+    let lines = tracing_subscriber::fmt().with_env_filter(filter).with_ansi(std::io::stdout().is_terminal());
+    // An error means that a subscriber is there already, which is what we want.
+    let _ = match format {
+        LogFormat::Text => lines.try_init(),
+        LogFormat::Json => lines.json().flatten_event(true).with_current_span(true).with_span_list(false).try_init(),
+    };
+    Ok(())
+}

@@ -1,0 +1,20 @@
+use axum::Router;
+use reqwest::{Client, StatusCode};
+
+use crate::server::{UNAVAILABLE, assert_error, get, start};
+
+#[tokio::test]
+async fn without_postgres_it_lives_but_is_not_ready() {
+    let running = start(Router::new()).await;
+    let response = get(&running, "/healthz").await;
+    assert_eq!(response.status(), StatusCode::OK);
+    assert_eq!(response.text().await.unwrap(), r#"{"status":"ok"}"#);
+    assert_error(get(&running, "/readyz").await, StatusCode::SERVICE_UNAVAILABLE, UNAVAILABLE).await;
+}
+
+#[tokio::test]
+async fn health_can_only_be_read() {
+    let running = start(Router::new()).await;
+    let response = Client::new().post(format!("http://{}/healthz", running.address)).send().await.unwrap();
+    assert_error(response, StatusCode::NOT_FOUND, "Not Found").await;
+}

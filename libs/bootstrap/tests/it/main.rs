@@ -1,0 +1,15 @@
+//! The crate's promises, kept by a real server on a free port. Each file is one behaviour.
+
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+mod bodies;
+mod connections;
+mod errors;
+mod hanging_up;
+mod health;
+mod identities;
+mod overload;
+mod process;
+mod request_ids;
+mod server;
+mod stopping;

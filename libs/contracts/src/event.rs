@@ -1,0 +1,61 @@
+//! What every event is: a fact about one aggregate at one version, carrying the aggregate's whole public state.
+
+use crate::Id;
+use serde::{Deserialize, Deserializer, de::DeserializeOwned};
+
+/// One stream's events. An enum with a variant per subject implements it.
+///
+/// The body on the wire is the snapshot alone, as JSON; the subject says what happened. Readers ignore unknown fields.
+pub trait Event: Sized + Send + Sync + 'static {
+    /// The JetStream stream that holds these events, and nothing else.
+    const STREAM: &'static str;
+
+    /// What happened, for example `ticket.created`; also the NATS subject.
+    fn subject(&self) -> &'static str;
+
+    /// What it happened to. Events of one aggregate stay in version order.
+    fn aggregate_id(&self) -> Id;
+
+    /// The version of the aggregate that this event announces, from 0. One event per version.
+    fn version(&self) -> i64;
+
+    /// The body, as JSON.
+    fn encode(&self) -> String;
+
+    /// The event that `subject` and `body` stand for.
+    fn decode(subject: &str, body: &[u8]) -> Result<Self, DecodeError>;
+
+    /// Unique within the stream: `<aggregate id>-<version>`. Travels as the `Nats-Msg-Id` header.
+    fn event_id(&self) -> String {
+        format!("{}-{}", self.aggregate_id(), self.version())
+    }
+}
+
+/// Why bytes are not an event. Trying again cannot help.
+#[derive(Debug, thiserror::Error)]
+pub enum DecodeError {
+    /// The stream carries a subject its enum has no variant for.
+    #[error("no event has the subject {0:?}")]
+    UnknownSubject(String),
+    /// The body is not JSON, or not of the event's shape.
+    #[error("the body is not the JSON of this event: {0}")]
+    Body(#[from] serde_json::Error),
+}
+
+pub(crate) fn body<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, DecodeError> {
+    Ok(serde_json::from_slice(bytes)?)
+}
+
+/// Our snapshots have string keys and finite numbers only, which always have a JSON form.
+pub(crate) fn json<T: serde::Serialize>(snapshot: &T) -> String {
+    serde_json::to_string(snapshot).expect("a snapshot has a JSON form")
+}
+
+/// Versions count saved changes, so a negative one is garbage and must not reach a comparison.
+pub(crate) fn version<'de, D: Deserializer<'de>>(deserializer: D) -> Result<i64, D::Error> {
+    let version = i64::deserialize(deserializer)?;
+    if version < 0 {
+        return Err(serde::de::Error::custom("a version is 0 or more"));
+    }
+    Ok(version)
+}

@@ -1,0 +1,99 @@
+//! Events of services that are not ours: streams `PAYMENTS` and `EXPIRATION`.
+//!
+//! They announce something that happens once, so their version is always 0.
+
+use crate::Id;
+use crate::event::{self, DecodeError, Event};
+use serde::{Deserialize, Serialize};
+
+/// What a payments service says.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum PaymentEvent {
+    /// `payment.created`: an order was paid.
+    Created(Payment),
+}
+
+/// A payment.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Payment {
+    /// The payment.
+    pub id: Id,
+    /// The order it pays.
+    pub order_id: Id,
+    /// The payment provider's name for it.
+    pub stripe_id: String,
+}
+
+impl Event for PaymentEvent {
+    const STREAM: &'static str = "PAYMENTS";
+
+    fn subject(&self) -> &'static str {
+        "payment.created"
+    }
+
+    fn aggregate_id(&self) -> Id {
+        let Self::Created(payment) = self;
+        payment.id
+    }
+
+    fn version(&self) -> i64 {
+        0
+    }
+
+    fn encode(&self) -> String {
+        let Self::Created(payment) = self;
+        event::json(payment)
+    }
+
+    fn decode(subject: &str, body: &[u8]) -> Result<Self, DecodeError> {
+        match subject {
+            "payment.created" => event::body(body).map(Self::Created),
+            unknown => Err(DecodeError::UnknownSubject(unknown.to_owned())),
+        }
+    }
+}
+
+/// What an external timer says.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ExpirationEvent {
+    /// `expiration.complete`: the time to pay an order is over.
+    Complete(Expiration),
+}
+
+/// The end of an order's time.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Expiration {
+    /// The order whose time is over.
+    pub order_id: Id,
+}
+
+impl Event for ExpirationEvent {
+    const STREAM: &'static str = "EXPIRATION";
+
+    fn subject(&self) -> &'static str {
+        "expiration.complete"
+    }
+
+    fn aggregate_id(&self) -> Id {
+        let Self::Complete(expiration) = self;
+        expiration.order_id
+    }
+
+    fn version(&self) -> i64 {
+        0
+    }
+
+    fn encode(&self) -> String {
+        let Self::Complete(expiration) = self;
+        event::json(expiration)
+    }
+
+    fn decode(subject: &str, body: &[u8]) -> Result<Self, DecodeError> {
+        match subject {
+            "expiration.complete" => event::body(body).map(Self::Complete),
+            unknown => Err(DecodeError::UnknownSubject(unknown.to_owned())),
+        }
+    }
+}

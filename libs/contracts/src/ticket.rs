@@ -1,0 +1,74 @@
+//! Events of the tickets service: stream `TICKETS`.
+
+use crate::event::{self, DecodeError, Event};
+use crate::{Id, Price};
+use serde::{Deserialize, Serialize};
+
+/// What happened to a ticket.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum TicketEvent {
+    /// `ticket.created`: version 0.
+    Created(TicketSnapshot),
+    /// `ticket.updated`: edited by its owner, or reserved or released by an order.
+    Updated(TicketSnapshot),
+}
+
+/// A ticket at one version.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct TicketSnapshot {
+    /// The ticket.
+    pub id: Id,
+    /// Counts saved changes, from 0.
+    #[serde(deserialize_with = "event::version")]
+    pub version: i64,
+    /// What its owner calls it.
+    pub title: String,
+    /// What it costs.
+    pub price: Price,
+    /// Its owner.
+    pub user_id: String,
+    /// The order that holds it; absent while it is free.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub order_id: Option<Id>,
+}
+
+impl TicketEvent {
+    /// The ticket at the version this event announces.
+    pub fn snapshot(&self) -> &TicketSnapshot {
+        match self {
+            Self::Created(snapshot) | Self::Updated(snapshot) => snapshot,
+        }
+    }
+}
+
+impl Event for TicketEvent {
+    const STREAM: &'static str = "TICKETS";
+
+    fn subject(&self) -> &'static str {
+        match self {
+            Self::Created(_) => "ticket.created",
+            Self::Updated(_) => "ticket.updated",
+        }
+    }
+
+    fn aggregate_id(&self) -> Id {
+        self.snapshot().id
+    }
+
+    fn version(&self) -> i64 {
+        self.snapshot().version
+    }
+
+    fn encode(&self) -> String {
+        event::json(self.snapshot())
+    }
+
+    fn decode(subject: &str, body: &[u8]) -> Result<Self, DecodeError> {
+        match subject {
+            "ticket.created" => event::body(body).map(Self::Created),
+            "ticket.updated" => event::body(body).map(Self::Updated),
+            unknown => Err(DecodeError::UnknownSubject(unknown.to_owned())),
+        }
+    }
+}

@@ -1,0 +1,68 @@
+//! The files in `golden/` are the contract: what they say is what goes over the wire, byte by byte.
+
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use contracts::{DecodeError, Event, ExpirationEvent, OrderEvent, PaymentEvent, TicketEvent};
+
+fn golden(name: &str) -> String {
+    let path = format!("{}/golden/{name}.json", env!("CARGO_MANIFEST_DIR"));
+    std::fs::read_to_string(path).unwrap().trim_end().to_owned()
+}
+
+fn survives<E: Event>(subject: &str, file: &str) -> E {
+    let json = golden(file);
+    let event = E::decode(subject, json.as_bytes()).unwrap();
+    assert_eq!(event.subject(), subject);
+    assert_eq!(event.encode(), json);
+    event
+}
+
+#[test]
+fn every_event_is_written_as_its_golden_file() {
+    let created: TicketEvent = survives("ticket.created", "ticket.created");
+    assert_eq!(created.event_id(), "5f2b18a3e41d0c0012abcdef-0");
+    survives::<TicketEvent>("ticket.updated", "ticket.updated");
+    survives::<TicketEvent>("ticket.updated", "ticket.updated.reserved");
+    survives::<OrderEvent>("order.created", "order.created");
+    survives::<OrderEvent>("order.cancelled", "order.cancelled");
+    survives::<OrderEvent>("order.completed", "order.completed");
+    survives::<PaymentEvent>("payment.created", "payment.created");
+    survives::<ExpirationEvent>("expiration.complete", "expiration.complete");
+}
+
+#[test]
+fn unknown_fields_are_ignored() {
+    let json = golden("ticket.created").replace('{', r#"{"seat":{"row":1},"__v":3,"#);
+    let event = TicketEvent::decode("ticket.created", json.as_bytes()).unwrap();
+    assert_eq!(event.encode(), golden("ticket.created"));
+}
+
+#[test]
+fn an_older_publisher_may_leave_out_the_reservation() {
+    let json = golden("order.created").replace(r#","reservation":1"#, "");
+    let event = OrderEvent::decode("order.created", json.as_bytes()).unwrap();
+    assert_eq!(event.snapshot().ticket.reservation, 0);
+}
+
+#[test]
+fn what_is_not_an_event_is_told_why() {
+    let json = golden("ticket.created");
+    for garbage in [
+        "",
+        "not json",
+        "[]",
+        "null",
+        r#"{"id":1}"#,
+        &json.replace(r#""version":0"#, r#""version":"0""#),
+        &json.replace(r#""version":0"#, r#""version":0.5"#),
+        &json.replace(r#""version":0"#, r#""version":-1"#),
+        &json.replace("20.5", "-20.5"),
+        &json.replace("20.5", r#""20.5""#),
+        &json.replace("5f2b18a3e41d0c0012abcdef", "5f2b"),
+    ] {
+        let error = TicketEvent::decode("ticket.created", garbage.as_bytes()).unwrap_err();
+        assert!(matches!(error, DecodeError::Body(_)), "{garbage}: {error}");
+    }
+    let error = TicketEvent::decode("ticket.deleted", json.as_bytes()).unwrap_err();
+    assert_eq!(error.to_string(), r#"no event has the subject "ticket.deleted""#);
+}

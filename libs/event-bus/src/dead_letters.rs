@@ -1,0 +1,101 @@
+//! Events that could not be applied: kept whole, with the reason, in `bus.dead_letters`.
+
+use async_nats::jetstream::message::Info;
+use async_nats::{HeaderMap, Message, header};
+use serde_json::{Map, Value};
+use sqlx::PgConnection;
+
+/// Deliveries after which an event that its handler refuses becomes a dead letter.
+const ATTEMPTS: i32 = 5;
+
+/// Whether a message is finished with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Verdict {
+    /// It will be tried again: this was its `attempts`-th refusal.
+    Retry { attempts: u32 },
+    /// It is safely a dead letter.
+    Dead,
+}
+
+/// Records that `message` was refused because of `error`. `hopeless`: trying again cannot help.
+pub(crate) async fn refuse(
+    db: &mut PgConnection,
+    message: &Message,
+    info: &Info<'_>,
+    error: &str,
+    hopeless: bool,
+) -> anyhow::Result<Verdict> {
+    let event_id = message.headers.as_ref().and_then(|headers| headers.get(header::NATS_MESSAGE_ID));
+    let event_id = event_id.map(|id| storable(id.as_str()));
+    let key = event_id.as_deref().and_then(crate::split_event_id);
+    let attempts = sqlx::query_scalar!(
+        r#"
+        insert into bus.dead_letters as letter
+            (stream, consumer, seq, published_at, subject, event_id, aggregate_id, version, payload, headers, error,
+             attempts, status)
+        values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, 1, case when $12 or $13 <= 1 then 'dead' else 'retrying' end)
+        on conflict (consumer, stream, seq, published_at) do update
+        set attempts = letter.attempts + 1, error = excluded.error, updated_at = now(),
+            status = case when $12 or letter.attempts + 1 >= $13 then 'dead' else 'retrying' end
+        returning case when status = 'dead' then null else attempts end as attempts
+        "#,
+        info.stream,
+        info.consumer,
+        i64::try_from(info.stream_sequence)?,
+        info.published,
+        storable(&message.subject),
+        event_id,
+        key.map(|(aggregate_id, _)| aggregate_id),
+        key.map(|(_, version)| version),
+        &message.payload[..],
+        headers(message.headers.as_ref()),
+        storable(error),
+        hopeless,
+        ATTEMPTS,
+    )
+    .fetch_one(db)
+    .await?;
+    Ok(match attempts {
+        Some(attempts) => Verdict::Retry { attempts: u32::try_from(attempts)? },
+        None => Verdict::Dead,
+    })
+}
+
+/// Closes what the events just applied by `consumer` make pointless: the record of their own refusals, and dead letters
+/// of the same aggregates with an older version.
+///
+/// Runs as the last statement of their transaction, and so also finds out a handler that went on after an error:
+/// Postgres refuses it then, where it would accept a COMMIT and quietly roll back.
+pub(crate) async fn supersede(
+    db: &mut PgConnection,
+    consumer: &str,
+    applied: &[(String, i64)],
+) -> sqlx::Result<()> {
+    let (ids, versions): (Vec<&str>, Vec<i64>) = applied.iter().map(|(id, version)| (id.as_str(), *version)).unzip();
+    sqlx::query!(
+        "update bus.dead_letters as letter set status = 'superseded', updated_at = now()
+         from unnest($2::text[], $3::bigint[]) as applied (aggregate_id, version)
+         where letter.consumer = $1 and letter.aggregate_id = applied.aggregate_id
+           and (letter.status = 'dead' and letter.version < applied.version
+                or letter.status = 'retrying' and letter.version <= applied.version)",
+        consumer,
+        &ids as _,
+        &versions,
+    )
+    .execute(db)
+    .await?;
+    Ok(())
+}
+
+fn headers(headers: Option<&HeaderMap>) -> Value {
+    let all = headers.into_iter().flat_map(HeaderMap::iter).map(|(name, values)| {
+        let values = values.iter().map(|value| Value::from(storable(value.as_str()))).collect();
+        (storable(name.as_ref()), Value::Array(values))
+    });
+    Value::Object(all.collect::<Map<_, _>>())
+}
+
+/// Postgres stores every text but one with NUL, and a hostile message must not keep itself from being stored.
+fn storable(text: &str) -> String {
+    text.replace('\0', "\u{fffd}")
+}

@@ -1,0 +1,210 @@
+//! The event bus between services: outbox → JetStream → subscription.
+//!
+//! A change commits as a row and an event in one Postgres transaction ([`Bus::begin`], [`Bus::statement`]). A relay
+//! publishes committed events to the service's stream, each exactly once and per aggregate in version order, whatever
+//! crashes and however many replicas relay. A subscription ([`Handler`]) applies the events of another service's
+//! stream: each at least once, acknowledged only after its effect is committed or after it is safely a dead letter.
+//!
+//! Guaranteed: no committed event is lost, doubled in the stream, or published before an older version of its aggregate.
+//! Not guaranteed: that a handler sees an event once, or in order. Handlers compare versions instead.
+//!
+//! The only crate that knows NATS. Read `outbox`, `relay`, `subscription`, `pull`, `dead_letters`, in this order.
+#![warn(missing_docs)]
+
+mod dead_letters;
+mod nats;
+mod outbox;
+pub mod postgres;
+mod pull;
+mod relay;
+mod retry;
+mod subscription;
+mod topology;
+pub mod trace;
+
+pub use outbox::{Outgoing, Statement, Transaction};
+pub use subscription::Handler;
+
+use contracts::Event;
+use sqlx::migrate::Migrator;
+use sqlx::pool::PoolConnection;
+use sqlx::{Connection, PgPool, Postgres};
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::{Notify, OnceCell};
+use tokio::time::{sleep, timeout};
+use tokio_util::sync::CancellationToken;
+
+static MIGRATIONS: Migrator = sqlx::migrate!();
+
+/// Connections for the relay and the subscriptions, apart from those for requests, so that neither starves the other.
+const CONNECTIONS: u32 = 4;
+
+/// How long Postgres may take to show that it is there.
+const READY: Duration = Duration::from_secs(1);
+
+/// What a bus needs to know.
+#[derive(Clone)]
+pub struct Settings {
+    /// The service's name, shown by Postgres and NATS.
+    pub name: String,
+    /// The service's own database.
+    pub database_url: String,
+    /// Connections for requests at most.
+    pub database_connections: u32,
+    /// NATS servers, comma-separated.
+    pub nats_url: String,
+    /// Whether to create streams and consumers, or to trust that somebody with more rights has.
+    pub provision: bool,
+}
+
+/// A service's side of the event bus. Clones share everything.
+#[derive(Clone)]
+pub struct Bus {
+    /// For requests.
+    requests: PgPool,
+    /// For the relay and the subscriptions.
+    db: PgPool,
+    nats: async_nats::Client,
+    jetstream: async_nats::jetstream::Context,
+    /// Tells the relay that something was committed.
+    wake: Arc<Notify>,
+    /// The service's own, which run after those of the bus.
+    migrations: &'static Migrator,
+    migrated: Arc<OnceCell<()>>,
+    provision: bool,
+}
+
+impl Bus {
+    /// A bus that connects by and by: neither Postgres nor NATS needs to be there yet. `migrations` are those of the
+    /// service; the relay and the subscriptions bring the database up to date before they do anything else.
+    ///
+    /// # Errors
+    /// A malformed URL.
+    pub async fn open(settings: &Settings, migrations: &'static Migrator) -> anyhow::Result<Self> {
+        let pool = |connections| postgres::pool(&settings.database_url, &settings.name, connections);
+        let nats = nats::connect(&settings.nats_url, &settings.name).await?;
+        Ok(Self {
+            requests: pool(settings.database_connections)?,
+            db: pool(CONNECTIONS)?,
+            jetstream: async_nats::jetstream::new(nats.clone()),
+            nats,
+            wake: Arc::default(),
+            migrations,
+            migrated: Arc::default(),
+            provision: settings.provision,
+        })
+    }
+
+    /// A connection for reading.
+    ///
+    /// # Errors
+    /// An outage, for this and the next two: no connection came free, or the tables are not there yet.
+    pub async fn connection(&self) -> sqlx::Result<PoolConnection<Postgres>> {
+        self.migrated()?;
+        self.requests.acquire().await
+    }
+
+    /// A connection for one statement that writes a row and appends its event: see [`Outgoing`].
+    pub async fn statement(&self) -> sqlx::Result<Statement> {
+        Ok(Statement::new(self.connection().await?, &self.wake))
+    }
+
+    /// A transaction of several statements.
+    pub async fn begin(&self) -> sqlx::Result<Transaction> {
+        self.migrated()?;
+        Transaction::begin(&self.requests, &self.wake).await
+    }
+
+    /// Whether requests can be served: the tables are up to date and Postgres answers.
+    pub async fn is_ready(&self) -> bool {
+        // Not of those for requests: that they are busy is no reason to send requests elsewhere.
+        let Ok(Ok(mut connection)) = timeout(READY, self.db.acquire()).await else { return false };
+        let answered = timeout(READY, connection.ping()).await.is_ok_and(|pong| pong.is_ok());
+        if !answered {
+            // The answer may still be under way, and must not be taken for that of the next statement.
+            connection.close_on_drop();
+        }
+        answered && self.migrated.initialized()
+    }
+
+    /// Publishes the committed events of `E` until `stop`, then what is left as far as NATS takes it.
+    pub async fn relay<E: Event>(self, stop: CancellationToken) -> anyhow::Result<()> {
+        if self.prepared(&stop).await {
+            relay::run(&self, E::STREAM, &stop).await?;
+        }
+        Ok(())
+    }
+
+    /// Applies the events of `H::Event`'s stream until `stop`, at the place of the consumer `durable`.
+    pub async fn subscribe<H: Handler>(
+        self,
+        durable: &'static str,
+        handler: H,
+        stop: CancellationToken,
+    ) -> anyhow::Result<()> {
+        if self.prepared(&stop).await {
+            subscription::run(&self, durable, &handler, &stop).await?;
+        }
+        Ok(())
+    }
+
+    /// Closes the connections, once relay and subscriptions have ended.
+    pub async fn close(&self) {
+        let _ = self.nats.drain().await;
+        self.requests.close().await;
+        self.db.close().await;
+    }
+
+    /// Waits for the tables, and for streams and consumers where we create them. `false`: stopped before.
+    async fn prepared(&self, stop: &CancellationToken) -> bool {
+        let mut backoff = retry::Backoff::default();
+        let prepare = async {
+            self.migrated.get_or_init(|| self.migrate()).await;
+            while let Err(error) = self.provision().await {
+                sleep(backoff.fail("provisioning streams and consumers", &error)).await;
+            }
+            backoff.succeed("provisioning streams and consumers");
+        };
+        stop.run_until_cancelled(prepare).await.is_some()
+    }
+
+    /// Brings the tables of the bus and of the service up to date, trying until Postgres is there. Replicas may do it at
+    /// once.
+    async fn migrate(&self) {
+        let what = "preparing the database";
+        let mut backoff = retry::Backoff::default();
+        let migrate = async || -> anyhow::Result<()> {
+            MIGRATIONS.run(&self.db).await?;
+            Ok(self.migrations.run(&self.db).await?)
+        };
+        while let Err(error) = migrate().await {
+            sleep(backoff.fail(what, &error)).await;
+        }
+        backoff.succeed(what);
+    }
+
+    async fn provision(&self) -> anyhow::Result<()> {
+        self.connected()?;
+        if self.provision { topology::provision(&self.jetstream).await } else { Ok(()) }
+    }
+
+    fn migrated(&self) -> sqlx::Result<()> {
+        if self.migrated.initialized() { Ok(()) } else { Err(sqlx::Error::PoolTimedOut) }
+    }
+
+    /// Asked before anything that would wait for NATS while it holds something.
+    fn connected(&self) -> anyhow::Result<()> {
+        anyhow::ensure!(
+            self.nats.connection_state() == async_nats::connection::State::Connected,
+            "NATS is not connected"
+        );
+        Ok(())
+    }
+}
+
+/// The aggregate and the version in an event id: see [`Event::event_id`].
+fn split_event_id(id: &str) -> Option<(&str, i64)> {
+    let (aggregate_id, version) = id.rsplit_once('-')?;
+    Some((aggregate_id, version.parse().ok()?))
+}

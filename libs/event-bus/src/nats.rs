@@ -1,0 +1,38 @@
+//! The connection to NATS.
+
+use anyhow::Context;
+use async_nats::{Client, ConnectOptions, Event};
+use std::time::Duration;
+
+/// Connects to one of the servers in `urls`, a comma-separated list, and keeps connecting for ever: the returned
+/// client is usable at once, its requests fail until a server is there. `name` is shown by `nats server report`.
+pub async fn connect(urls: &str, name: &str) -> anyhow::Result<Client> {
+    let servers = urls
+        .split(',')
+        .map(|url| url.trim().replacen("http://", "nats://", 1).parse())
+        .collect::<Result<Vec<async_nats::ServerAddr>, _>>()
+        .with_context(|| format!("NATS_URL must be a list like nats://host:4222,nats://other:4222, not {urls:?}"))?;
+    ConnectOptions::new()
+        .name(name)
+        // Of its own, so that permissions can keep one service from reading another's answers.
+        .custom_inbox_prefix(format!("_INBOX_{name}"))
+        .retry_on_initial_connect()
+        .max_reconnects(None)
+        .reconnect_delay_callback(|attempt| {
+            let ceiling = Duration::from_millis(100 << attempt.min(4)).min(Duration::from_secs(2));
+            crate::retry::jitter(ceiling)
+        })
+        .connection_timeout(Duration::from_secs(3))
+        // A link that swallows everything is noticed after two of these.
+        .ping_interval(Duration::from_secs(5))
+        .event_callback(|event| async move {
+            match event {
+                Event::Connected => tracing::info!("connected to NATS"),
+                Event::Disconnected => tracing::warn!("lost the connection to NATS; reconnecting"),
+                other => tracing::warn!("NATS: {other}"),
+            }
+        })
+        .connect(servers)
+        .await
+        .context("cannot set up the NATS client")
+}

@@ -1,0 +1,160 @@
+//! Writing: a change of a row and the event that announces it, committed together.
+//!
+//! An event exists from the commit on. What if we die … before the commit: neither row nor event exists. After it, before
+//! the relay is woken: another replica, or this one after its restart, finds the row when it next looks.
+
+use crate::trace;
+use contracts::Event;
+use sqlx::pool::PoolConnection;
+use sqlx::{Executor, PgConnection, PgPool, Postgres};
+use std::ops::{Deref, DerefMut};
+use std::sync::Arc;
+use tokio::sync::Notify;
+
+/// An event as `bus.append(stream, subject, aggregate_id, version, payload, traceparent)` takes it.
+///
+/// For statements that write a row and append its event in one round trip. Append after the row is written: its lock
+/// makes the order of the outbox the order of the versions.
+#[derive(Debug)]
+pub struct Outgoing {
+    /// The stream of the event's type.
+    pub stream: &'static str,
+    /// What happened.
+    pub subject: &'static str,
+    /// What it happened to.
+    pub aggregate_id: String,
+    /// The version it announces.
+    pub version: i64,
+    /// The body, JSON.
+    pub payload: String,
+    /// The trace context of the work at hand.
+    pub traceparent: Option<String>,
+}
+
+impl Outgoing {
+    /// `event`, ready to be appended.
+    pub fn new<E: Event>(event: &E) -> Self {
+        Self {
+            stream: E::STREAM,
+            subject: event.subject(),
+            aggregate_id: event.aggregate_id().to_string(),
+            version: event.version(),
+            payload: event.encode(),
+            traceparent: trace::current(),
+        }
+    }
+}
+
+/// A connection for one statement that changes a row and appends its event. The statement commits by itself, so that
+/// nothing can stay open whatever is cancelled; the relay is woken when this is dropped.
+pub struct Statement {
+    connection: PoolConnection<Postgres>,
+    wake: Arc<Notify>,
+}
+
+impl Statement {
+    pub(crate) fn new(connection: PoolConnection<Postgres>, wake: &Arc<Notify>) -> Self {
+        Self { connection, wake: Arc::clone(wake) }
+    }
+}
+
+impl Drop for Statement {
+    fn drop(&mut self) {
+        self.wake.notify_one();
+    }
+}
+
+impl Deref for Statement {
+    type Target = PgConnection;
+
+    fn deref(&self) -> &PgConnection {
+        &self.connection
+    }
+}
+
+impl DerefMut for Statement {
+    fn deref_mut(&mut self) -> &mut PgConnection {
+        &mut self.connection
+    }
+}
+
+/// A transaction that carries events.
+///
+/// Unlike sqlx's own it cannot leave a connection half-open: unless [`commit`](Self::commit) or
+/// [`rollback`](Self::rollback) came to its end – be it an error, a panic or a cancelled future – the connection is
+/// closed instead of going back to the pool, and the server rolls back.
+pub struct Transaction {
+    connection: PoolConnection<Postgres>,
+    wake: Arc<Notify>,
+    open: bool,
+}
+
+impl Transaction {
+    pub(crate) async fn begin(db: &PgPool, wake: &Arc<Notify>) -> sqlx::Result<Self> {
+        let connection = db.acquire().await?;
+        // Open before the server knows: a cancelled BEGIN may have arrived.
+        let mut transaction = Self { connection, wake: Arc::clone(wake), open: true };
+        transaction.connection.execute("begin").await?;
+        Ok(transaction)
+    }
+
+    /// Puts `event` into the outbox; it is published after the commit.
+    ///
+    /// # Errors
+    /// A second event for the same version of an aggregate violates a unique constraint.
+    pub async fn append<E: Event>(&mut self, event: &E) -> sqlx::Result<()> {
+        let event = Outgoing::new(event);
+        sqlx::query!(
+            "select bus.append($1, $2, $3, $4, $5, $6)",
+            event.stream,
+            event.subject,
+            event.aggregate_id,
+            event.version,
+            event.payload,
+            event.traceparent,
+        )
+        .execute(&mut **self)
+        .await?;
+        Ok(())
+    }
+
+    /// Makes rows and events durable and wakes the relay.
+    ///
+    /// # Errors
+    /// A connection lost in here leaves open whether the commit happened: tell nobody that it did.
+    pub async fn commit(mut self) -> sqlx::Result<()> {
+        self.connection.execute("commit").await?;
+        self.open = false;
+        self.wake.notify_one();
+        Ok(())
+    }
+
+    /// Undoes everything and returns the connection to the pool.
+    pub async fn rollback(mut self) -> sqlx::Result<()> {
+        self.connection.execute("rollback").await?;
+        self.open = false;
+        Ok(())
+    }
+}
+
+impl Drop for Transaction {
+    fn drop(&mut self) {
+        if self.open {
+            self.connection.close_on_drop();
+        }
+    }
+}
+
+impl Deref for Transaction {
+    type Target = PgConnection;
+
+    fn deref(&self) -> &PgConnection {
+        &self.connection
+    }
+}
+
+impl DerefMut for Transaction {
+    fn deref_mut(&mut self) -> &mut PgConnection {
+        &mut self.connection
+    }
+}

@@ -1,0 +1,57 @@
+//! Pools, their timeouts, and which errors mean that Postgres is out of reach rather than that we asked nonsense.
+
+use anyhow::Context;
+use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
+use sqlx::{Connection, PgPool};
+use std::time::Duration;
+
+/// Settings that make the server end what we forgot or lost. A relay that is frozen in its transaction holds the lock
+/// of its stream for `idle_in_transaction_session_timeout` at most.
+const SESSION: [(&str, &str); 5] = [
+    ("statement_timeout", "8s"),
+    ("lock_timeout", "5s"),
+    ("idle_in_transaction_session_timeout", "10s"),
+    ("tcp_user_timeout", "10s"),
+    ("tcp_keepalives_idle", "10s"),
+];
+
+/// How long to wait for a connection before answering that Postgres is unavailable.
+const ACQUIRE: Duration = Duration::from_secs(2);
+
+/// A connection that has rested this long is tried out before it is used; a busy one is not, which saves a round trip.
+const TRUSTED: Duration = Duration::from_secs(1);
+
+/// A pool of at most `connections` to the database at `url`. Connects when first used, so Postgres may come up later.
+pub fn pool(url: &str, application: &str, connections: u32) -> anyhow::Result<PgPool> {
+    let options: PgConnectOptions =
+        url.parse().context("DATABASE_URL must look like postgres://user:password@host:5432/database")?;
+    Ok(PgPoolOptions::new()
+        .max_connections(connections)
+        .acquire_timeout(ACQUIRE)
+        .test_before_acquire(false)
+        .before_acquire(|connection, meta| {
+            Box::pin(async move { Ok(meta.idle_for < TRUSTED || connection.ping().await.is_ok()) })
+        })
+        .connect_lazy_with(options.application_name(application).options(SESSION)))
+}
+
+/// Whether `error` says that Postgres is unreachable, restarting or overloaded, or that the transaction lost a race it
+/// may win next time. Nothing is wrong with the request or the event then, and trying again later can help.
+pub fn is_outage(error: &sqlx::Error) -> bool {
+    match error {
+        sqlx::Error::Io(_)
+        | sqlx::Error::Tls(_)
+        | sqlx::Error::Protocol(_)
+        | sqlx::Error::PoolTimedOut
+        | sqlx::Error::PoolClosed
+        | sqlx::Error::WorkerCrashed => true,
+        sqlx::Error::Database(error) => error.code().is_some_and(|code| is_outage_state(&code)),
+        _ => false,
+    }
+}
+
+/// Connection, rollback (deadlock, serialization), resources, object not in the needed state (lock timeout), operator
+/// intervention (restart, statement timeout), system error, and a server that became a read-only standby.
+fn is_outage_state(sqlstate: &str) -> bool {
+    matches!(sqlstate.get(..2), Some("08" | "40" | "53" | "55" | "57" | "58")) || sqlstate == "25006"
+}

@@ -1,0 +1,114 @@
+//! Pulling from a durable consumer, one request at a time.
+//!
+//! A client library's endless stream always has a request under way; whatever the server delivers to it after the
+//! reader has left waits out `ack_wait` before somebody else gets it. Here every request comes to an end that we see –
+//! filled, expired or refused – so a reader that asks for no more and reads to the end leaves nothing behind.
+
+use anyhow::{Context, bail};
+use async_nats::jetstream::{self, Message};
+use async_nats::{StatusCode, Subscriber};
+use futures::{FutureExt, StreamExt};
+use serde_json::json;
+use std::time::Duration;
+use tokio::time::timeout;
+
+/// Messages per request.
+const BATCH: usize = 512;
+/// How long a request may wait for messages; also how long stopping an idle subscription can take.
+const EXPIRES: Duration = Duration::from_secs(2);
+/// How often the server shows that an idle request is alive.
+const HEARTBEAT: Duration = Duration::from_secs(1);
+/// No message and no heartbeat for two and a half: the request was lost on the way, or its answers were.
+const SILENCE: Duration = Duration::from_millis(2500);
+/// A refused request is not repeated at once.
+const REFUSED: Duration = Duration::from_millis(250);
+
+pub(crate) struct Pull {
+    jetstream: jetstream::Context,
+    /// Where requests go.
+    next: String,
+    /// Where messages come. One subscription for all requests.
+    inbox: String,
+    messages: Subscriber,
+    /// Messages that the server may still send for the request under way; 0: none is.
+    due: usize,
+}
+
+impl Pull {
+    pub(crate) async fn open(jetstream: &jetstream::Context, stream: &str, durable: &str) -> anyhow::Result<Self> {
+        let client = jetstream.client();
+        let inbox = client.new_inbox();
+        Ok(Self {
+            jetstream: jetstream.clone(),
+            next: format!("$JS.API.CONSUMER.MSG.NEXT.{stream}.{durable}"),
+            messages: client.subscribe(inbox.clone()).await?,
+            inbox,
+            due: 0,
+        })
+    }
+
+    /// What has arrived, waiting for the first message until the request under way ends. Empty: it ended without.
+    /// With `more`, the next request is sent as soon as one has ended, so that the server fills it while the caller is
+    /// busy with this batch.
+    ///
+    /// # Errors
+    /// The request was lost: open a new `Pull`.
+    pub(crate) async fn receive(&mut self, more: bool) -> anyhow::Result<Vec<Message>> {
+        let mut batch = Vec::new();
+        if more && self.is_over() {
+            self.request().await?;
+        }
+        while self.due > 0 && batch.is_empty() {
+            let message = timeout(SILENCE, self.messages.next()).await.context("no sign of life from the consumer")?;
+            self.take(message, &mut batch).await?;
+        }
+        while self.due > 0 && batch.len() < BATCH {
+            let Some(message) = self.messages.next().now_or_never() else { break };
+            self.take(message, &mut batch).await?;
+        }
+        if more && self.is_over() {
+            self.request().await?;
+        }
+        Ok(batch)
+    }
+
+    /// Whether the request under way has come to its end, so that nothing more will be delivered.
+    pub(crate) fn is_over(&self) -> bool {
+        self.due == 0
+    }
+
+    async fn request(&mut self) -> anyhow::Result<()> {
+        let request = json!({
+            "batch": BATCH,
+            "expires": u64::try_from(EXPIRES.as_nanos())?,
+            "idle_heartbeat": u64::try_from(HEARTBEAT.as_nanos())?,
+        });
+        let client = self.jetstream.client();
+        let publish = client.publish_with_reply(self.next.clone(), self.inbox.clone(), request.to_string().into());
+        timeout(SILENCE, publish).await.context("the connection to NATS does not take a request")??;
+        self.due = BATCH;
+        Ok(())
+    }
+
+    async fn take(&mut self, message: Option<async_nats::Message>, batch: &mut Vec<Message>) -> anyhow::Result<()> {
+        let message = message.context("the subscription ended")?;
+        match message.status {
+            None => {
+                self.due -= 1;
+                batch.push(Message { message, context: self.jetstream.clone() });
+            }
+            Some(StatusCode::IDLE_HEARTBEAT) => {}
+            // Expired, or nothing to wait for.
+            Some(StatusCode::TIMEOUT | StatusCode::NOT_FOUND) => self.due = 0,
+            Some(status) => {
+                self.due = 0;
+                let reason = message.description.as_deref().unwrap_or("no reason given");
+                tokio::time::sleep(REFUSED).await;
+                if batch.is_empty() {
+                    bail!("the server ended the request: {status} {reason}");
+                }
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,199 @@
+//! Applying: a durable place in another service's stream, shared by all replicas of this one.
+//!
+//! Messages are taken as they have arrived, applied in one transaction, and acknowledged after its commit. Nobody else
+//! acknowledges.
+//!
+//! What if we die …
+//! - before the commit: nothing was applied; the server delivers again after `ack_wait`.
+//! - between commit and ack: the server delivers again, and the handler's version guard finds nothing newer in it.
+//!   `events_replayed_doubled_and_shuffled_leave_the_replica_unchanged` shows it.
+//! - while a dead letter is being stored: it is terminated only afterwards, and storing it twice changes nothing.
+//! - on SIGTERM: no more is requested, what was requested is applied and acknowledged, so a restart sees nothing twice.
+//!   `a_stop_under_load_leaves_nothing_to_redeliver` shows it.
+
+use crate::Bus;
+use crate::dead_letters::{self, Verdict};
+use crate::outbox::Transaction;
+use crate::postgres::is_outage;
+use crate::pull::Pull;
+use crate::retry::{Backoff, jitter};
+use async_nats::jetstream::{AckKind, Message};
+use contracts::Event;
+use sqlx::Connection;
+use std::future::Future;
+use std::time::Duration;
+use tokio::time::{sleep, timeout};
+use tokio_util::sync::CancellationToken;
+
+/// What a service does with the events of another.
+pub trait Handler: Send + Sync + 'static {
+    /// The events of the stream it is subscribed to.
+    type Event: Event;
+
+    /// Applies `events`, in stream order, inside `tx`. Called again with the same events in any order and number, it
+    /// must end in the same state: apply what is newer than what you have, ignore the rest.
+    ///
+    /// # Errors
+    /// Undoes the whole transaction. An error of Postgres being away is waited out; any other counts against the event,
+    /// tried alone: after five times in about 30 seconds it becomes a dead letter.
+    fn apply(&self, tx: &mut Transaction, events: &[Self::Event]) -> impl Future<Output = anyhow::Result<()>> + Send;
+}
+
+/// How long one transaction may take; far below `ack_wait`, since up to two batches wait at a time.
+const APPLY: Duration = Duration::from_secs(10);
+/// An ack is a message of its own, and must not hold us up when the link is down.
+const ACK: Duration = Duration::from_secs(1);
+/// The first delay of an event that was refused; it doubles.
+const REFUSED: Duration = Duration::from_secs(2);
+
+struct Subscription<'a, H> {
+    bus: &'a Bus,
+    durable: &'static str,
+    handler: &'a H,
+    outage: Backoff,
+}
+
+/// Applies the events of `H::Event::STREAM` until `stop`.
+pub(crate) async fn run<H: Handler>(
+    bus: &Bus,
+    durable: &'static str,
+    handler: &H,
+    stop: &CancellationToken,
+) -> anyhow::Result<()> {
+    let what = format!("consuming {} as {durable}", H::Event::STREAM);
+    let mut subscription = Subscription { bus, durable, handler, outage: Backoff::default() };
+    let mut backoff = Backoff::default();
+    while !stop.is_cancelled() {
+        let Err(error) = subscription.consume(stop, || backoff.succeed(&what)).await else { break };
+        let pause = backoff.fail(&what, &error);
+        tokio::select! {
+            () = sleep(pause) => {}
+            () = stop.cancelled() => {}
+        }
+    }
+    // Acks are only queued; the process may end after this.
+    let _ = timeout(ACK, bus.nats.flush()).await;
+    Ok(())
+}
+
+impl<H: Handler> Subscription<'_, H> {
+    /// Pulls and applies until `stop`, or until the pull is lost.
+    async fn consume(&mut self, stop: &CancellationToken, mut alive: impl FnMut()) -> anyhow::Result<()> {
+        self.bus.connected()?;
+        let mut pull = Pull::open(&self.bus.jetstream, H::Event::STREAM, self.durable).await?;
+        loop {
+            let batch = pull.receive(!stop.is_cancelled()).await?;
+            alive();
+            self.process(batch).await;
+            if stop.is_cancelled() && pull.is_over() {
+                return Ok(());
+            }
+        }
+    }
+
+    async fn process(&mut self, batch: Vec<Message>) {
+        let mut messages = Vec::with_capacity(batch.len());
+        let mut events = Vec::with_capacity(batch.len());
+        for message in batch {
+            match H::Event::decode(&message.subject, &message.payload) {
+                Ok(event) => {
+                    messages.push(message);
+                    events.push(event);
+                }
+                Err(error) => self.refuse(&message, &error.to_string(), true).await,
+            }
+        }
+        if events.is_empty() {
+            return;
+        }
+        match self.apply(&events).await {
+            Ok(()) => acknowledge(&messages).await,
+            Err(error) if outage(&error) => self.wait_out(&error, &messages).await,
+            Err(_) => self.isolate(&messages, &events).await,
+        }
+    }
+
+    /// One bad event must not take its neighbours with it.
+    async fn isolate(&mut self, messages: &[Message], events: &[H::Event]) {
+        for (number, message) in messages.iter().enumerate() {
+            match self.apply(&events[number..=number]).await {
+                Ok(()) => acknowledge(&messages[number..=number]).await,
+                Err(error) if outage(&error) => return self.wait_out(&error, &messages[number..]).await,
+                Err(error) => self.refuse(message, &format!("{error:#}"), false).await,
+            }
+        }
+    }
+
+    async fn apply(&self, events: &[H::Event]) -> anyhow::Result<()> {
+        let applied: Vec<_> =
+            events.iter().map(|event| (event.aggregate_id().to_string(), event.version())).collect();
+        timeout(APPLY, async {
+            let mut tx = Transaction::begin(&self.bus.db, &self.bus.wake).await?;
+            let result = match self.handler.apply(&mut tx, events).await {
+                Ok(()) => dead_letters::supersede(&mut tx, self.durable, &applied).await.map_err(Into::into),
+                Err(error) => Err(error),
+            };
+            match result {
+                Ok(()) => Ok(tx.commit().await?),
+                Err(error) if outage(&error) => Err(error),
+                Err(error) => {
+                    tx.rollback().await?;
+                    Err(error)
+                }
+            }
+        })
+        .await
+        .map_err(|_| sqlx::Error::PoolTimedOut)?
+    }
+
+    /// Records a refusal; the message comes back later, or is done with once it is a dead letter.
+    async fn refuse(&mut self, message: &Message, error: &str, hopeless: bool) {
+        match self.store(message, error, hopeless).await {
+            Ok(Verdict::Dead) => {
+                tracing::error!(subject = %message.subject, error, "an event became a dead letter");
+                settle(message, AckKind::Term).await;
+            }
+            Ok(Verdict::Retry { attempts }) => {
+                tracing::warn!(subject = %message.subject, error, attempts, "an event was refused and is tried again");
+                settle(message, AckKind::Nak(Some(jitter(REFUSED * 2_u32.pow(attempts))))).await;
+            }
+            Err(error) => self.wait_out(&error, std::slice::from_ref(message)).await,
+        }
+    }
+
+    async fn store(&self, message: &Message, error: &str, hopeless: bool) -> anyhow::Result<Verdict> {
+        let info = message.info().map_err(|error| anyhow::anyhow!("no JetStream message: {error}"))?;
+        let mut db = self.bus.db.acquire().await?;
+        dead_letters::refuse(&mut db, message, &info, error, hopeless).await
+    }
+
+    /// Postgres is away: hand `messages` back, to be delivered to whoever can apply them by then, and wait.
+    async fn wait_out(&mut self, error: &anyhow::Error, messages: &[Message]) {
+        let what = format!("applying {}", H::Event::STREAM);
+        let delay = self.outage.fail(&what, error);
+        for message in messages {
+            settle(message, AckKind::Nak(Some(delay))).await;
+        }
+        sleep(delay).await;
+        if let Ok(mut connection) = self.bus.db.acquire().await
+            && connection.ping().await.is_ok()
+        {
+            self.outage.succeed(&what);
+        }
+    }
+}
+
+fn outage(error: &anyhow::Error) -> bool {
+    error.chain().filter_map(|cause| cause.downcast_ref()).any(is_outage)
+}
+
+async fn acknowledge(messages: &[Message]) {
+    for message in messages {
+        settle(message, AckKind::Ack).await;
+    }
+}
+
+/// A lost answer costs one harmless redelivery, so it is sent once and not waited for.
+async fn settle(message: &Message, kind: AckKind) {
+    let _ = timeout(ACK, message.ack_with(kind)).await;
+}

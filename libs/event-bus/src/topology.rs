@@ -1,0 +1,91 @@
+//! Streams and durable consumers, as `infra/jetstream/*.json` describes them in NATS' own format.
+//!
+//! The files go to the server as they are, so that every option it has can be set there, known to the client or not.
+
+use anyhow::{Context, bail};
+use async_nats::jetstream;
+use serde_json::{Map, Value, json};
+
+/// Streams: name and configuration.
+const STREAMS: [(&str, &str); 1] = [("TICKETS", include_str!("../../../infra/jetstream/TICKETS.stream.json"))];
+
+/// Durable consumers: stream, name and configuration.
+const CONSUMERS: [(&str, &str, &str); 1] =
+    [("TICKETS", "orders", include_str!("../../../infra/jetstream/TICKETS.orders.consumer.json"))];
+
+const STREAM_NOT_FOUND: u64 = 10059;
+const CONSUMER_NOT_FOUND: u64 = 10014;
+
+/// Creates what is missing and changes what differs, and says so. Doing it twice, or from several replicas at once,
+/// changes nothing.
+pub(crate) async fn provision(jetstream: &jetstream::Context) -> anyhow::Result<()> {
+    for (name, file) in STREAMS {
+        let wanted = serde_json::from_str(file).context("a stream's file is not JSON")?;
+        match find(jetstream, &format!("STREAM.INFO.{name}"), STREAM_NOT_FOUND).await? {
+            None => call(jetstream, &format!("STREAM.CREATE.{name}"), &wanted).await?,
+            Some(found) => {
+                if let Some(config) = merge(&format!("stream {name}"), &found, &wanted) {
+                    call(jetstream, &format!("STREAM.UPDATE.{name}"), &config).await?;
+                }
+            }
+        }
+    }
+    for (stream, name, file) in CONSUMERS {
+        let wanted = serde_json::from_str(file).context("a consumer's file is not JSON")?;
+        let config = match find(jetstream, &format!("CONSUMER.INFO.{stream}.{name}"), CONSUMER_NOT_FOUND).await? {
+            None => Some(wanted),
+            Some(found) => merge(&format!("consumer {name} of {stream}"), &found, &wanted),
+        };
+        if let Some(config) = config {
+            let request = json!({ "stream_name": stream, "config": config });
+            call(jetstream, &format!("CONSUMER.DURABLE.CREATE.{stream}.{name}"), &request).await?;
+        }
+    }
+    Ok(())
+}
+
+/// What the server has under its configuration, changed to what we want; `None` where they agree.
+fn merge(what: &str, found: &Value, wanted: &Value) -> Option<Value> {
+    let empty = Map::new();
+    let mut config = found["config"].as_object().unwrap_or(&empty).clone();
+    let mut drifted = false;
+    for (option, value) in wanted.as_object().unwrap_or(&empty) {
+        let before = config.insert(option.clone(), value.clone());
+        // The server leaves out what is false, zero or empty.
+        if before.as_ref() != Some(value) && !(before.is_none() && is_zero(value)) {
+            let before = before.unwrap_or_default();
+            tracing::warn!("{what}: {option} is {before} and becomes {value}");
+            drifted = true;
+        }
+    }
+    drifted.then_some(Value::Object(config))
+}
+
+fn is_zero(value: &Value) -> bool {
+    match value {
+        Value::Null => true,
+        Value::Bool(flag) => !flag,
+        Value::Number(number) => number.as_f64() == Some(0.0),
+        Value::String(text) => text.is_empty(),
+        Value::Array(items) => items.is_empty(),
+        Value::Object(fields) => fields.is_empty(),
+    }
+}
+
+async fn find(jetstream: &jetstream::Context, subject: &str, not_found: u64) -> anyhow::Result<Option<Value>> {
+    let answer: Value = jetstream.request(subject.to_owned(), &()).await.with_context(|| subject.to_owned())?;
+    match answer["error"]["err_code"].as_u64() {
+        None if answer["error"].is_null() => Ok(Some(answer)),
+        Some(code) if code == not_found => Ok(None),
+        _ => bail!("{subject}: the server answers {}", answer["error"]),
+    }
+}
+
+async fn call(jetstream: &jetstream::Context, subject: &str, request: &Value) -> anyhow::Result<()> {
+    let answer: Value = jetstream.request(subject.to_owned(), request).await.with_context(|| subject.to_owned())?;
+    if !answer["error"].is_null() {
+        bail!("{subject}: the server answers {}", answer["error"]);
+    }
+    tracing::info!("{subject}: done");
+    Ok(())
+}

@@ -1,0 +1,39 @@
+//! The W3C trace context of the work at hand, carried from a request into the events it causes.
+
+use std::future::Future;
+
+tokio::task_local! {
+    static TRACEPARENT: Option<String>;
+}
+
+/// Runs `work` under the `traceparent` of the request that caused it: events it appends carry the header on.
+/// A malformed one counts as none, as the specification says.
+pub async fn scope<F: Future>(traceparent: Option<String>, work: F) -> F::Output {
+    TRACEPARENT.scope(traceparent.filter(|value| is_valid(value)), work).await
+}
+
+/// The `traceparent` of the work at hand.
+pub fn current() -> Option<String> {
+    TRACEPARENT.try_with(Clone::clone).ok().flatten()
+}
+
+/// `00-<32 hex digits>-<16 hex digits>-<2 hex digits>`.
+fn is_valid(value: &str) -> bool {
+    let lengths = value.split('-').map(str::len);
+    lengths.eq([2, 32, 16, 2]) && value.bytes().all(|byte| byte == b'-' || byte.is_ascii_hexdigit())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_valid_trace_context_is_carried_and_a_malformed_one_is_not() {
+        let valid = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
+        assert_eq!(scope(Some(valid.to_owned()), async { current() }).await.as_deref(), Some(valid));
+        for malformed in ["", "00", "00-zz-00-01", "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01\r\nX: y"] {
+            assert_eq!(scope(Some(malformed.to_owned()), async { current() }).await, None, "{malformed:?}");
+        }
+        assert_eq!(current(), None);
+    }
+}

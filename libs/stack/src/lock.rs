@@ -1,0 +1,30 @@
+use anyhow::{Context, Result, bail};
+use std::fs::{File, TryLockError};
+use std::io::{Read, Seek, Write};
+
+/// Held by the one `cargo up` of this machine; the kernel lets go of it when the process ends, however it ends.
+#[derive(Debug)]
+pub(crate) struct Lock(#[expect(dead_code, reason = "it is held, not used")] File);
+
+impl Lock {
+    pub(crate) fn take() -> Result<Self> {
+        // Per machine, not per checkout: so are the names of containers and volumes.
+        let path = std::env::temp_dir().join("ticketing-stack.lock");
+        let file = File::options().create(true).truncate(false).read(true).write(true).open(&path);
+        let mut file = file.with_context(|| format!("cannot open {}", path.display()))?;
+        match file.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => {
+                let mut pid = String::new();
+                file.read_to_string(&mut pid)?;
+                let pid = pid.trim();
+                bail!("it is already running, as process {pid}; end that first: Ctrl-C in its terminal, or kill {pid}");
+            }
+            Err(TryLockError::Error(error)) => return Err(error).context(format!("cannot lock {}", path.display())),
+        }
+        file.set_len(0)?;
+        file.rewind()?;
+        writeln!(file, "{}", std::process::id())?;
+        Ok(Self(file))
+    }
+}

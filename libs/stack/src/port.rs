@@ -1,0 +1,31 @@
+use std::hash::{BuildHasher, RandomState};
+use std::net::{Ipv4Addr, TcpListener};
+use std::sync::LazyLock;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// Below what the kernel gives to outgoing connections (32768…). A port from that range could be taken by any client
+/// while its owner restarts; worse, a client that reconnects to a dead port of that range can connect to itself.
+const PORTS: std::ops::Range<u16> = 15_000..30_000;
+
+static NEXT: LazyLock<AtomicU64> = LazyLock::new(|| AtomicU64::new(RandomState::new().hash_one(())));
+
+/// A port on 127.0.0.1 that nobody listens on, that this process has not handed out lately, and that stays free while
+/// its owner restarts.
+pub fn free_port() -> u16 {
+    loop {
+        let turn = NEXT.fetch_add(1, Ordering::Relaxed) % PORTS.len() as u64;
+        let port = PORTS.start + u16::try_from(turn).expect("less than the number of ports");
+        if is_free(port) {
+            return port;
+        }
+    }
+}
+
+/// The first port from `start` upwards that nobody listens on.
+pub fn free_port_from(start: u16) -> u16 {
+    (start..=u16::MAX).find(|&port| is_free(port)).unwrap_or_else(free_port)
+}
+
+fn is_free(port: u16) -> bool {
+    TcpListener::bind((Ipv4Addr::LOCALHOST, port)).is_ok()
+}

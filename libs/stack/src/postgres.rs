@@ -1,0 +1,107 @@
+use crate::container::{Container, Probe};
+use crate::images::Image;
+use crate::port::free_port;
+use anyhow::{Context, Result, ensure};
+use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection};
+use std::ops::Deref;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Weak};
+use testcontainers::core::Mount;
+use testcontainers::{ContainerRequest, GenericImage, ImageExt};
+use tokio::sync::Mutex;
+
+/// The superuser and its password, in containers that only this machine can reach.
+const USER: &str = "postgres";
+const PORT: u16 = 5432;
+
+/// Postgres as in production – every commit is on disk before it is acknowledged – with room for 300 connections.
+#[derive(Debug)]
+pub struct Postgres {
+    container: Container,
+    port: u16,
+    databases: AtomicU32,
+}
+
+impl Postgres {
+    /// A server of your own, for a test that stops, kills or freezes it.
+    pub async fn start() -> Result<Self> {
+        Self::start_with(free_port(), |request| request).await
+    }
+
+    /// A server under a fixed container name, whose data stays in the volume of the same name when it is removed.
+    pub async fn start_named(name: &str, port: u16) -> Result<Self> {
+        Self::start_with(port, |request| {
+            request.with_container_name(name).with_mount(Mount::volume_mount(name, "/var/lib/postgresql"))
+        })
+        .await
+    }
+
+    /// The server that all tests of this process share while at least one of them holds it; the last one to drop it
+    /// removes it. Do not hurt it: other tests are using it.
+    pub async fn shared() -> Result<Arc<Self>> {
+        // Not an Arc: Rust never drops what is in a static.
+        static SHARED: Mutex<Weak<Postgres>> = Mutex::const_new(Weak::new());
+        let mut shared = SHARED.lock().await;
+        if let Some(postgres) = shared.upgrade() {
+            return Ok(postgres);
+        }
+        let postgres = Arc::new(Self::start().await?);
+        *shared = Arc::downgrade(&postgres);
+        Ok(postgres)
+    }
+
+    async fn start_with(
+        port: u16,
+        configure: impl FnOnce(ContainerRequest<GenericImage>) -> ContainerRequest<GenericImage>,
+    ) -> Result<Self> {
+        let probe = Probe::Postgres(url(port, USER));
+        let container = Container::start(Image::Postgres, &[(port, PORT)], probe, |request| {
+            let request = request.with_env_var("POSTGRES_PASSWORD", USER).with_cmd(["-c", "max_connections=300"]);
+            configure(request)
+        })
+        .await?;
+        Ok(Self { container, port, databases: AtomicU32::default() })
+    }
+
+    /// Creates an empty database that nobody else uses, and returns its URL. `hint` makes its name readable.
+    pub async fn database(&self, hint: &str) -> Result<String> {
+        let name = format!("{hint}_{}", self.databases.fetch_add(1, Ordering::Relaxed));
+        self.execute(format!(r#"create database "{name}""#), hint).await?;
+        Ok(url(self.port, &name))
+    }
+
+    /// The URL of the database of that name, which is created if there is none yet.
+    pub async fn database_named(&self, name: &str) -> Result<String> {
+        if answers(&url(self.port, name)).await.is_err() {
+            self.execute(format!(r#"create database "{name}""#), name).await?;
+        }
+        Ok(url(self.port, name))
+    }
+
+    async fn execute(&self, sql: String, name: &str) -> Result<()> {
+        let plain = |c: char| c.is_ascii_alphanumeric() || c == '_' || c == '-';
+        ensure!(name.chars().all(plain), "{name:?} is not a plain name");
+        let mut db = PgConnection::connect(&url(self.port, USER)).await?;
+        // The name is plain, as just checked.
+        db.execute(AssertSqlSafe(sql.clone())).await.context(sql)?;
+        Ok(db.close().await?)
+    }
+}
+
+impl Deref for Postgres {
+    type Target = Container;
+
+    fn deref(&self) -> &Container {
+        &self.container
+    }
+}
+
+fn url(port: u16, database: &str) -> String {
+    format!("postgres://{USER}:{USER}@127.0.0.1:{port}/{database}")
+}
+
+pub(crate) async fn answers(url: &str) -> Result<()> {
+    let mut db = PgConnection::connect(url).await?;
+    db.execute("select 1").await?;
+    Ok(db.close().await?)
+}

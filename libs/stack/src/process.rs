@@ -1,0 +1,224 @@
+use crate::eventually::eventually_within;
+use crate::port::free_port;
+use crate::{Client, PATIENCE};
+use anyhow::{Context, Result, bail, ensure};
+use std::collections::VecDeque;
+use std::ffi::OsString;
+use std::fmt::{self, Debug, Display, Formatter};
+use std::io::Read;
+use std::path::{Path, PathBuf};
+use std::process::{ExitStatus, Stdio};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+use tokio::io::{AsyncBufReadExt, AsyncRead, BufReader};
+use tokio::process::{Child, ChildStdin, Command};
+use tokio::task::JoinHandle;
+use tokio::time::timeout;
+
+/// A service of this workspace as a process of its own. Killed when dropped or when the process that started it dies.
+#[derive(Debug)]
+pub struct Process {
+    name: String,
+    port: u16,
+    child: Child,
+    log: Log,
+    /// The tasks that read its output.
+    readers: Vec<JoinHandle<()>>,
+    /// Its standard input. The kernel closes it when we die, however that happens; see [`end_with_parent`].
+    _held: Option<ChildStdin>,
+}
+
+/// What can be done to a process from outside.
+#[derive(Clone, Copy, Debug)]
+pub enum Signal {
+    /// SIGTERM: please finish what you do and end.
+    Terminate,
+    /// SIGKILL: dead at once.
+    Kill,
+    /// SIGSTOP: frozen, connections stay open.
+    Stop,
+    /// SIGCONT: goes on as if nothing had been.
+    Continue,
+}
+
+/// Set for children whose standard input is a pipe that we hold.
+const HELD_BY_PARENT: &str = "STACK_HOLDS_STDIN";
+
+/// More than a test needs, and little for a `cargo up` that runs for days.
+const LINES_KEPT: usize = 10_000;
+
+impl Process {
+    /// Starts the service `name` from the binary `stack`, for which tests have `env!("CARGO_BIN_EXE_stack")`, with
+    /// this environment added. It listens on a free port of 127.0.0.1. Does not wait: see [`wait_ready`](Self::wait_ready).
+    pub fn spawn<K, V>(binary: &Path, name: &str, env: impl IntoIterator<Item = (K, V)>) -> Result<Self>
+    where
+        K: Into<OsString>,
+        V: Into<OsString>,
+    {
+        Self::spawn_at(binary, name, free_port(), env, |_| {})
+    }
+
+    /// [`spawn`](Self::spawn) on this port, so that it can come back where it was; and `on_line` sees every line of
+    /// its log.
+    pub fn spawn_at<K, V>(
+        binary: &Path,
+        name: &str,
+        port: u16,
+        env: impl IntoIterator<Item = (K, V)>,
+        on_line: impl Fn(&str) + Clone + Send + 'static,
+    ) -> Result<Self>
+    where
+        K: Into<OsString>,
+        V: Into<OsString>,
+    {
+        let mut child = Command::new(PathBuf::from(binary))
+            .arg(name)
+            .envs(env.into_iter().map(|(key, value)| (key.into(), value.into())))
+            .env("HTTP_ADDR", format!("127.0.0.1:{port}"))
+            .env(HELD_BY_PARENT, "1")
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            // Its own process group: Ctrl-C in the terminal is for us, and we tell it to stop in our order.
+            .process_group(0)
+            .kill_on_drop(true)
+            .spawn()
+            .with_context(|| format!("cannot start {} {name}", binary.display()))?;
+        let log = Log::default();
+        let stdout = log.follow(child.stdout.take().context("stdout is a pipe")?, on_line.clone());
+        let stderr = log.follow(child.stderr.take().context("stderr is a pipe")?, on_line);
+        // Out of the child, because Child::wait would close it.
+        let held = child.stdin.take();
+        Ok(Self { name: name.to_owned(), port, child, log, readers: vec![stdout, stderr], _held: held })
+    }
+
+    /// Where it serves HTTP, such as `http://127.0.0.1:20001`.
+    pub fn address(&self) -> String {
+        format!("http://127.0.0.1:{}", self.port)
+    }
+
+    /// The port it serves HTTP on.
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// A client for it that is not signed in.
+    pub fn client(&self) -> Client {
+        Client::new(&self.address())
+    }
+
+    /// Waits until it says that it can serve (`/readyz`). Fails at once, with the end of its log, if it ends instead.
+    pub async fn wait_ready(&mut self) -> Result<()> {
+        let client = self.client();
+        let what = format!("{self} to be ready");
+        let ready = eventually_within(PATIENCE, &what, async || client.get("/readyz").await?.expect(200));
+        let outcome = tokio::select! {
+            ready = ready => ready.map(drop),
+            status = self.exited() => status.and_then(|status| bail!("it ended: {status}")),
+        };
+        outcome.with_context(|| format!("{self} said last:\n{}\n", self.last_lines(30)))
+    }
+
+    /// Sends it a signal. Fails if it has ended already.
+    pub async fn signal(&self, signal: Signal) -> Result<()> {
+        let name = match signal {
+            Signal::Terminate => "TERM",
+            Signal::Kill => "KILL",
+            Signal::Stop => "STOP",
+            Signal::Continue => "CONT",
+        };
+        let pid = self.child.id().with_context(|| format!("{self} has ended"))?;
+        let status = Command::from(kill(name, pid)).status().await.context("cannot run sh")?;
+        ensure!(status.success(), "cannot send SIG{name} to {pid}");
+        Ok(())
+    }
+
+    /// Waits until it has ended, however long that takes.
+    pub async fn exited(&mut self) -> Result<ExitStatus> {
+        let status = self.child.wait().await?;
+        while let Some(mut reader) = self.readers.pop() {
+            // Its last words are still in the pipe. A child of its own may hold that open for ever.
+            let _ = timeout(Duration::from_secs(1), &mut reader).await;
+        }
+        Ok(status)
+    }
+
+    /// Whether it has not ended yet.
+    pub fn is_running(&mut self) -> bool {
+        matches!(self.child.try_wait(), Ok(None))
+    }
+
+    /// SIGTERM, and waits until it has ended; SIGKILL if that takes longer than `grace`.
+    pub async fn stop(&mut self, grace: Duration) -> Result<ExitStatus> {
+        if self.is_running() {
+            self.signal(Signal::Terminate).await?;
+        }
+        if let Ok(status) = timeout(grace, self.exited()).await {
+            return status;
+        }
+        self.child.kill().await?;
+        self.exited().await
+    }
+
+    /// What it has printed so far, standard output and error together; the last 10,000 lines of it.
+    pub fn logs(&self) -> String {
+        self.last_lines(LINES_KEPT)
+    }
+
+    /// The last `count` lines of [`logs`](Self::logs).
+    pub fn last_lines(&self, count: usize) -> String {
+        let lines = self.log.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let skipped = lines.len().saturating_sub(count);
+        lines.iter().skip(skipped).map(String::as_str).collect::<Vec<_>>().join("\n")
+    }
+}
+
+impl Display for Process {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        write!(f, "{} at {}", self.name, self.address())
+    }
+}
+
+#[derive(Clone, Debug, Default)]
+struct Log(Arc<Mutex<VecDeque<String>>>);
+
+impl Log {
+    fn follow(
+        &self,
+        pipe: impl AsyncRead + Send + Unpin + 'static,
+        on_line: impl Fn(&str) + Send + 'static,
+    ) -> JoinHandle<()> {
+        let log = self.clone();
+        tokio::spawn(async move {
+            let mut lines = BufReader::new(pipe).lines();
+            while let Ok(Some(line)) = lines.next_line().await {
+                on_line(&line);
+                let mut kept = log.0.lock().unwrap_or_else(PoisonError::into_inner);
+                if kept.len() == LINES_KEPT {
+                    kept.pop_front();
+                }
+                kept.push_back(line);
+            }
+        })
+    }
+}
+
+/// Makes this process end when the one that [spawned](Process::spawn) it dies without ending it. To be called first in
+/// the `main` of the spawned binary; does nothing in a process that was started by a person.
+pub fn end_with_parent() {
+    if std::env::var_os(HELD_BY_PARENT).is_none() {
+        return;
+    }
+    std::thread::spawn(|| {
+        // Nothing is ever written to it: this returns when the other end is closed, by whatever ended its holder.
+        let _ = std::io::stdin().read_to_end(&mut Vec::new());
+        let _ = kill("TERM", std::process::id()).status();
+    });
+}
+
+/// The shell's own `kill`: sending a signal from Rust is unsafe code, and `/bin/kill` is not on every machine.
+fn kill(signal: &str, pid: u32) -> std::process::Command {
+    let mut shell = std::process::Command::new("sh");
+    shell.args(["-c", r#"kill -s "$0" "$1""#, signal, &pid.to_string()]);
+    shell
+}

@@ -1,0 +1,23 @@
+use std::io::{Write, stderr};
+use std::time::Duration;
+use tokio::time::{Instant, MissedTickBehavior, interval_at};
+
+/// A line for the person who waits. It reaches the terminal from inside a test, too (the harness only holds back `eprintln!`).
+pub fn say(line: &str) {
+    // A closed terminal is no reason to stop.
+    let _ = writeln!(stderr(), "stack: {line}");
+}
+
+/// Runs `work`, and says what it is doing if it takes longer than a second, and that it still does.
+pub async fn announced<T>(what: &str, work: impl Future<Output = T>) -> T {
+    let start = Instant::now();
+    let mut ticks = interval_at(start + Duration::from_secs(1), Duration::from_secs(5));
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut work = std::pin::pin!(work);
+    loop {
+        tokio::select! {
+            done = &mut work => return done,
+            _ = ticks.tick() => say(&format!("{what} … {} s", start.elapsed().as_secs())),
+        }
+    }
+}

@@ -1,0 +1,31 @@
+use anyhow::{Context, Result};
+use std::os::unix::process::CommandExt;
+use std::process::{Child, Command, Stdio};
+
+/// Removes a container when this process ends in a way that runs no destructors: Ctrl-C, SIGKILL, abort.
+///
+/// It is a shell that waits for the end of its standard input, whose other end only we hold.
+#[derive(Debug)]
+pub(crate) struct Reaper(Child);
+
+impl Reaper {
+    pub(crate) fn watch(container: &str) -> Result<Self> {
+        let shell = Command::new("sh")
+            .args(["-c", "cat; exec docker rm --force --volumes \"$0\"", container])
+            // Its own process group: Ctrl-C in the terminal must end us, not the one who cleans up after us.
+            .process_group(0)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn();
+        Ok(Self(shell.context("cannot start sh")?))
+    }
+}
+
+impl Drop for Reaper {
+    fn drop(&mut self) {
+        // Whoever drops it has removed the container already.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}

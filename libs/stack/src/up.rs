@@ -1,0 +1,95 @@
+use crate::lock::Lock;
+use crate::system::System;
+use crate::welcome::welcome;
+use anyhow::{Context, Result, bail};
+use stack::say;
+use std::process::ExitCode;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+
+/// Runs the whole system on this machine until Ctrl-C
+///
+/// Postgres and NATS in containers, and the services beside them. When all are ready it prints where they are, a token,
+/// and requests to try; until then it says what it is doing. Their logs follow, each line with the name of its process.
+///
+/// The data is kept in the Docker volumes ticketing-postgres and ticketing-nats. Tickets are at port 3001, orders at 3002,
+/// replicas from 3003 upwards, Postgres at 5432, NATS at 4222 and 8222 (monitoring); instead of a port that is taken it
+/// chooses another and says so. Images that are neither here nor can be pulled are built.
+///
+/// Ends with 0 after Ctrl-C or SIGTERM, when everything has stopped in order; a second Ctrl-C stops it at once. Ends with
+/// 1 if a service ends by itself or something cannot be started. All other settings of the services, such as what they log, are
+/// taken from the environment: see `cargo up tickets --help` and `cargo up orders --help`.
+#[derive(clap::Parser)]
+#[command(bin_name = "cargo up")]
+pub(crate) struct Up {
+    /// Forget all data first: start with empty volumes
+    #[arg(long)]
+    pub(crate) fresh: bool,
+
+    /// Processes of the tickets service
+    #[arg(long, value_name = "N", default_value = "1", value_parser = clap::value_parser!(u8).range(1..=9))]
+    pub(crate) tickets: u8,
+
+    /// Processes of the orders service
+    #[arg(long, value_name = "N", default_value = "1", value_parser = clap::value_parser!(u8).range(1..=9))]
+    pub(crate) orders: u8,
+}
+
+pub(crate) fn run(up: &Up) -> ExitCode {
+    let outcome = tokio::runtime::Runtime::new()
+        .context("cannot start the runtime")
+        .and_then(|runtime| runtime.block_on(until_stopped(up)));
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            say(&format!("{error:#}"));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn until_stopped(up: &Up) -> Result<()> {
+    let _lock = Lock::take()?;
+    let mut stop = Stop::listen()?;
+    let started = tokio::select! {
+        system = System::start(up) => Some(system?),
+        () = stop.asked() => None,
+    };
+    let Some(mut system) = started else {
+        say("stopped before everything was up");
+        return Ok(());
+    };
+    welcome(&system);
+    let died = tokio::select! {
+        died = system.ended_by_itself() => Some(died),
+        () = stop.asked() => None,
+    };
+    tokio::select! {
+        stopped = system.stop() => stopped?,
+        () = stop.asked() => bail!("stopped at once, because you insisted"),
+    }
+    if let Some(error) = died {
+        return Err(error);
+    }
+    say("stopped; your data is kept for the next time (`cargo up --fresh` starts without)");
+    Ok(())
+}
+
+/// The wishes to end: Ctrl-C, `kill`, and the closing of the terminal.
+struct Stop([Signal; 3]);
+
+impl Stop {
+    fn listen() -> Result<Self> {
+        let [interrupt, terminate, hangup] =
+            [SignalKind::interrupt(), SignalKind::terminate(), SignalKind::hangup()].map(signal);
+        Ok(Self([interrupt?, terminate?, hangup?]))
+    }
+
+    async fn asked(&mut self) {
+        let Self([interrupt, terminate, hangup]) = self;
+        tokio::select! {
+            _ = interrupt.recv() => {}
+            _ = terminate.recv() => {}
+            _ = hangup.recv() => {}
+        }
+    }
+}

@@ -1,0 +1,64 @@
+//! NATS goes away. HTTP must not notice.
+
+use crate::system::System;
+use anyhow::{Result, ensure};
+use serde_json::json;
+use stack::eventually_within;
+use std::time::Duration;
+use tokio::time::Instant;
+
+const OUTAGE: Duration = Duration::from_secs(20);
+
+/// Writes until `until`; every single answer must be a success.
+async fn write_until(system: &System, writer: usize, until: Instant) -> Result<usize> {
+    let mut writes = 0;
+    while Instant::now() < until {
+        let seller = system.seller(writer);
+        let body = json!({"title": format!("Ticket {writer}/{writes}"), "price": 5});
+        let ticket = seller.post("/api/tickets", body).await?.expect(201)?;
+        let path = format!("/api/tickets/{}", ticket["id"].as_str().unwrap_or_default());
+        seller.put(&path, json!({"title": "Changed", "price": 6})).await?.expect(200)?;
+        writes += 2;
+    }
+    Ok(writes)
+}
+
+#[tokio::test]
+async fn twenty_seconds_without_nats_are_invisible_over_http_and_everything_arrives_afterwards() -> Result<()> {
+    let system = System::start(2, 2).await?;
+    let until = Instant::now() + OUTAGE + Duration::from_secs(2);
+    let outage = async {
+        tokio::time::sleep(Duration::from_secs(1)).await; // the outage comes in the middle of the load
+        system.nats.kill().await?;
+        tokio::time::sleep(OUTAGE).await; // its length is the point
+        system.nats.start_again().await
+    };
+    let writers = futures::future::try_join_all((0..8).map(|writer| write_until(&system, writer, until)));
+    let (writes, ()) = futures::try_join!(writers, outage)?;
+    system.settled().await?;
+    let (written, stored) = (writes.iter().sum::<usize>(), system.stream().await?.len());
+    ensure!(written == stored, "{written} writes were answered with success, {stored} are in the stream");
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_server_that_freezes_without_a_word_stops_nothing_for_good() -> Result<()> {
+    let system = System::start(1, 1).await?;
+    write_until(&system, 0, Instant::now() + Duration::from_secs(1)).await?;
+    system.nats.pause().await?;
+    let until = Instant::now() + Duration::from_secs(12); // long enough for pings, pulls and publishes to time out
+    write_until(&system, 0, until).await?;
+    system.nats.unpause().await?;
+    system.settled().await
+}
+
+#[tokio::test]
+async fn a_consumer_that_was_deleted_is_made_anew_and_catches_up() -> Result<()> {
+    let system = System::start(1, 1).await?;
+    write_until(&system, 0, Instant::now() + Duration::from_millis(300)).await?;
+    system.settled().await?;
+    system.jetstream().await?.get_stream("TICKETS").await?.delete_consumer("orders").await?;
+    write_until(&system, 0, Instant::now() + Duration::from_millis(300)).await?;
+    eventually_within(Duration::from_secs(30), "a new consumer", async || system.consumer().await).await?;
+    system.settled().await
+}

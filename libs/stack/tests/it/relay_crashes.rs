@@ -1,0 +1,112 @@
+//! A relay that dies or freezes at the worst moment, with its events in the stream but not yet out of the outbox.
+
+use crate::system::{System, count};
+use anyhow::{Result, ensure};
+use serde_json::json;
+use sqlx::{Connection, PgConnection};
+use stack::{Client, Signal, eventually};
+
+const OUTBOX: &str = "select count(*) from bus.outbox";
+
+async fn create(seller: &Client, count: usize) -> Result<()> {
+    for number in 0..count {
+        seller.post("/api/tickets", json!({"title": format!("Ticket {number}"), "price": 5})).await?.expect(201)?;
+    }
+    Ok(())
+}
+
+/// Holds the rows of the outbox, so that a relay that has published them cannot delete them, and waits until it has
+/// published them.
+async fn published_but_not_deleted(system: &System, events: u64) -> Result<PgConnection> {
+    let mut holder = PgConnection::connect(&system.tickets_db).await?;
+    sqlx::query("begin").execute(&mut holder).await?;
+    sqlx::query("select 1 from bus.outbox for update").execute(&mut holder).await?;
+    system.nats.start_again().await?;
+    eventually("the events to be in the stream", async || {
+        let state = system.jetstream().await?.get_stream("TICKETS").await?.cached_info().state.clone();
+        ensure!(state.last_sequence == events, "it ends at {}", state.last_sequence);
+        anyhow::Ok(())
+    })
+    .await?;
+    Ok(holder)
+}
+
+#[tokio::test]
+async fn kill_nine_between_publish_and_delete_loses_and_doubles_nothing() -> Result<()> {
+    let mut system = System::start(1, 1).await?;
+    create(&system.seller(0), 3).await?;
+    system.settled().await?;
+
+    system.nats.stop().await?;
+    create(&system.seller(0), 20).await?;
+    let holder = published_but_not_deleted(&system, 23).await?;
+    system.tickets[0].signal(Signal::Kill).await?;
+    system.tickets[0].exited().await?;
+    drop(holder);
+    ensure!(count(&system.tickets_db, OUTBOX).await? == 20, "the killed relay has deleted its rows");
+
+    system.tickets[0] = system.spawn_tickets(&system.nats.url())?;
+    system.tickets[0].wait_ready().await?;
+    create(&system.seller(0), 3).await?;
+    system.settled().await?;
+    ensure!(system.stream().await?.len() == 26);
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_single_event_that_was_published_before_the_crash_is_not_published_again() -> Result<()> {
+    let mut system = System::start(1, 1).await?;
+    create(&system.seller(0), 1).await?;
+    system.settled().await?;
+
+    system.nats.stop().await?;
+    create(&system.seller(0), 1).await?;
+    let holder = published_but_not_deleted(&system, 2).await?;
+    system.tickets[0].signal(Signal::Kill).await?;
+    drop(holder);
+
+    system.tickets[0] = system.spawn_tickets(&system.nats.url())?;
+    system.tickets[0].wait_ready().await?;
+    system.settled().await?;
+    ensure!(system.stream().await?.len() == 2);
+    Ok(())
+}
+
+#[tokio::test]
+async fn two_tickets_processes_that_relay_at_once_publish_each_event_once() -> Result<()> {
+    let system = System::start(3, 1).await?;
+    let sellers: Vec<Client> = (0..3).map(|replica| system.seller(replica)).collect();
+    futures::future::try_join_all(sellers.iter().map(|seller| create(seller, 200))).await?;
+    system.settled().await?;
+    ensure!(system.stream().await?.len() == 600);
+    Ok(())
+}
+
+/// Frozen after its batch was stored, through the takeover by another replica that goes on publishing, then thawed.
+#[tokio::test]
+async fn a_relay_frozen_after_publishing_is_taken_over_and_harmless_when_it_thaws() -> Result<()> {
+    let mut system = System::start(1, 1).await?;
+    system.nats.stop().await?;
+    create(&system.seller(0), 20).await?;
+    let holder = published_but_not_deleted(&system, 20).await?;
+    system.tickets[0].signal(Signal::Stop).await?;
+    drop(holder);
+
+    let successor = system.spawn_tickets(&system.nats.url())?;
+    system.tickets.push(successor);
+    system.tickets[1].wait_ready().await?;
+    create(&system.seller(1), 20).await?;
+    eventually("the takeover", async || {
+        let waiting = count(&system.tickets_db, OUTBOX).await?;
+        ensure!(waiting == 0, "{waiting} events wait");
+        anyhow::Ok(())
+    })
+    .await?;
+
+    system.tickets[0].signal(Signal::Continue).await?;
+    system.tickets[0].wait_ready().await?;
+    futures::try_join!(create(&system.seller(0), 20), create(&system.seller(1), 20))?;
+    system.settled().await?;
+    ensure!(system.stream().await?.len() == 80);
+    Ok(())
+}

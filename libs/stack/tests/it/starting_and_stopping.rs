@@ -1,0 +1,99 @@
+//! SIGTERM under load, and services that are there before what they need.
+
+use crate::system::System;
+use anyhow::{Result, bail, ensure};
+use serde_json::json;
+use stack::{Nats, Postgres, Signal, eventually};
+use std::time::Duration;
+use tokio::time::Instant;
+
+const GRACE: Duration = Duration::from_secs(20);
+
+/// Creates tickets until `until`, or until the service does not take connections any more.
+async fn create_until(system: &System, until: Instant) -> Result<usize> {
+    let (seller, mut created) = (system.seller(0), 0);
+    while Instant::now() < until {
+        match seller.post("/api/tickets", json!({"title": "Concert", "price": 5})).await {
+            Ok(answer) => match answer.status {
+                201 => created += 1,
+                503 => {}
+                status => bail!("{status}: {}", answer.body),
+            },
+            Err(error) => match error.downcast_ref::<reqwest::Error>() {
+                Some(error) if error.is_connect() => break,
+                _ => return Err(error.context("a request that had been taken was not answered")),
+            },
+        }
+    }
+    Ok(created)
+}
+
+#[tokio::test]
+async fn a_stop_under_load_leaves_nothing_to_redeliver() -> Result<()> {
+    let mut system = System::start(1, 1).await?;
+    for _ in 0..3 {
+        let until = Instant::now() + Duration::from_secs(3);
+        let orders = system.orders.remove(0);
+        let stop = async {
+            tokio::time::sleep(Duration::from_millis(1500)).await; // in the middle of the load
+            let mut orders = orders;
+            orders.stop(GRACE).await
+        };
+        let writers = futures::future::try_join_all((0..8).map(|_| create_until(&system, until)));
+        let (created, status) = futures::try_join!(writers, stop)?;
+        ensure!(created.iter().sum::<usize>() > 100, "hardly a load: {created:?}");
+        ensure!(status.success(), "orders ended with {status}");
+        ensure!(system.consumer().await?.num_ack_pending == 0, "events are still to be acknowledged after the stop");
+
+        system.orders.push(system.spawn_orders()?);
+        system.settled().await?;
+        ensure!(system.consumer().await?.num_redelivered == 0, "the restart was delivered events again");
+        let (delivered, stored) = (system.consumer().await?.delivered, system.stream().await?.len() as u64);
+        ensure!(delivered.consumer_sequence == stored, "{} deliveries of {stored}", delivered.consumer_sequence);
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn requests_that_were_taken_are_answered_before_the_service_ends() -> Result<()> {
+    let mut system = System::start(1, 1).await?;
+    let until = Instant::now() + Duration::from_secs(30);
+    let stop = async {
+        tokio::time::sleep(Duration::from_secs(1)).await; // in the middle of the load
+        system.tickets[0].signal(Signal::Terminate).await
+    };
+    let writers = futures::future::try_join_all((0..16).map(|_| create_until(&system, until)));
+    let (created, ()) = futures::try_join!(writers, stop)?;
+    ensure!(Instant::now() < until, "the service did not stop");
+    ensure!(system.tickets[0].exited().await?.success(), "it failed:\n{}", system.tickets[0].last_lines(20));
+    // It has published what it confirmed before it ended.
+    system.settled().await?;
+    ensure!(system.stream().await?.len() == created.iter().sum::<usize>());
+    Ok(())
+}
+
+#[tokio::test]
+async fn services_started_before_postgres_and_nats_become_ready_when_those_do() -> Result<()> {
+    let (postgres, nats) = tokio::try_join!(Postgres::start(), Nats::start())?;
+    let (tickets_db, orders_db) = (postgres.database("tickets").await?, postgres.database("orders").await?);
+    tokio::try_join!(postgres.stop(), nats.stop())?;
+
+    let mut system = System { postgres, nats, tickets_db, orders_db, tickets: Vec::new(), orders: Vec::new() };
+    system.tickets.push(system.spawn_tickets(&system.nats.url())?);
+    system.orders.push(system.spawn_orders()?);
+    for service in system.tickets.iter().chain(&system.orders) {
+        eventually("the process to live", async || service.client().get("/healthz").await?.expect(200)).await?;
+        service.client().get("/readyz").await?.expect(503)?;
+    }
+    let refused = system.seller(0).post("/api/tickets", json!({"title": "Early", "price": 5})).await?.expect(503)?;
+    ensure!(refused["errors"][0]["message"].is_string(), "{refused}");
+
+    system.postgres.start_again().await?;
+    for service in system.tickets.iter_mut().chain(&mut system.orders) {
+        service.wait_ready().await?;
+    }
+    // Without NATS still: everything HTTP promises works.
+    system.seller(0).post("/api/tickets", json!({"title": "On time", "price": 5})).await?.expect(201)?;
+    system.nats.start_again().await?;
+    system.settled().await
+}

@@ -1,0 +1,3 @@
+fn main() -> std::process::ExitCode {
+    orders::main(std::env::args_os())
+}

@@ -1,0 +1,113 @@
+//! The HTTP API of tickets: parse, check, ask the rules, store, answer.
+
+use crate::store;
+use crate::ticket::{Draft, EditError, Ticket};
+use axum::extract::rejection::PathRejection;
+use axum::extract::{FromRef, Path, Query, State};
+use axum::http::StatusCode;
+use axum::routing::get;
+use axum::{Json, Router};
+use bootstrap::{ApiError, Caller, Field, FieldError, JsonBody, Keys, Page};
+use contracts::ticket::TicketSnapshot;
+use contracts::{Id, Price};
+use event_bus::Bus;
+
+/// What every handler needs.
+#[derive(Clone, FromRef)]
+pub struct App {
+    pub bus: Bus,
+    pub keys: Keys,
+}
+
+/// `/api/tickets`.
+pub fn routes(app: App) -> Router {
+    Router::new()
+        .route("/api/tickets", get(list_tickets).post(create_ticket))
+        .route("/api/tickets/{id}", get(show_ticket).put(edit_ticket))
+        .with_state(app)
+}
+
+async fn list_tickets(
+    State(bus): State<Bus>,
+    Query(page): Query<Page>,
+) -> Result<Json<Vec<TicketSnapshot>>, ApiError> {
+    let mut db = bus.connection().await?;
+    let tickets = store::list(&mut db, page).await?;
+    Ok(Json(tickets.into_iter().map(Into::into).collect()))
+}
+
+async fn show_ticket(State(bus): State<Bus>, Path(id): Path<Id>) -> Result<Json<TicketSnapshot>, ApiError> {
+    let mut db = bus.connection().await?;
+    let ticket = store::find(&mut db, id).await?.ok_or(ApiError::NotFound)?;
+    Ok(Json(ticket.into()))
+}
+
+async fn create_ticket(
+    State(bus): State<Bus>,
+    caller: Caller,
+    body: JsonBody,
+) -> Result<(StatusCode, Json<TicketSnapshot>), ApiError> {
+    let user = caller.user()?;
+    let draft = draft(&body, "Price must be greater than 0")?;
+    let ticket = Ticket::new(&user.id, draft);
+    store::insert(&mut *bus.statement().await?, &ticket).await?;
+    Ok((StatusCode::CREATED, Json(ticket.into())))
+}
+
+async fn edit_ticket(
+    State(bus): State<Bus>,
+    caller: Caller,
+    id: Result<Path<Id>, PathRejection>,
+    body: JsonBody,
+) -> Result<Json<TicketSnapshot>, ApiError> {
+    let user = caller.user()?;
+    let draft = draft(&body, "Price must be provided and must be greater than 0")?;
+    let Path(id) = id?;
+    let mut db = bus.statement().await?;
+    // Whoever loses the race for a version starts over from what the winner wrote; every round has a winner.
+    loop {
+        let mut ticket = store::find(&mut db, id).await?.ok_or(ApiError::NotFound)?;
+        ticket.edit(&user.id, draft.clone())?;
+        if store::save(&mut db, &ticket).await? {
+            return Ok(Json(ticket.into()));
+        }
+    }
+}
+
+/// Title and price out of a body, checked in this order. What has the wrong type altogether, or cannot be stored, is a
+/// bad request, told only when no rule is broken.
+fn draft(body: &JsonBody, price_message: &'static str) -> Result<Draft, ApiError> {
+    let title = match body.field("title") {
+        Field::Text(text) => Some(text),
+        Field::Number(text) => Some(text.to_owned()),
+        Field::Bool(flag) => Some(flag.to_string()),
+        Field::Missing | Field::Null => Some(String::new()),
+        Field::Other | Field::Unreadable => None,
+    };
+    let price: Option<Price> = match body.field("price") {
+        Field::Number(text) => text.parse().ok(),
+        Field::Text(text) => text.parse().ok(),
+        _ => None,
+    };
+    let mut broken = Vec::new();
+    if title.as_deref() == Some("") {
+        broken.push(FieldError { message: "Title is required", field: "title" });
+    }
+    if price.is_none() {
+        broken.push(FieldError { message: price_message, field: "price" });
+    }
+    match (title, price) {
+        (Some(title), Some(price)) if broken.is_empty() && !title.contains('\0') => Ok(Draft { title, price }),
+        _ if broken.is_empty() => Err(ApiError::BadRequest),
+        _ => Err(ApiError::Invalid(broken)),
+    }
+}
+
+impl From<EditError> for ApiError {
+    fn from(error: EditError) -> Self {
+        match error {
+            EditError::Reserved => Self::Refused("Cannot edit a reserved ticket"),
+            EditError::NotTheOwner => Self::NotAuthorized,
+        }
+    }
+}

@@ -1,0 +1,45 @@
+//! The tickets service: owns tickets – title, price, owner, and who holds them – and announces every version of them.
+//!
+//! A request goes through `api` (parse, check), `ticket` (the rules), `store` (row and event); the event bus does the
+//! rest. [`start`] is the whole wiring.
+
+pub mod api;
+pub mod store;
+pub mod ticket;
+
+use api::App;
+use bootstrap::{Keys, Running, Service};
+use contracts::TicketEvent;
+use event_bus::Bus;
+use std::ffi::OsString;
+use std::process::ExitCode;
+
+static MIGRATIONS: sqlx::migrate::Migrator = sqlx::migrate!();
+
+/// Sells tickets: create, change, list
+#[derive(Debug, Clone, clap::Parser)]
+#[command(name = "tickets", version)]
+pub struct Config {
+    #[command(flatten)]
+    pub service: bootstrap::Config,
+}
+
+impl AsRef<bootstrap::Config> for Config {
+    fn as_ref(&self) -> &bootstrap::Config {
+        &self.service
+    }
+}
+
+/// The process: runs until it is told to stop.
+pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
+    bootstrap::main(args, start)
+}
+
+/// Starts the service; Postgres and NATS may come up later.
+pub async fn start(config: Config) -> anyhow::Result<Running> {
+    let keys = Keys::new(&config.service)?;
+    let bus = Bus::open(&config.service.bus("tickets"), &MIGRATIONS).await?;
+    let mut service = Service::new(&config.service);
+    service.spawn("relay", |stop| bus.clone().relay::<TicketEvent>(stop));
+    service.run(api::routes(App { bus: bus.clone(), keys }), bus).await
+}

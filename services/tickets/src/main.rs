@@ -1,0 +1,3 @@
+fn main() -> std::process::ExitCode {
+    tickets::main(std::env::args_os())
+}

@@ -1,0 +1,115 @@
+//! Tickets in Postgres. The only writer of the table: whoever changes a row here announces its version with one event.
+
+use crate::ticket::Ticket;
+use anyhow::Context;
+use bootstrap::Page;
+use contracts::{Id, TicketEvent};
+use event_bus::Outgoing;
+use rust_decimal::Decimal;
+use sqlx::PgConnection;
+
+struct Row {
+    id: String,
+    title: String,
+    price: Decimal,
+    user_id: String,
+    version: i64,
+    order_id: Option<String>,
+}
+
+impl TryFrom<Row> for Ticket {
+    type Error = anyhow::Error;
+
+    fn try_from(row: Row) -> anyhow::Result<Self> {
+        let Row { id, title, price, user_id, version, order_id } = row;
+        let order_id = order_id.map(|id| id.parse()).transpose().context("the table holds a malformed order id")?;
+        Ok(Self {
+            id: id.parse().context("the table holds a malformed id")?,
+            title,
+            price: price.try_into().context("the table holds no price")?,
+            user_id,
+            version,
+            order_id,
+        })
+    }
+}
+
+/// The ticket `id`, reserved or not.
+pub async fn find(db: &mut PgConnection, id: Id) -> anyhow::Result<Option<Ticket>> {
+    sqlx::query_as!(
+        Row,
+        "select id, title, price, user_id, version, order_id from tickets where id = $1",
+        id.to_string()
+    )
+    .fetch_optional(db)
+    .await?
+    .map(Ticket::try_from)
+    .transpose()
+}
+
+/// Unreserved tickets in order of creation.
+pub async fn list(db: &mut PgConnection, Page { after, limit }: Page) -> anyhow::Result<Vec<Ticket>> {
+    sqlx::query_as!(
+        Row,
+        "select id, title, price, user_id, version, order_id from tickets
+         where order_id is null and id > $1 order by id limit $2",
+        after.map_or_else(String::new, |id| id.to_string()),
+        limit.map(|limit| i64::from(limit.get())),
+    )
+    .fetch_all(db)
+    .await?
+    .into_iter()
+    .map(Ticket::try_from)
+    .collect()
+}
+
+/// Writes a new ticket and `ticket.created`, in one statement.
+pub async fn insert(db: &mut PgConnection, ticket: &Ticket) -> sqlx::Result<()> {
+    let event = Outgoing::new(&TicketEvent::Created(ticket.snapshot()));
+    sqlx::query!(
+        "with ticket as (
+             insert into tickets (id, title, price, user_id, version) values ($3, $7, $8, $9, $4) returning 1
+         )
+         select bus.append($1, $2, $3, $4, $5, $6) from ticket",
+        event.stream,
+        event.subject,
+        event.aggregate_id,
+        event.version,
+        event.payload,
+        event.traceparent,
+        ticket.title,
+        ticket.price.amount(),
+        ticket.user_id,
+    )
+    .execute(db)
+    .await?;
+    Ok(())
+}
+
+/// Writes a ticket that was changed into its next version, and `ticket.updated`, in one statement. `false`: somebody
+/// else has written that version first, and nothing was done.
+///
+/// The version read before is the lock: nothing is held while the rules are asked, and two statements do what takes a
+/// locking transaction four.
+pub async fn save(db: &mut PgConnection, ticket: &Ticket) -> sqlx::Result<bool> {
+    let event = Outgoing::new(&TicketEvent::Updated(ticket.snapshot()));
+    let saved = sqlx::query!(
+        "with ticket as (
+             update tickets set title = $7, price = $8, order_id = $9, version = $4, updated_at = now()
+             where id = $3 and version = $4::bigint - 1 returning 1
+         )
+         select bus.append($1, $2, $3, $4, $5, $6) from ticket",
+        event.stream,
+        event.subject,
+        event.aggregate_id,
+        event.version,
+        event.payload,
+        event.traceparent,
+        ticket.title,
+        ticket.price.amount(),
+        ticket.order_id.map(|id| id.to_string()),
+    )
+    .execute(db)
+    .await?;
+    Ok(saved.rows_affected() == 1)
+}

@@ -1,0 +1,13 @@
+//! The HTTP contract of tickets, against the real service on a real Postgres. NATS is not there, and is not missed.
+
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+#![allow(clippy::disallowed_methods, reason = "tests look into tables that no query! is prepared for")]
+
+mod create_ticket;
+mod edit_ticket;
+mod hanging_up;
+mod identity;
+mod list_tickets;
+mod requests;
+mod show_ticket;
+mod tickets;

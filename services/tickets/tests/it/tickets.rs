@@ -1,0 +1,86 @@
+//! The service under test.
+
+use clap::Parser;
+use serde_json::{Value, json};
+use sqlx::{AssertSqlSafe, Connection, PgConnection};
+use stack::{Client, JWT_KEY, Postgres, eventually, free_port};
+use std::sync::Arc;
+
+/// A tickets service of one's own, on a database of its own.
+pub struct Tickets {
+    pub database_url: String,
+    pub base: String,
+    /// Not signed in.
+    pub anonymous: Client,
+    pub ann: Client,
+    pub bob: Client,
+    _running: bootstrap::Running,
+    _postgres: Arc<Postgres>,
+}
+
+pub async fn start() -> Tickets {
+    let postgres = Postgres::shared().await.unwrap();
+    let database_url = postgres.database("tickets").await.unwrap();
+    let nobody = format!("nats://127.0.0.1:{}", free_port());
+    let config = tickets::Config::parse_from([
+        "tickets",
+        "--database-url",
+        &database_url,
+        "--nats-url",
+        &nobody,
+        "--jwt-key",
+        JWT_KEY,
+        "--http-addr",
+        "127.0.0.1:0",
+    ]);
+    let running = tickets::start(config).await.unwrap();
+    let base = format!("http://{}", running.address);
+    let anonymous = Client::new(&base);
+    eventually("tickets to be ready", async || anonymous.get("/readyz").await?.expect(200)).await.unwrap();
+    let (ann, bob) = (anonymous.signed_in("ann"), anonymous.signed_in("bob"));
+    Tickets { database_url, base, anonymous, ann, bob, _running: running, _postgres: postgres }
+}
+
+impl Tickets {
+    /// Ann's new ticket.
+    pub async fn ticket(&self) -> Value {
+        self.ann.post("/api/tickets", json!({"title": "Concert", "price": 20})).await.unwrap().expect(201).unwrap()
+    }
+
+    /// Runs a statement behind the service's back.
+    pub async fn sql(&self, sql: &str) {
+        let mut db = PgConnection::connect(&self.database_url).await.unwrap();
+        sqlx::query(AssertSqlSafe(sql.to_owned())).execute(&mut db).await.unwrap();
+    }
+
+    /// A ticket's row is changed as if `order` had reserved it.
+    pub async fn reserve(&self, ticket: &Value, order: &str) {
+        self.sql(&format!("update tickets set order_id = '{order}' where id = '{}'", id(ticket))).await;
+    }
+
+    /// Subject, version and body of every event that was appended, in order.
+    pub async fn events(&self) -> Vec<(String, i64, Value)> {
+        let mut db = PgConnection::connect(&self.database_url).await.unwrap();
+        let sql = "select subject, version, payload from bus.outbox order by id";
+        let rows: Vec<(String, i64, String)> = sqlx::query_as(sql).fetch_all(&mut db).await.unwrap();
+        rows.into_iter().map(|(subject, version, body)| (subject, version, serde_json::from_str(&body).unwrap())).collect()
+    }
+}
+
+pub fn id(ticket: &Value) -> &str {
+    ticket["id"].as_str().unwrap()
+}
+
+pub fn path(ticket: &Value) -> String {
+    format!("/api/tickets/{}", id(ticket))
+}
+
+/// The error body with one message.
+pub fn error(message: &str) -> Value {
+    json!({"errors": [{"message": message}]})
+}
+
+/// One entry of the error body of a validation.
+pub fn invalid(message: &str, field: &str) -> Value {
+    json!({"message": message, "field": field})
+}
