@@ -14,6 +14,8 @@ use crate::telemetry::LogFormat;
 
 /// Flags and environment variables of every service; flatten it into the service's own parser.
 #[derive(Args, Clone)]
+// The service's own parser may be called Config as well.
+#[group(skip)]
 pub struct Config {
     /// Postgres to keep the data in: `postgres://user:password@host/database`
     #[arg(long, env, hide_env_values = true)]

@@ -1,7 +1,8 @@
 //! Events that could not be applied: kept whole, with the reason, in `bus.dead_letters`.
 
-use async_nats::jetstream::message::Info;
-use async_nats::{HeaderMap, Message, header};
+use anyhow::anyhow;
+use async_nats::HeaderMap;
+use async_nats::jetstream::Message;
 use serde_json::{Map, Value};
 use sqlx::PgConnection;
 
@@ -17,16 +18,21 @@ pub(crate) enum Verdict {
     Dead,
 }
 
-/// Records that `message` was refused because of `error`. `hopeless`: trying again cannot help.
-pub(crate) async fn refuse(
-    db: &mut PgConnection,
-    message: &Message,
-    info: &Info<'_>,
-    error: &str,
-    hopeless: bool,
-) -> anyhow::Result<Verdict> {
-    let event_id = message.headers.as_ref().and_then(|headers| headers.get(header::NATS_MESSAGE_ID));
-    let event_id = event_id.map(|id| storable(id.as_str()));
+/// A message that was not applied, and why.
+pub(crate) struct Refusal<'a> {
+    pub(crate) message: &'a Message,
+    /// The event's id; for what is no event, what its publisher called it.
+    pub(crate) event_id: Option<String>,
+    pub(crate) error: String,
+    /// Trying again cannot help.
+    pub(crate) hopeless: bool,
+}
+
+/// Records a refusal.
+pub(crate) async fn refuse(db: &mut PgConnection, refusal: &Refusal<'_>) -> anyhow::Result<Verdict> {
+    let Refusal { message, event_id, error, hopeless } = refusal;
+    let info = message.info().map_err(|error| anyhow!("not a JetStream message: {error}"))?;
+    let event_id = event_id.as_deref().map(storable);
     let key = event_id.as_deref().and_then(crate::split_event_id);
     let attempts = sqlx::query_scalar!(
         r#"
@@ -50,7 +56,7 @@ pub(crate) async fn refuse(
         &message.payload[..],
         headers(message.headers.as_ref()),
         storable(error),
-        hopeless,
+        *hopeless,
         ATTEMPTS,
     )
     .fetch_one(db)

@@ -186,7 +186,7 @@ impl Bus {
 
     async fn provision(&self) -> anyhow::Result<()> {
         self.connected()?;
-        if self.provision { topology::provision(&self.jetstream).await } else { Ok(()) }
+        if self.provision { topology::provision(&self.nats).await } else { Ok(()) }
     }
 
     fn migrated(&self) -> sqlx::Result<()> {

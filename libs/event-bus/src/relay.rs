@@ -76,6 +76,11 @@ struct Row {
 pub(crate) async fn run(bus: &Bus, stream: &'static str, stop: &CancellationToken) -> anyhow::Result<()> {
     let what = format!("publishing to {stream}");
     let mut backoff = Backoff::default();
+    while let Err(error) = register(bus, stream).await {
+        if stop.run_until_cancelled(sleep(backoff.fail(&what, &error.into()))).await.is_none() {
+            return Ok(());
+        }
+    }
     loop {
         let pause = match step(bus, stream, stop).await {
             Ok(step) => {
@@ -108,6 +113,12 @@ async fn wait_for_work(bus: &Bus, stop: &CancellationToken) {
         () = sleep(jitter(POLL)) => {}
         () = stop.cancelled() => {}
     }
+}
+
+/// The row that is lock and position of the stream, for the first of all relays.
+async fn register(bus: &Bus, stream: &str) -> sqlx::Result<()> {
+    sqlx::query!("insert into bus.relay (stream) values ($1) on conflict do nothing", stream).execute(&bus.db).await?;
+    Ok(())
 }
 
 /// One transaction of the relay.

@@ -12,11 +12,12 @@
 //!   `a_stop_under_load_leaves_nothing_to_redeliver` shows it.
 
 use crate::Bus;
-use crate::dead_letters::{self, Verdict};
+use crate::dead_letters::{self, Refusal, Verdict};
 use crate::outbox::Transaction;
 use crate::postgres::is_outage;
 use crate::pull::Pull;
 use crate::retry::{Backoff, jitter};
+use async_nats::header;
 use async_nats::jetstream::{AckKind, Message};
 use contracts::Event;
 use sqlx::Connection;
@@ -100,7 +101,12 @@ impl<H: Handler> Subscription<'_, H> {
                     messages.push(message);
                     events.push(event);
                 }
-                Err(error) => self.refuse(&message, &error.to_string(), true).await,
+                Err(error) => {
+                    let event_id = message.headers.as_ref().and_then(|headers| headers.get(header::NATS_MESSAGE_ID));
+                    let event_id = event_id.map(ToString::to_string);
+                    let error = error.to_string();
+                    self.refuse(Refusal { message: &message, event_id, error, hopeless: true }).await;
+                }
             }
         }
         if events.is_empty() {
@@ -119,7 +125,10 @@ impl<H: Handler> Subscription<'_, H> {
             match self.apply(&events[number..=number]).await {
                 Ok(()) => acknowledge(&messages[number..=number]).await,
                 Err(error) if outage(&error) => return self.wait_out(&error, &messages[number..]).await,
-                Err(error) => self.refuse(message, &format!("{error:#}"), false).await,
+                Err(error) => {
+                    let event_id = Some(events[number].event_id());
+                    self.refuse(Refusal { message, event_id, error: format!("{error:#}"), hopeless: false }).await;
+                }
             }
         }
     }
@@ -147,24 +156,23 @@ impl<H: Handler> Subscription<'_, H> {
     }
 
     /// Records a refusal; the message comes back later, or is done with once it is a dead letter.
-    async fn refuse(&mut self, message: &Message, error: &str, hopeless: bool) {
-        match self.store(message, error, hopeless).await {
+    async fn refuse(&mut self, refusal: Refusal<'_>) {
+        let Refusal { message, ref event_id, ref error, .. } = refusal;
+        match self.store(&refusal).await {
             Ok(Verdict::Dead) => {
-                tracing::error!(subject = %message.subject, error, "an event became a dead letter");
+                tracing::error!(subject = %message.subject, event_id, error, "an event became a dead letter");
                 settle(message, AckKind::Term).await;
             }
             Ok(Verdict::Retry { attempts }) => {
-                tracing::warn!(subject = %message.subject, error, attempts, "an event was refused and is tried again");
-                settle(message, AckKind::Nak(Some(jitter(REFUSED * 2_u32.pow(attempts))))).await;
+                tracing::warn!(subject = %message.subject, event_id, error, attempts, "an event is tried again later");
+                settle(message, AckKind::Nak(Some(jitter(REFUSED * 2_u32.pow(attempts - 1))))).await;
             }
             Err(error) => self.wait_out(&error, std::slice::from_ref(message)).await,
         }
     }
 
-    async fn store(&self, message: &Message, error: &str, hopeless: bool) -> anyhow::Result<Verdict> {
-        let info = message.info().map_err(|error| anyhow::anyhow!("no JetStream message: {error}"))?;
-        let mut db = self.bus.db.acquire().await?;
-        dead_letters::refuse(&mut db, message, &info, error, hopeless).await
+    async fn store(&self, refusal: &Refusal<'_>) -> anyhow::Result<Verdict> {
+        dead_letters::refuse(&mut *self.bus.db.acquire().await?, refusal).await
     }
 
     /// Postgres is away: hand `messages` back, to be delivered to whoever can apply them by then, and wait.

@@ -2,8 +2,9 @@
 //!
 //! The files go to the server as they are, so that every option it has can be set there, known to the client or not.
 
-use anyhow::{Context, bail};
-use async_nats::jetstream;
+use anyhow::{Context, bail, ensure};
+use async_nats::Client;
+use bytes::Bytes;
 use serde_json::{Map, Value, json};
 
 /// Streams: name and configuration.
@@ -18,27 +19,27 @@ const CONSUMER_NOT_FOUND: u64 = 10014;
 
 /// Creates what is missing and changes what differs, and says so. Doing it twice, or from several replicas at once,
 /// changes nothing.
-pub(crate) async fn provision(jetstream: &jetstream::Context) -> anyhow::Result<()> {
+pub(crate) async fn provision(nats: &Client) -> anyhow::Result<()> {
     for (name, file) in STREAMS {
         let wanted = serde_json::from_str(file).context("a stream's file is not JSON")?;
-        match find(jetstream, &format!("STREAM.INFO.{name}"), STREAM_NOT_FOUND).await? {
-            None => call(jetstream, &format!("STREAM.CREATE.{name}"), &wanted).await?,
+        match find(nats, &format!("STREAM.INFO.{name}"), STREAM_NOT_FOUND).await? {
+            None => call(nats, &format!("STREAM.CREATE.{name}"), &wanted).await?,
             Some(found) => {
                 if let Some(config) = merge(&format!("stream {name}"), &found, &wanted) {
-                    call(jetstream, &format!("STREAM.UPDATE.{name}"), &config).await?;
+                    call(nats, &format!("STREAM.UPDATE.{name}"), &config).await?;
                 }
             }
         }
     }
     for (stream, name, file) in CONSUMERS {
         let wanted = serde_json::from_str(file).context("a consumer's file is not JSON")?;
-        let config = match find(jetstream, &format!("CONSUMER.INFO.{stream}.{name}"), CONSUMER_NOT_FOUND).await? {
+        let config = match find(nats, &format!("CONSUMER.INFO.{stream}.{name}"), CONSUMER_NOT_FOUND).await? {
             None => Some(wanted),
             Some(found) => merge(&format!("consumer {name} of {stream}"), &found, &wanted),
         };
         if let Some(config) = config {
             let request = json!({ "stream_name": stream, "config": config });
-            call(jetstream, &format!("CONSUMER.DURABLE.CREATE.{stream}.{name}"), &request).await?;
+            call(nats, &format!("CONSUMER.DURABLE.CREATE.{stream}.{name}"), &request).await?;
         }
     }
     Ok(())
@@ -72,8 +73,8 @@ fn is_zero(value: &Value) -> bool {
     }
 }
 
-async fn find(jetstream: &jetstream::Context, subject: &str, not_found: u64) -> anyhow::Result<Option<Value>> {
-    let answer: Value = jetstream.request(subject.to_owned(), &()).await.with_context(|| subject.to_owned())?;
+async fn find(nats: &Client, subject: &str, not_found: u64) -> anyhow::Result<Option<Value>> {
+    let answer = ask(nats, subject, Bytes::new()).await?;
     match answer["error"]["err_code"].as_u64() {
         None if answer["error"].is_null() => Ok(Some(answer)),
         Some(code) if code == not_found => Ok(None),
@@ -81,11 +82,15 @@ async fn find(jetstream: &jetstream::Context, subject: &str, not_found: u64) -> 
     }
 }
 
-async fn call(jetstream: &jetstream::Context, subject: &str, request: &Value) -> anyhow::Result<()> {
-    let answer: Value = jetstream.request(subject.to_owned(), request).await.with_context(|| subject.to_owned())?;
-    if !answer["error"].is_null() {
-        bail!("{subject}: the server answers {}", answer["error"]);
-    }
+async fn call(nats: &Client, subject: &str, request: &Value) -> anyhow::Result<()> {
+    let answer = ask(nats, subject, request.to_string().into()).await?;
+    ensure!(answer["error"].is_null(), "{subject}: the server answers {}", answer["error"]);
     tracing::info!("{subject}: done");
     Ok(())
+}
+
+async fn ask(nats: &Client, subject: &str, request: Bytes) -> anyhow::Result<Value> {
+    let answer = nats.request(format!("$JS.API.{subject}"), request);
+    let answer = answer.await.with_context(|| format!("{subject} is not answered"))?;
+    serde_json::from_slice(&answer.payload).with_context(|| format!("{subject}: the answer is not JSON"))
 }

@@ -1,7 +1,7 @@
 use crate::eventually::eventually_within;
 use crate::images::{self, Image};
 use crate::reaper::Reaper;
-use anyhow::{Context, Result, anyhow};
+use anyhow::{Context, Result, anyhow, bail};
 use futures::TryStreamExt;
 use std::fmt::Debug;
 use std::net::{IpAddr, SocketAddr};
@@ -152,7 +152,7 @@ impl Container {
             let logs = self.logs().await.unwrap_or_default();
             let lines: Vec<_> = logs.lines().collect();
             let tail = lines[lines.len().saturating_sub(20)..].join("\n");
-            return Err(error.context(format!("the server's last words:\n{tail}\n")));
+            bail!("{error:#}. The server said last:\n{tail}");
         }
         Ok(())
     }

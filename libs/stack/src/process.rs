@@ -1,7 +1,7 @@
 use crate::eventually::eventually_within;
 use crate::port::free_port;
 use crate::{Client, PATIENCE};
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 use std::collections::VecDeque;
 use std::ffi::OsString;
 use std::fmt::{self, Debug, Display, Formatter};
@@ -116,7 +116,7 @@ impl Process {
             ready = ready => ready.map(drop),
             status = self.exited() => status.and_then(|status| bail!("it ended: {status}")),
         };
-        outcome.with_context(|| format!("{self} said last:\n{}\n", self.last_lines(30)))
+        outcome.map_err(|reason| anyhow!("{self}: {reason:#}. It said last:\n{}", self.last_lines(30)))
     }
 
     /// Sends it a signal. Fails if it has ended already.

@@ -67,6 +67,9 @@ impl Dispatch {
             Err(_) => self.refuse(),
         };
         response.headers_mut().insert(REQUEST_ID, id);
+        if self.health.stop.is_cancelled() {
+            response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+        }
         response
     }
 

@@ -24,18 +24,28 @@ const HEADER_TIME: Duration = Duration::from_secs(10);
 /// Time until `accept` is tried again when it failed for want of something, such as file descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(200);
 
-/// Serves until `stop`; then accepts no more, closes idle connections, and returns when the last request is answered and
-/// the last handler has ended. Dropping the future closes all connections at once.
+/// How long connections and requests that are on their way when we are told to stop are still taken. Each is told that
+/// its connection ends; to close idle connections at once would tear some under a request.
+const FAREWELL: Duration = Duration::from_millis(500);
+
+/// Serves until `stop`, and [`FAREWELL`] longer; then accepts no more, closes idle connections, and returns when the last
+/// request is answered and the last handler has ended. Dropping the future closes all connections at once.
 pub(crate) async fn serve(listener: TcpListener, dispatch: Arc<Dispatch>, stop: CancellationToken) {
     let mut connections = JoinSet::new();
+    let closing = CancellationToken::new();
+    let mut farewell = pin!(async {
+        stop.cancelled().await;
+        tokio::time::sleep(FAREWELL).await;
+        closing.cancel();
+    });
     loop {
         tokio::select! {
             biased;
-            () = stop.cancelled() => break,
+            () = farewell.as_mut() => break,
             Some(ended) = connections.join_next() => report_panic(ended),
             accepted = listener.accept() => match accepted {
                 Ok((stream, _)) => {
-                    connections.spawn(serve_connection(stream, dispatch.clone(), stop.clone()));
+                    connections.spawn(serve_connection(stream, dispatch.clone(), closing.clone()));
                 }
                 Err(error) if concerns_one_client(&error) => debug!(%error, "a client left before it was accepted"),
                 Err(error) => {
@@ -53,7 +63,7 @@ pub(crate) async fn serve(listener: TcpListener, dispatch: Arc<Dispatch>, stop: 
     dispatch.drained().await;
 }
 
-async fn serve_connection(stream: TcpStream, dispatch: Arc<Dispatch>, stop: CancellationToken) {
+async fn serve_connection(stream: TcpStream, dispatch: Arc<Dispatch>, closing: CancellationToken) {
     // Answers are small: waiting to fill a packet would only delay them. A failure means that the client is gone.
     let _ = stream.set_nodelay(true);
     let service = service_fn(move |request: hyper::Request<Incoming>| {
@@ -68,7 +78,7 @@ async fn serve_connection(stream: TcpStream, dispatch: Arc<Dispatch>, stop: Canc
     );
     let ended = tokio::select! {
         ended = connection.as_mut() => ended,
-        () = stop.cancelled() => {
+        () = closing.cancelled() => {
             connection.as_mut().graceful_shutdown();
             connection.await
         }

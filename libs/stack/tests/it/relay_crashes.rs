@@ -105,7 +105,8 @@ async fn a_relay_frozen_after_publishing_is_taken_over_and_harmless_when_it_thaw
 
     system.tickets[0].signal(Signal::Continue).await?;
     system.tickets[0].wait_ready().await?;
-    futures::try_join!(create(&system.seller(0), 20), create(&system.seller(1), 20))?;
+    let (thawed, successor) = (system.seller(0), system.seller(1));
+    futures::try_join!(create(&thawed, 20), create(&successor, 20))?;
     system.settled().await?;
     ensure!(system.stream().await?.len() == 80);
     Ok(())

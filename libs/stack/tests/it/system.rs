@@ -31,8 +31,7 @@ impl System {
     pub async fn start(tickets: usize, orders: usize) -> Result<Self> {
         let (postgres, nats) = tokio::try_join!(Postgres::start(), Nats::start())?;
         let (tickets_db, orders_db) = (postgres.database("tickets").await?, postgres.database("orders").await?);
-        let mut system =
-            Self { postgres, nats, tickets_db, orders_db, tickets: Vec::new(), orders: Vec::new() };
+        let mut system = Self { postgres, nats, tickets_db, orders_db, tickets: Vec::new(), orders: Vec::new() };
         for _ in 0..tickets {
             let nats = system.nats.url();
             system.tickets.push(system.spawn_tickets(&nats)?);
@@ -149,7 +148,12 @@ fn spawn(service: &str, database_url: &str, nats_url: &str) -> Result<Process> {
     Process::spawn(
         Path::new(env!("CARGO_BIN_EXE_stack")),
         service,
-        [("DATABASE_URL", database_url), ("NATS_URL", nats_url), ("JWT_KEY", JWT_KEY), ("RUST_LOG", "info,event_bus=debug")],
+        [
+            ("DATABASE_URL", database_url),
+            ("NATS_URL", nats_url),
+            ("JWT_KEY", JWT_KEY),
+            ("RUST_LOG", "info,event_bus=debug"),
+        ],
     )
 }
 
