@@ -11,8 +11,8 @@ use std::time::Duration;
 
 use anyhow::{Context as _, anyhow};
 use axum::Router;
-use futures::FutureExt as _;
 use event_bus::Bus;
+use futures::FutureExt as _;
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -60,14 +60,7 @@ impl Service {
         let mut server = JoinSet::new();
         server.spawn(http::serve(listener, dispatch, stop.clone()));
         info!(%address, "serving");
-        Ok(Running {
-            address,
-            stop,
-            stop_grace: self.config.stop_grace,
-            server,
-            background: self.background,
-            bus,
-        })
+        Ok(Running { address, stop, stop_grace: self.config.stop_grace, server, background: self.background, bus })
     }
 }
 

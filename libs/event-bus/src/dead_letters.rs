@@ -72,11 +72,7 @@ pub(crate) async fn refuse(db: &mut PgConnection, refusal: &Refusal<'_>) -> anyh
 ///
 /// Runs as the last statement of their transaction, and so also finds out a handler that went on after an error:
 /// Postgres refuses it then, where it would accept a COMMIT and quietly roll back.
-pub(crate) async fn supersede(
-    db: &mut PgConnection,
-    consumer: &str,
-    applied: &[(String, i64)],
-) -> sqlx::Result<()> {
+pub(crate) async fn supersede(db: &mut PgConnection, consumer: &str, applied: &[(String, i64)]) -> sqlx::Result<()> {
     let (ids, versions): (Vec<&str>, Vec<i64>) = applied.iter().map(|(id, version)| (id.as_str(), *version)).unzip();
     sqlx::query!(
         "update bus.dead_letters as letter set status = 'superseded', updated_at = now()

@@ -189,6 +189,11 @@ impl Bus {
         if self.provision { topology::provision(&self.nats).await } else { Ok(()) }
     }
 
+    /// A stream or a consumer may be what is missing. If this does not help, what failed fails again and says why.
+    async fn provision_again(&self) {
+        let _ = self.provision().await;
+    }
+
     fn migrated(&self) -> sqlx::Result<()> {
         if self.migrated.initialized() { Ok(()) } else { Err(sqlx::Error::PoolTimedOut) }
     }

@@ -21,8 +21,8 @@ use crate::Bus;
 use crate::outbox::Transaction;
 use crate::retry::{Backoff, jitter};
 use anyhow::{Context, bail, ensure};
-use async_nats::jetstream::response::Response;
 use async_nats::jetstream::publish::PublishAck;
+use async_nats::jetstream::response::Response;
 use async_nats::{HeaderMap, header};
 use bytes::Bytes;
 use futures::{StreamExt, TryStreamExt, stream};
@@ -95,7 +95,10 @@ pub(crate) async fn run(bus: &Bus, stream: &'static str, stop: &CancellationToke
                     }
                 }
             }
-            Err(error) => backoff.fail(&what, &error),
+            Err(error) => {
+                bus.provision_again().await;
+                backoff.fail(&what, &error)
+            }
         };
         if stop.is_cancelled() && !pause.is_zero() {
             return Ok(()); // what is left is published by another replica, or after the restart
@@ -153,9 +156,10 @@ async fn step(bus: &Bus, stream: &'static str, stop: &CancellationToken) -> anyh
 
 /// The lock and the position of a stream are one row. `None`: another replica has it.
 async fn lock(tx: &mut Transaction, stream: &str) -> anyhow::Result<Option<u64>> {
-    let last_seq = sqlx::query_scalar!("select last_seq from bus.relay where stream = $1 for update skip locked", stream)
-        .fetch_optional(&mut **tx)
-        .await?;
+    let last_seq =
+        sqlx::query_scalar!("select last_seq from bus.relay where stream = $1 for update skip locked", stream)
+            .fetch_optional(&mut **tx)
+            .await?;
     Ok(last_seq.map(u64::try_from).transpose()?)
 }
 
@@ -274,10 +278,7 @@ async fn reconcile(bus: &Bus, tx: &mut Transaction, stream: &str, last_seq: u64)
 }
 
 /// `None`: the message is gone, or is not one of ours.
-async fn event_id_at(
-    stream: &async_nats::jetstream::stream::Stream,
-    seq: u64,
-) -> anyhow::Result<Option<String>> {
+async fn event_id_at(stream: &async_nats::jetstream::stream::Stream, seq: u64) -> anyhow::Result<Option<String>> {
     use async_nats::jetstream::stream::LastRawMessageErrorKind::NoMessageFound;
     match stream.get_raw_message(seq).await {
         Ok(message) => Ok(message.headers.get(header::NATS_MESSAGE_ID).map(ToString::to_string)),

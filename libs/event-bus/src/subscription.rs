@@ -66,6 +66,7 @@ pub(crate) async fn run<H: Handler>(
     let mut backoff = Backoff::default();
     while !stop.is_cancelled() {
         let Err(error) = subscription.consume(stop, || backoff.succeed(&what)).await else { break };
+        bus.provision_again().await;
         let pause = backoff.fail(&what, &error);
         tokio::select! {
             () = sleep(pause) => {}
@@ -134,8 +135,7 @@ impl<H: Handler> Subscription<'_, H> {
     }
 
     async fn apply(&self, events: &[H::Event]) -> anyhow::Result<()> {
-        let applied: Vec<_> =
-            events.iter().map(|event| (event.aggregate_id().to_string(), event.version())).collect();
+        let applied: Vec<_> = events.iter().map(|event| (event.aggregate_id().to_string(), event.version())).collect();
         timeout(APPLY, async {
             let mut tx = Transaction::begin(&self.bus.db, &self.bus.wake).await?;
             let result = match self.handler.apply(&mut tx, events).await {

@@ -27,10 +27,7 @@ pub fn routes(app: App) -> Router {
         .with_state(app)
 }
 
-async fn list_tickets(
-    State(bus): State<Bus>,
-    Query(page): Query<Page>,
-) -> Result<Json<Vec<TicketSnapshot>>, ApiError> {
+async fn list_tickets(State(bus): State<Bus>, Query(page): Query<Page>) -> Result<Json<Vec<TicketSnapshot>>, ApiError> {
     let mut db = bus.connection().await?;
     let tickets = store::list(&mut db, page).await?;
     Ok(Json(tickets.into_iter().map(Into::into).collect()))

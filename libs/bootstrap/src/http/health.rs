@@ -4,8 +4,8 @@
 use axum::Json;
 use axum::http::{Method, Uri};
 use axum::response::{IntoResponse as _, Response};
-use serde_json::json;
 use event_bus::Bus;
+use serde_json::json;
 use tokio_util::sync::CancellationToken;
 
 use crate::error::ApiError;

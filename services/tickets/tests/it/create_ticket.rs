@@ -94,9 +94,32 @@ async fn every_broken_rule_is_told_in_order() {
         assert_eq!((answer.status, answer.body), (400, json!({"errors": expected})), "{body}");
     }
     for refused in [
-        "0", "-10", "-0.0001", "0.00001", "20.00001", "10000000000", "1e999", "-1e999", "1e99999999999999999999", "true",
-        "null", "{}", "[20]", r#""0""#, r#""-1""#, r#"" 20 ""#, r#""1,5""#, r#""abc""#, r#""""#, r#""Infinity""#,
-        r#""NaN""#, r#""1e999""#, r#""0x10""#, r#""\u0000""#, r#""\ud800""#, r#""٣""#,
+        "0",
+        "-10",
+        "-0.0001",
+        "0.00001",
+        "20.00001",
+        "10000000000",
+        "1e999",
+        "-1e999",
+        "1e99999999999999999999",
+        "true",
+        "null",
+        "{}",
+        "[20]",
+        r#""0""#,
+        r#""-1""#,
+        r#"" 20 ""#,
+        r#""1,5""#,
+        r#""abc""#,
+        r#""""#,
+        r#""Infinity""#,
+        r#""NaN""#,
+        r#""1e999""#,
+        r#""0x10""#,
+        r#""\u0000""#,
+        r#""\ud800""#,
+        r#""٣""#,
     ] {
         let body = format!(r#"{{"title":"Concert","price":{refused}}}"#);
         let answer = raw(&tickets, "application/json", body).await;

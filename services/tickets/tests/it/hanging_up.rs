@@ -9,7 +9,8 @@ use tokio::net::TcpStream;
 /// Sends a whole request, and is gone before the answer.
 async fn hang_up(tickets: &Tickets, path: &str, number: usize) {
     let body = json!({"title": format!("Hung up {number}"), "price": 7}).to_string();
-    let (method, token, length) = (if path.ends_with("tickets") { "POST" } else { "PUT" }, stack::token("ann"), body.len());
+    let (method, token, length) =
+        (if path.ends_with("tickets") { "POST" } else { "PUT" }, stack::token("ann"), body.len());
     let request = format!(
         "{method} {path} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {token}\r\nContent-Type: application/json\r\n\
          Content-Length: {length}\r\n\r\n{body}"

@@ -63,7 +63,9 @@ impl Tickets {
         let mut db = PgConnection::connect(&self.database_url).await.unwrap();
         let sql = "select subject, version, payload from bus.outbox order by id";
         let rows: Vec<(String, i64, String)> = sqlx::query_as(sql).fetch_all(&mut db).await.unwrap();
-        rows.into_iter().map(|(subject, version, body)| (subject, version, serde_json::from_str(&body).unwrap())).collect()
+        rows.into_iter()
+            .map(|(subject, version, body)| (subject, version, serde_json::from_str(&body).unwrap()))
+            .collect()
     }
 }
 

@@ -1,0 +1,107 @@
+//! A database, a NATS server, and any number of buses between them.
+
+use contracts::ticket::TicketSnapshot;
+use contracts::{Event, Id, TicketEvent};
+use event_bus::{Bus, Settings};
+use sqlx::migrate::Migrator;
+use sqlx::{Connection, PgConnection};
+use stack::{Nats, Postgres, eventually};
+use std::sync::Arc;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+pub struct Harness {
+    // Held, because the last one to drop it ends the server.
+    _postgres: Arc<Postgres>,
+    pub nats: Nats,
+    pub database_url: String,
+    pub stop: CancellationToken,
+    /// Relays and subscriptions.
+    pub tasks: JoinSet<anyhow::Result<()>>,
+}
+
+static NO_MIGRATIONS: Migrator = Migrator::DEFAULT;
+
+impl Harness {
+    pub async fn start() -> Self {
+        let (postgres, nats) = tokio::try_join!(Postgres::shared(), Nats::start()).unwrap();
+        let database_url = postgres.database("bus").await.unwrap();
+        Self { _postgres: postgres, nats, database_url, stop: CancellationToken::new(), tasks: JoinSet::new() }
+    }
+
+    /// A replica's bus, relaying.
+    pub async fn relay(&mut self) -> Bus {
+        let url = self.nats.url();
+        self.relay_through(&url).await
+    }
+
+    /// The same, which reaches NATS at `nats_url`.
+    pub async fn relay_through(&mut self, nats_url: &str) -> Bus {
+        let bus = self.bus(nats_url).await;
+        self.tasks.spawn(bus.clone().relay::<TicketEvent>(self.stop.clone()));
+        eventually("the database to be prepared", async || bus.connection().await.map(drop)).await.unwrap();
+        bus
+    }
+
+    /// A bus that does nothing by itself.
+    pub async fn bus(&self, nats_url: &str) -> Bus {
+        let settings = Settings {
+            name: "test".to_owned(),
+            database_url: self.database_url.clone(),
+            database_connections: 8,
+            nats_url: nats_url.to_owned(),
+            provision: true,
+        };
+        Bus::open(&settings, &NO_MIGRATIONS).await.unwrap()
+    }
+
+    pub async fn jetstream(&self) -> async_nats::jetstream::Context {
+        async_nats::jetstream::new(async_nats::connect(self.nats.url()).await.unwrap())
+    }
+
+    /// The ids of all events in the stream, in order.
+    pub async fn stream(&self) -> Vec<String> {
+        let stream = self.jetstream().await.get_stream("TICKETS").await.unwrap();
+        let mut ids = Vec::new();
+        for seq in 1..=stream.cached_info().state.last_sequence {
+            let message = stream.get_raw_message(seq).await.unwrap();
+            ids.push(message.headers.get("Nats-Msg-Id").map_or_else(String::new, ToString::to_string));
+        }
+        ids
+    }
+
+    pub async fn db(&self) -> PgConnection {
+        PgConnection::connect(&self.database_url).await.unwrap()
+    }
+
+    pub async fn outbox(&self) -> i64 {
+        sqlx::query_scalar("select count(*) from bus.outbox").fetch_one(&mut self.db().await).await.unwrap()
+    }
+
+    pub async fn published(&self) {
+        let empty = eventually("the outbox to be empty", async || match self.outbox().await {
+            0 => Ok(()),
+            waiting => Err(anyhow::anyhow!("{waiting} events wait")),
+        });
+        empty.await.unwrap();
+    }
+}
+
+/// A version of a ticket.
+pub fn event(id: Id, version: i64) -> TicketEvent {
+    let (title, price) = (format!("version {version}"), "5".parse().unwrap());
+    let snapshot = TicketSnapshot { id, version, title, price, user_id: "seller".to_owned(), order_id: None };
+    if version == 0 { TicketEvent::Created(snapshot) } else { TicketEvent::Updated(snapshot) }
+}
+
+/// Commits one event per version.
+pub async fn append(bus: &Bus, id: Id, versions: std::ops::Range<i64>) -> Vec<String> {
+    let mut ids = Vec::new();
+    for version in versions {
+        let mut tx = bus.begin().await.unwrap();
+        tx.append(&event(id, version)).await.unwrap();
+        tx.commit().await.unwrap();
+        ids.push(event(id, version).event_id());
+    }
+    ids
+}

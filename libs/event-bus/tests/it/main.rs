@@ -1,0 +1,11 @@
+//! The bus alone, between a real Postgres and a real NATS.
+
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+#![allow(clippy::disallowed_methods, reason = "tests look into tables, and publish what no relay would")]
+
+mod harness;
+mod publishing;
+mod stale_relay;
+mod subscribing;
+mod topology;
+mod transactions;

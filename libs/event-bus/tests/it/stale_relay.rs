@@ -1,0 +1,114 @@
+//! A relay whose publish is under way for so long that another has taken over by the time it arrives.
+
+use crate::harness::{Harness, append};
+use contracts::Id;
+use stack::{eventually, free_port};
+use std::sync::Arc;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
+
+/// A way to NATS on which what the client sends can be held up; answers always pass.
+struct HeldWay {
+    url: String,
+    held: watch::Sender<bool>,
+}
+
+impl HeldWay {
+    async fn to(nats_url: &str) -> Self {
+        let server: Arc<str> = nats_url.trim_start_matches("nats://").into();
+        let address = format!("127.0.0.1:{}", free_port());
+        let listener = TcpListener::bind(&address).await.unwrap();
+        let held = watch::Sender::new(false);
+        let gate = held.subscribe();
+        tokio::spawn(async move {
+            while let Ok((client, _)) = listener.accept().await {
+                let (server, gate) = (server.clone(), gate.clone());
+                tokio::spawn(async move { carry(client, TcpStream::connect(&*server).await?, gate).await });
+            }
+        });
+        Self { url: format!("nats://{address}"), held }
+    }
+}
+
+async fn carry(client: TcpStream, server: TcpStream, mut held: watch::Receiver<bool>) -> std::io::Result<()> {
+    let (mut from_client, mut to_client) = client.into_split();
+    let (mut from_server, mut to_server) = server.into_split();
+    tokio::spawn(async move { tokio::io::copy(&mut from_server, &mut to_client).await });
+    let mut buffer = vec![0; 1 << 16];
+    loop {
+        let length = from_client.read(&mut buffer).await?;
+        if length == 0 {
+            return Ok(());
+        }
+        let _ = held.wait_for(|held| !held).await;
+        to_server.write_all(&buffer[..length]).await?;
+    }
+}
+
+async fn a_publish_that_arrives_after_a_takeover_is_refused(backlog: i64, published_meanwhile: i64) {
+    let mut harness = Harness::start().await;
+    let way = HeldWay::to(&harness.nats.url()).await;
+    let stale = harness.relay_through(&way.url).await;
+    let first = Id::generate();
+    append(&stale, first, 0..1).await;
+    harness.published().await;
+
+    // The stale relay reads its rows and publishes them, but nothing of it arrives.
+    way.held.send_replace(true);
+    let mut tx = stale.begin().await.unwrap();
+    for version in 1..=backlog {
+        tx.append(&crate::harness::event(first, version)).await.unwrap();
+    }
+    tx.commit().await.unwrap();
+    eventually("the stale relay to hold the lock", async || {
+        let mut db = harness.db().await;
+        let free = sqlx::query("select 1 from bus.relay for update skip locked").fetch_optional(&mut db).await?;
+        anyhow::ensure!(free.is_none(), "nobody holds it");
+        Ok(())
+    })
+    .await
+    .unwrap();
+    // It loses the lock without noticing, as it would frozen for longer than Postgres waits for it.
+    let end = "select pg_terminate_backend(pid) from pg_stat_activity
+               where datname = current_database() and state = 'idle in transaction'";
+    sqlx::query(end).execute(&mut harness.db().await).await.unwrap();
+
+    // Events come into the outbox before and among those it has read.
+    let second = Id::generate();
+    let mut db = harness.db().await;
+    for version in 0..published_meanwhile {
+        let body = contracts::Event::encode(&crate::harness::event(second, version));
+        let sql = "insert into bus.outbox (id, stream, subject, aggregate_id, version, payload) overriding system value
+                   values ($1, 'TICKETS', 'ticket.created', $2, $3, $4)";
+        let insert = sqlx::query(sql).bind(version - 1000).bind(second.to_string()).bind(version).bind(body);
+        insert.execute(&mut db).await.unwrap();
+    }
+    let successor = harness.relay().await;
+    append(&successor, second, published_meanwhile..published_meanwhile + 1).await;
+    harness.published().await;
+
+    way.held.send_replace(false);
+    append(&stale, first, backlog + 1..backlog + 3).await;
+    harness.published().await;
+
+    let stream = harness.stream().await;
+    let versions_of = |id: Id| {
+        let of = stream.iter().filter_map(|event_id| event_id.strip_prefix(&format!("{id}-")));
+        of.map(|version| version.parse().unwrap()).collect::<Vec<i64>>()
+    };
+    assert_eq!(versions_of(first), (0..=backlog + 2).collect::<Vec<_>>());
+    assert_eq!(versions_of(second), (0..=published_meanwhile).collect::<Vec<_>>());
+}
+
+#[tokio::test]
+async fn a_single_stale_event_is_refused() {
+    a_publish_that_arrives_after_a_takeover_is_refused(1, 3).await;
+}
+
+/// As many events as the stale relay has under way less a few: in a row of single messages, each expecting its own
+/// position, the last ones would find the position they expect.
+#[tokio::test]
+async fn a_stale_batch_is_refused_as_a_whole() {
+    a_publish_that_arrives_after_a_takeover_is_refused(8, 5).await;
+}

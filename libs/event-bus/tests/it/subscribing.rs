@@ -1,0 +1,172 @@
+use crate::harness::{Harness, append, event};
+use contracts::{Event, Id, TicketEvent};
+use event_bus::{Handler, Transaction};
+use stack::{eventually, eventually_within};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+/// Notes what it is given, and fails as it is told to.
+#[derive(Clone, Default)]
+struct Recorder {
+    applied: Arc<Mutex<Vec<String>>>,
+    calls: Arc<AtomicUsize>,
+    fault: Arc<Mutex<Option<Fault>>>,
+}
+
+#[derive(Clone)]
+enum Fault {
+    /// Refuses every batch that contains this event.
+    Refuse(String),
+    /// Goes on after an error, as a careless handler would.
+    Swallow,
+    /// Postgres ends the connection in the middle of the handler.
+    Disconnect,
+}
+
+impl Handler for Recorder {
+    type Event = TicketEvent;
+
+    async fn apply(&self, tx: &mut Transaction, events: &[TicketEvent]) -> anyhow::Result<()> {
+        self.calls.fetch_add(1, Ordering::Relaxed);
+        let fault = self.fault.lock().unwrap().clone();
+        match fault {
+            Some(Fault::Refuse(id)) => {
+                anyhow::ensure!(events.iter().all(|event| event.event_id() != id), "not this one")
+            }
+            Some(Fault::Swallow) => drop(sqlx::query("select 1 / 0").execute(&mut **tx).await),
+            Some(Fault::Disconnect) => {
+                sqlx::query("select pg_terminate_backend(pg_backend_pid())").execute(&mut **tx).await?;
+            }
+            None => {}
+        }
+        self.applied.lock().unwrap().extend(events.iter().map(Event::event_id));
+        Ok(())
+    }
+}
+
+impl Recorder {
+    async fn has(&self, event_ids: &[String]) {
+        let all = eventually("the events to be applied", async || {
+            let applied = self.applied.lock().unwrap();
+            anyhow::ensure!(event_ids.iter().all(|id| applied.contains(id)), "{} are", applied.len());
+            Ok(())
+        });
+        all.await.unwrap();
+    }
+
+    fn fails(&self, fault: Option<Fault>) {
+        *self.fault.lock().unwrap() = fault;
+    }
+}
+
+async fn unacknowledged(harness: &Harness) -> anyhow::Result<usize> {
+    let consumer = harness.jetstream().await.get_stream("TICKETS").await?.consumer_info("orders").await?;
+    Ok(consumer.num_ack_pending + usize::try_from(consumer.num_pending)?)
+}
+
+async fn letters(harness: &Harness, status: &'static str) -> i64 {
+    let sql = "select count(*) from bus.dead_letters where status = $1";
+    sqlx::query_scalar(sql).bind(status).fetch_one(&mut harness.db().await).await.unwrap()
+}
+
+#[tokio::test]
+async fn an_event_that_is_refused_takes_no_neighbours_with_it_and_is_tried_five_times() {
+    let mut harness = Harness::start().await;
+    let (bus, recorder) = (harness.relay().await, Recorder::default());
+    let id = Id::generate();
+    let mut ids = append(&bus, id, 0..9).await;
+    let bad = ids.remove(4);
+    recorder.fails(Some(Fault::Refuse(bad.clone())));
+    harness.tasks.spawn(bus.clone().subscribe("orders", recorder.clone(), harness.stop.clone()));
+    recorder.has(&ids).await;
+    eventually_within(
+        Duration::from_secs(60),
+        "a dead letter, or one that a newer version makes pointless",
+        async || {
+            anyhow::ensure!(unacknowledged(&harness).await? == 0);
+            Ok(())
+        },
+    )
+    .await
+    .unwrap();
+    let sql = "select attempts, error, event_id from bus.dead_letters";
+    let letter: Vec<(i32, String, String)> = sqlx::query_as(sql).fetch_all(&mut harness.db().await).await.unwrap();
+    assert_eq!(letter, [(5, "not this one".to_owned(), bad)]);
+}
+
+#[tokio::test]
+async fn a_handler_that_goes_on_after_an_error_commits_and_acknowledges_nothing() {
+    let mut harness = Harness::start().await;
+    let (bus, recorder) = (harness.relay().await, Recorder::default());
+    recorder.fails(Some(Fault::Swallow));
+    harness.tasks.spawn(bus.clone().subscribe("orders", recorder.clone(), harness.stop.clone()));
+    append(&bus, Id::generate(), 0..1).await;
+    eventually("the refusal", async || letters(&harness, "retrying").await == 1).await.unwrap();
+    assert_eq!(unacknowledged(&harness).await.unwrap(), 1);
+
+    recorder.fails(None);
+    eventually("the event to be acknowledged", async || unacknowledged(&harness).await.is_ok_and(|open| open == 0))
+        .await
+        .unwrap();
+    assert_eq!(letters(&harness, "superseded").await, 1, "the record of a refusal outlived its success");
+}
+
+#[tokio::test]
+async fn an_outage_of_postgres_never_counts_against_an_event() {
+    let mut harness = Harness::start().await;
+    let (bus, recorder) = (harness.relay().await, Recorder::default());
+    recorder.fails(Some(Fault::Disconnect));
+    harness.tasks.spawn(bus.clone().subscribe("orders", recorder.clone(), harness.stop.clone()));
+    let ids = append(&bus, Id::generate(), 0..3).await;
+    eventually("more failures than an event may have", async || recorder.calls.load(Ordering::Relaxed) > 7)
+        .await
+        .unwrap();
+    recorder.fails(None);
+    recorder.has(&ids).await;
+    let any: i64 =
+        sqlx::query_scalar("select count(*) from bus.dead_letters").fetch_one(&mut harness.db().await).await.unwrap();
+    assert_eq!(any, 0);
+}
+
+#[tokio::test]
+async fn a_newer_version_that_was_applied_supersedes_a_dead_letter() {
+    let mut harness = Harness::start().await;
+    let (bus, recorder) = (harness.relay().await, Recorder::default());
+    harness.tasks.spawn(bus.clone().subscribe("orders", recorder.clone(), harness.stop.clone()));
+    let id = Id::generate();
+    append(&bus, id, 0..1).await;
+    harness.published().await;
+    let mut headers = async_nats::HeaderMap::new();
+    headers.insert("Nats-Msg-Id", event(id, 1).event_id().as_str());
+    let jetstream = harness.jetstream().await;
+    jetstream.publish_with_headers("ticket.updated", headers, "garbage".into()).await.unwrap().await.unwrap();
+    eventually("the dead letter", async || letters(&harness, "dead").await == 1).await.unwrap();
+    append(&bus, id, 2..3).await;
+    eventually("the newer version", async || letters(&harness, "superseded").await == 1).await.unwrap();
+}
+
+#[tokio::test]
+async fn subscriptions_share_the_events_and_stop_without_leaving_any() {
+    let mut harness = Harness::start().await;
+    let (bus, recorder) = (harness.relay().await, Recorder::default());
+    let url = harness.nats.url();
+    for _ in 0..3 {
+        let replica = harness.bus(&url).await;
+        harness.tasks.spawn(replica.subscribe("orders", recorder.clone(), harness.stop.clone()));
+    }
+    let tickets: Vec<Id> = (0..20).map(|_| Id::generate()).collect();
+    let ids = futures::future::join_all(tickets.iter().map(|id| append(&bus, *id, 0..20))).await.concat();
+    harness.published().await;
+    harness.stop.cancel();
+    while let Some(ended) = harness.tasks.join_next().await {
+        ended.unwrap().unwrap();
+    }
+    let consumer =
+        harness.jetstream().await.get_stream("TICKETS").await.unwrap().consumer_info("orders").await.unwrap();
+    assert_eq!((consumer.num_ack_pending, consumer.num_redelivered), (0, 0), "delivered, and not acknowledged");
+    let applied = recorder.applied.lock().unwrap().clone();
+    let delivered = consumer.delivered.consumer_sequence;
+    assert_eq!(applied.len() as u64, delivered, "applied and delivered events differ");
+    assert!(applied.iter().all(|id| ids.contains(id)));
+}

@@ -1,0 +1,69 @@
+use crate::harness::{Harness, append, event};
+use contracts::{Event, Id};
+use stack::eventually;
+use std::time::Duration;
+use tokio::time::timeout;
+
+#[tokio::test]
+async fn only_committed_events_are_published() {
+    let mut harness = Harness::start().await;
+    let bus = harness.relay().await;
+    let (rolled_back, dropped, committed) = (Id::generate(), Id::generate(), Id::generate());
+
+    let mut tx = bus.begin().await.unwrap();
+    tx.append(&event(rolled_back, 0)).await.unwrap();
+    tx.rollback().await.unwrap();
+    let mut tx = bus.begin().await.unwrap();
+    tx.append(&event(dropped, 0)).await.unwrap();
+    drop(tx);
+    append(&bus, committed, 0..1).await;
+
+    harness.published().await;
+    assert_eq!(harness.stream().await, [event(committed, 0).event_id()]);
+}
+
+#[tokio::test]
+async fn a_version_is_announced_once() {
+    let mut harness = Harness::start().await;
+    let bus = harness.bus("127.0.0.1:1").await;
+    harness.tasks.spawn(bus.clone().relay::<contracts::TicketEvent>(harness.stop.clone()));
+    eventually("the database", async || bus.connection().await.map(drop)).await.unwrap();
+    let id = Id::generate();
+    append(&bus, id, 0..1).await;
+    let mut tx = bus.begin().await.unwrap();
+    let error = tx.append(&event(id, 0)).await.unwrap_err();
+    assert!(error.as_database_error().unwrap().is_unique_violation(), "{error}");
+}
+
+#[tokio::test]
+async fn a_transaction_that_is_cancelled_anywhere_leaves_no_connection_inside_one() {
+    let mut harness = Harness::start().await;
+    let bus = harness.relay().await;
+    for round in 0..400_u64 {
+        let work = async {
+            let mut tx = bus.begin().await.unwrap();
+            tx.append(&event(Id::generate(), 0)).await.unwrap();
+            tx.commit().await.unwrap();
+        };
+        // Cut off at another place every time: a transaction takes about a millisecond.
+        let _ = timeout(Duration::from_micros(round * 5), work).await;
+    }
+    let mut db = harness.db().await;
+    eventually("all connections to rest outside of transactions", async || {
+        let sql = "select count(*) from pg_stat_activity
+                   where datname = current_database() and state like 'idle in transaction%'";
+        let open: i64 = sqlx::query_scalar(sql).fetch_one(&mut db).await?;
+        anyhow::ensure!(open == 0, "{open} are inside one");
+        Ok(())
+    })
+    .await
+    .unwrap();
+    // As many at once as there are connections: none of them is lost, and none carries on what was cut off.
+    let mut held = Vec::new();
+    for _ in 0..8 {
+        held.push(bus.begin().await.unwrap());
+    }
+    for tx in held {
+        tx.rollback().await.unwrap();
+    }
+}
