@@ -65,7 +65,7 @@ pub struct Config {
     pub stop_grace: Duration,
 
     /// What to log, as in `info,sqlx=warn,event_bus=debug`
-    #[arg(long, env = "RUST_LOG", default_value = "info", value_parser = log_filter)]
+    #[arg(long, env = "RUST_LOG", default_value = "info,async_nats=warn,sqlx=warn", value_parser = log_filter)]
     pub log: String,
 
     /// How log lines look

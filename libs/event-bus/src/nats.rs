@@ -29,7 +29,8 @@ pub async fn connect(urls: &str, name: &str) -> anyhow::Result<Client> {
             match event {
                 Event::Connected => tracing::info!("connected to NATS"),
                 Event::Disconnected => tracing::warn!("lost the connection to NATS; reconnecting"),
-                other => tracing::warn!("NATS: {other}"),
+                Event::Draining | Event::Closed => tracing::debug!("NATS: {event}"),
+                trouble => tracing::warn!("NATS: {trouble}"),
             }
         })
         .connect(servers)

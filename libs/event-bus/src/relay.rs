@@ -12,8 +12,8 @@
 //!   our transaction was ended by `idle_in_transaction_session_timeout`. `a_thawed_relay_changes_nothing` shows it.
 //!
 //! Several events go as one atomic batch, which the server stores whole or not at all. A row of single messages, each
-//! expecting the one before, would not do: a stale relay's later links can match by accident once another relay has
-//! published as many messages as it missed.
+//! expecting its own position, would not do: where the rows of a stale and of a new relay meet at the server, a later link
+//! of the stale one can find the position it expects behind messages that are not the ones before it.
 //!
 //! NATS away: no transaction is opened; events wait in the outbox.
 

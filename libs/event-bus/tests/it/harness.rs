@@ -7,6 +7,7 @@ use sqlx::migrate::Migrator;
 use sqlx::{Connection, PgConnection};
 use stack::{Nats, Postgres, eventually};
 use std::sync::Arc;
+use std::time::Duration;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
@@ -15,6 +16,8 @@ pub struct Harness {
     _postgres: Arc<Postgres>,
     pub nats: Nats,
     pub database_url: String,
+    /// Whether new buses create streams and consumers.
+    pub provision: bool,
     pub stop: CancellationToken,
     /// Relays and subscriptions.
     pub tasks: JoinSet<anyhow::Result<()>>,
@@ -26,7 +29,7 @@ impl Harness {
     pub async fn start() -> Self {
         let (postgres, nats) = tokio::try_join!(Postgres::shared(), Nats::start()).unwrap();
         let database_url = postgres.database("bus").await.unwrap();
-        Self { _postgres: postgres, nats, database_url, stop: CancellationToken::new(), tasks: JoinSet::new() }
+        Self { _postgres: postgres, nats, database_url, provision: true, stop: CancellationToken::new(), tasks: JoinSet::new() }
     }
 
     /// A replica's bus, relaying.
@@ -50,13 +53,25 @@ impl Harness {
             database_url: self.database_url.clone(),
             database_connections: 8,
             nats_url: nats_url.to_owned(),
-            provision: true,
+            provision: self.provision,
         };
         Bus::open(&settings, &NO_MIGRATIONS).await.unwrap()
     }
 
     pub async fn jetstream(&self) -> async_nats::jetstream::Context {
         async_nats::jetstream::new(async_nats::connect(self.nats.url()).await.unwrap())
+    }
+
+    /// Takes the deduplication window away, as far as the server allows: that the window has seen an event must not be
+    /// what keeps it from being stored twice. Returns once it has forgotten everything.
+    pub async fn forget_event_ids(&mut self) {
+        const SHORTEST: Duration = Duration::from_millis(100);
+        let jetstream = self.jetstream().await;
+        let mut config = jetstream.get_stream("TICKETS").await.unwrap().cached_info().config.clone();
+        config.duplicate_window = SHORTEST;
+        jetstream.update_stream(config).await.unwrap();
+        self.provision = false; // a new bus would mend it
+        tokio::time::sleep(SHORTEST * 3).await;
     }
 
     /// The ids of all events in the stream, in order.

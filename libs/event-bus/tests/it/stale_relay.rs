@@ -53,6 +53,7 @@ async fn a_publish_that_arrives_after_a_takeover_is_refused(backlog: i64, publis
     let first = Id::generate();
     append(&stale, first, 0..1).await;
     harness.published().await;
+    harness.forget_event_ids().await;
 
     // The stale relay reads its rows and publishes them, but nothing of it arrives.
     way.held.send_replace(true);
@@ -88,6 +89,7 @@ async fn a_publish_that_arrives_after_a_takeover_is_refused(backlog: i64, publis
     append(&successor, second, published_meanwhile..published_meanwhile + 1).await;
     harness.published().await;
 
+    harness.forget_event_ids().await;
     way.held.send_replace(false);
     append(&stale, first, backlog + 1..backlog + 3).await;
     harness.published().await;
@@ -106,8 +108,6 @@ async fn a_single_stale_event_is_refused() {
     a_publish_that_arrives_after_a_takeover_is_refused(1, 3).await;
 }
 
-/// As many events as the stale relay has under way less a few: in a row of single messages, each expecting its own
-/// position, the last ones would find the position they expect.
 #[tokio::test]
 async fn a_stale_batch_is_refused_as_a_whole() {
     a_publish_that_arrives_after_a_takeover_is_refused(8, 5).await;
