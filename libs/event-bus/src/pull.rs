@@ -48,14 +48,14 @@ impl Pull {
     }
 
     /// What has arrived, waiting for the first message until the request under way ends. Empty: it ended without.
-    /// With `more`, the next request is sent as soon as one has ended, so that the server fills it while the caller is
-    /// busy with this batch.
+    /// While `more` is wanted, the next request is sent as soon as one has ended, so that the server fills it while the
+    /// caller is busy with this batch.
     ///
     /// # Errors
     /// The request was lost: open a new `Pull`.
-    pub(crate) async fn receive(&mut self, more: bool) -> anyhow::Result<Vec<Message>> {
+    pub(crate) async fn receive(&mut self, more: impl Fn() -> bool) -> anyhow::Result<Vec<Message>> {
         let mut batch = Vec::new();
-        if more && self.is_over() {
+        if more() && self.is_over() {
             self.request().await?;
         }
         while self.due > 0 && batch.is_empty() {
@@ -66,7 +66,7 @@ impl Pull {
             let Some(message) = self.messages.next().now_or_never() else { break };
             self.take(message, &mut batch).await?;
         }
-        if more && self.is_over() {
+        if more() && self.is_over() {
             self.request().await?;
         }
         Ok(batch)

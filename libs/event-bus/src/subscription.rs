@@ -84,7 +84,7 @@ impl<H: Handler> Subscription<'_, H> {
         self.bus.connected()?;
         let mut pull = Pull::open(&self.bus.jetstream, H::Event::STREAM, self.durable).await?;
         loop {
-            let batch = pull.receive(!stop.is_cancelled()).await?;
+            let batch = pull.receive(|| !stop.is_cancelled()).await?;
             alive();
             self.process(batch).await;
             if stop.is_cancelled() && pull.is_over() {

@@ -2,6 +2,7 @@ use anyhow::{Context, Result, ensure};
 use async_nats::jetstream::{self, stream};
 use sqlx::{Connection, Executor, PgConnection};
 use stack::{Nats, Postgres, eventually, eventually_within};
+use std::path::Path;
 use std::process::Stdio;
 use std::sync::Arc;
 use std::time::Duration;
@@ -161,9 +162,9 @@ async fn a_container_in_the_making_is_not_left_behind() -> Result<()> {
 
 #[tokio::test]
 async fn a_container_ends_with_a_process_that_is_killed() -> Result<()> {
-    let victim = std::env::current_exe()?;
-    let mut victim = Command::new(victim)
-        .args(["--ignored", "--exact", "containers::victim", "--nocapture"])
+    let tests = std::env::current_exe()?;
+    let profile = tests.parent().and_then(Path::parent).context("tests are in deps, in the folder of their profile")?;
+    let mut victim = Command::new(profile.join("examples/nats"))
         .stdout(Stdio::piped())
         .kill_on_drop(true)
         .spawn()?;
@@ -178,15 +179,6 @@ async fn a_container_ends_with_a_process_that_is_killed() -> Result<()> {
 
     victim.kill().await?;
     eventually("its container to be gone", async || !exists("container", &id).await).await
-}
-
-#[tokio::test]
-#[ignore = "not a test but the process that a test kills"]
-#[expect(clippy::print_stdout, reason = "its parent reads it")]
-async fn victim() -> Result<()> {
-    let nats = Nats::start().await?;
-    println!("container {}", nats.id());
-    std::future::pending().await
 }
 
 #[tokio::test]
