@@ -4,7 +4,7 @@
 //! - Any answer from 400 on that has no JSON body – a rejection of axum's, for example – is given the error body.
 //! - Unknown routes and unknown methods are 404. One trailing slash is tolerated, as by Express.
 //! - Every handler runs on its own task: a client that hangs up cancels nothing, so a transaction is never dropped
-//!   half-way. A handler that takes longer than the request timeout goes on, but its client is answered 503.
+//!   half-way. Only a handler that takes longer than the request timeout is ended; its client is answered 503.
 //! - A panic is answered 500 and logged, and ends nothing else.
 //! - More than `max_requests` handlers at once: 503 at once, without waiting.
 //! - `x-request-id` is taken over or made up, is in every log line of the request, and returned.

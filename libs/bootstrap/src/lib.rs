@@ -4,13 +4,13 @@
 //!
 //! ```no_run
 //! # use bootstrap::{Config, Running, Service};
-//! async fn start(config: Config, routes: axum::Router, pool: sqlx::PgPool) -> anyhow::Result<Running> {
+//! async fn start(config: Config, routes: axum::Router, bus: event_bus::Bus) -> anyhow::Result<Running> {
 //!     let mut service = Service::new(&config);
 //!     service.spawn("clock", async |stop| {
 //!         stop.cancelled().await;
 //!         Ok(())
 //!     });
-//!     service.run(routes, pool).await
+//!     service.run(routes, bus).await
 //! }
 //! ```
 //!
@@ -19,10 +19,10 @@
 //! It guarantees that
 //! - every answer that is not 2xx carries `{"errors":[{"message","field"?}]}`, whoever made it;
 //! - a request that was begun is finished, even if its client hangs up;
-//! - a service stops in order: not ready, no new connections, last request answered, background tasks, pools;
+//! - a service stops in order: not ready, no new connections, last request answered, background tasks, connections;
 //! - a background task that ends by itself ends the process with a non-zero code.
 //!
-//! It knows nothing of tickets, orders or NATS; of the bus only the trace context, and which database errors are outages.
+//! It knows nothing of tickets, orders or NATS, and of the bus no more than when it is ready and how it is closed.
 //! Read [`run`], then [`http`], [`error`], [`body`], [`identity`].
 
 #![warn(missing_docs)]

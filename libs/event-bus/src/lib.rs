@@ -22,13 +22,12 @@ mod subscription;
 mod topology;
 pub mod trace;
 
-pub use outbox::{Outgoing, Statement, Transaction};
+pub use outbox::{Connection, Outgoing, Transaction};
 pub use subscription::Handler;
 
 use contracts::Event;
 use sqlx::migrate::Migrator;
-use sqlx::pool::PoolConnection;
-use sqlx::{Connection, PgPool, Postgres};
+use sqlx::{Connection as _, PgPool};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{Notify, OnceCell};
@@ -100,14 +99,15 @@ impl Bus {
     ///
     /// # Errors
     /// An outage, for this and the next two: no connection came free, or the tables are not there yet.
-    pub async fn connection(&self) -> sqlx::Result<PoolConnection<Postgres>> {
+    pub async fn connection(&self) -> sqlx::Result<Connection> {
         self.migrated()?;
-        self.requests.acquire().await
+        Connection::acquire(&self.requests).await
     }
 
-    /// A connection for one statement that writes a row and appends its event: see [`Outgoing`].
-    pub async fn statement(&self) -> sqlx::Result<Statement> {
-        Ok(Statement::new(self.connection().await?, &self.wake))
+    /// A connection for a statement that writes a row and appends its event: see [`Outgoing`]. The relay is woken when it
+    /// is dropped.
+    pub async fn statement(&self) -> sqlx::Result<Connection> {
+        Ok(self.connection().await?.waking(&self.wake))
     }
 
     /// A transaction of several statements.
@@ -116,13 +116,13 @@ impl Bus {
         Transaction::begin(&self.requests, &self.wake).await
     }
 
-    /// Whether requests can be served: the tables are up to date and Postgres answers.
+    /// Whether requests can be served: the tables are up to date and Postgres answers within a second or two.
     pub async fn is_ready(&self) -> bool {
-        // Not of those for requests: that they are busy is no reason to send requests elsewhere.
+        // Not asked on one of the connections for requests: that they are busy is no reason to send requests elsewhere.
         let Ok(Ok(mut connection)) = timeout(READY, self.db.acquire()).await else { return false };
         let answered = timeout(READY, connection.ping()).await.is_ok_and(|pong| pong.is_ok());
         if !answered {
-            // The answer may still be under way, and must not be taken for that of the next statement.
+            // The pool would wait for the answer for ever.
             connection.close_on_drop();
         }
         answered && self.migrated.initialized()

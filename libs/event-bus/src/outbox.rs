@@ -9,6 +9,7 @@ use sqlx::pool::PoolConnection;
 use sqlx::{Executor, PgConnection, PgPool, Postgres};
 use std::ops::{Deref, DerefMut};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 use tokio::sync::Notify;
 
 /// An event as `bus.append(stream, subject, aggregate_id, version, payload, traceparent)` takes it.
@@ -45,36 +46,28 @@ impl Outgoing {
     }
 }
 
-/// A connection for one statement that changes a row and appends its event. The statement commits by itself, so that
-/// nothing can stay open whatever is cancelled; the relay is woken when this is dropped.
-pub struct Statement {
-    connection: PoolConnection<Postgres>,
-    wake: Arc<Notify>,
+/// A connection on which every statement commits by itself, so that nothing can stay open whatever is cancelled.
+///
+/// One that was held for very long when it is dropped is closed instead of going back to the pool: its holder may have
+/// given up waiting for an answer, and the pool would wait for one itself.
+pub struct Connection {
+    inner: PoolConnection<Postgres>,
+    since: Instant,
+    /// Woken at the end, if events may have been appended.
+    wake: Option<Arc<Notify>>,
 }
 
-impl Statement {
-    pub(crate) fn new(connection: PoolConnection<Postgres>, wake: &Arc<Notify>) -> Self {
-        Self { connection, wake: Arc::clone(wake) }
+/// No answer takes this long while Postgres is well.
+const VERY_LONG: Duration = Duration::from_secs(3);
+
+impl Connection {
+    pub(crate) async fn acquire(db: &PgPool) -> sqlx::Result<Self> {
+        Ok(Self { inner: db.acquire().await?, since: Instant::now(), wake: None })
     }
-}
 
-impl Drop for Statement {
-    fn drop(&mut self) {
-        self.wake.notify_one();
-    }
-}
-
-impl Deref for Statement {
-    type Target = PgConnection;
-
-    fn deref(&self) -> &PgConnection {
-        &self.connection
-    }
-}
-
-impl DerefMut for Statement {
-    fn deref_mut(&mut self) -> &mut PgConnection {
-        &mut self.connection
+    pub(crate) fn waking(mut self, relay: &Arc<Notify>) -> Self {
+        self.wake = Some(Arc::clone(relay));
+        self
     }
 }
 
@@ -134,6 +127,31 @@ impl Transaction {
         self.connection.execute("rollback").await?;
         self.open = false;
         Ok(())
+    }
+}
+
+impl Drop for Connection {
+    fn drop(&mut self) {
+        if self.since.elapsed() > VERY_LONG {
+            self.inner.close_on_drop();
+        }
+        if let Some(relay) = &self.wake {
+            relay.notify_one();
+        }
+    }
+}
+
+impl Deref for Connection {
+    type Target = PgConnection;
+
+    fn deref(&self) -> &PgConnection {
+        &self.inner
+    }
+}
+
+impl DerefMut for Connection {
+    fn deref_mut(&mut self) -> &mut PgConnection {
+        &mut self.inner
     }
 }
 

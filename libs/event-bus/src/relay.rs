@@ -40,6 +40,8 @@ const POLL: Duration = Duration::from_millis(500);
 const CONTENDED: Duration = Duration::from_millis(5);
 /// How long the server may take to store a batch. Shorter than `idle_in_transaction_session_timeout`.
 const PUBLISH: Duration = Duration::from_secs(5);
+/// How long a step may take before the connection to Postgres counts as dead.
+const STEP: Duration = Duration::from_secs(20);
 /// Messages read per step while finding out what of ours the stream already holds.
 const RECONCILE: u64 = 4096;
 
@@ -82,7 +84,8 @@ pub(crate) async fn run(bus: &Bus, stream: &'static str, stop: &CancellationToke
         }
     }
     loop {
-        let pause = match step(bus, stream, stop).await {
+        let step = timeout(STEP, step(bus, stream, stop)).await.context("Postgres does not answer");
+        let pause = match step.flatten() {
             Ok(step) => {
                 backoff.succeed(&what);
                 match step {
@@ -138,7 +141,8 @@ async fn step(bus: &Bus, stream: &'static str, stop: &CancellationToken) -> anyh
         tx.rollback().await?;
         return Ok(Step::Done);
     }
-    let step = match publish(bus, stream, last_seq, &rows).await? {
+    let published = timeout(PUBLISH, publish(bus, stream, last_seq, &rows)).await;
+    let step = match published.context("the server did not confirm in time")?? {
         Published::UpTo(seq) => {
             let ids: Vec<i64> = rows.iter().map(|row| row.id).collect();
             settle(&mut tx, stream, seq, &ids).await?;
@@ -216,15 +220,14 @@ async fn publish(bus: &Bus, stream: &str, last_seq: u64, rows: &[Row]) -> anyhow
         }
         let message = (row.subject.clone(), headers, Bytes::from(row.payload.clone()));
         if let Some((subject, headers, payload)) = last.replace(message) {
-            timeout(PUBLISH, bus.nats.publish_with_headers(subject, headers, payload)).await??;
+            bus.nats.publish_with_headers(subject, headers, payload).await?;
         }
     }
     let (subject, mut headers, payload) = last.context("nothing to publish")?;
     if batch.is_some() {
         headers.insert(header::NATS_BATCH_COMMIT, header::NATS_BATCH_COMMIT_FINAL);
     }
-    let request = bus.nats.request_with_headers(subject, headers, payload);
-    let answer = timeout(PUBLISH, request).await.context("the server did not confirm in time")??;
+    let answer = bus.nats.request_with_headers(subject, headers, payload).await?;
     match serde_json::from_slice(&answer.payload)? {
         Response::<PublishAck>::Ok(ack) if ack.duplicate => Ok(Published::Elsewhere),
         Response::Ok(ack) => {

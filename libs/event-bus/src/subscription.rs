@@ -13,14 +13,13 @@
 
 use crate::Bus;
 use crate::dead_letters::{self, Refusal, Verdict};
-use crate::outbox::Transaction;
+use crate::outbox::{Connection, Transaction};
 use crate::postgres::is_outage;
 use crate::pull::Pull;
 use crate::retry::{Backoff, jitter};
 use async_nats::header;
 use async_nats::jetstream::{AckKind, Message};
 use contracts::Event;
-use sqlx::Connection;
 use std::future::Future;
 use std::time::Duration;
 use tokio::time::{sleep, timeout};
@@ -51,6 +50,7 @@ struct Subscription<'a, H> {
     bus: &'a Bus,
     durable: &'static str,
     handler: &'a H,
+    stop: &'a CancellationToken,
     outage: Backoff,
 }
 
@@ -62,10 +62,10 @@ pub(crate) async fn run<H: Handler>(
     stop: &CancellationToken,
 ) -> anyhow::Result<()> {
     let what = format!("consuming {} as {durable}", H::Event::STREAM);
-    let mut subscription = Subscription { bus, durable, handler, outage: Backoff::default() };
+    let mut subscription = Subscription { bus, durable, handler, stop, outage: Backoff::default() };
     let mut backoff = Backoff::default();
     while !stop.is_cancelled() {
-        let Err(error) = subscription.consume(stop, || backoff.succeed(&what)).await else { break };
+        let Err(error) = subscription.consume(|| backoff.succeed(&what)).await else { break };
         bus.provision_again().await;
         let pause = backoff.fail(&what, &error);
         tokio::select! {
@@ -80,14 +80,14 @@ pub(crate) async fn run<H: Handler>(
 
 impl<H: Handler> Subscription<'_, H> {
     /// Pulls and applies until `stop`, or until the pull is lost.
-    async fn consume(&mut self, stop: &CancellationToken, mut alive: impl FnMut()) -> anyhow::Result<()> {
+    async fn consume(&mut self, mut alive: impl FnMut()) -> anyhow::Result<()> {
         self.bus.connected()?;
         let mut pull = Pull::open(&self.bus.jetstream, H::Event::STREAM, self.durable).await?;
         loop {
-            let batch = pull.receive(|| !stop.is_cancelled()).await?;
+            let batch = pull.receive(|| !self.stop.is_cancelled()).await?;
             alive();
             self.process(batch).await;
-            if stop.is_cancelled() && pull.is_over() {
+            if self.stop.is_cancelled() && pull.is_over() {
                 return Ok(());
             }
         }
@@ -172,7 +172,8 @@ impl<H: Handler> Subscription<'_, H> {
     }
 
     async fn store(&self, refusal: &Refusal<'_>) -> anyhow::Result<Verdict> {
-        dead_letters::refuse(&mut *self.bus.db.acquire().await?, refusal).await
+        let mut db = Connection::acquire(&self.bus.db).await?;
+        timeout(APPLY, dead_letters::refuse(&mut db, refusal)).await.map_err(|_| sqlx::Error::PoolTimedOut)?
     }
 
     /// Postgres is away: hand `messages` back, to be delivered to whoever can apply them by then, and wait.
@@ -182,11 +183,13 @@ impl<H: Handler> Subscription<'_, H> {
         for message in messages {
             settle(message, AckKind::Nak(Some(delay))).await;
         }
-        sleep(delay).await;
-        if let Ok(mut connection) = self.bus.db.acquire().await
-            && connection.ping().await.is_ok()
-        {
-            self.outage.succeed(&what);
+        let mut pause = delay;
+        while self.stop.run_until_cancelled(sleep(pause)).await.is_some() {
+            if self.bus.is_ready().await {
+                self.outage.succeed(&what);
+                return;
+            }
+            pause = self.outage.fail(&what, error);
         }
     }
 }

@@ -17,10 +17,15 @@ pub fn current() -> Option<String> {
     TRACEPARENT.try_with(Clone::clone).ok().flatten()
 }
 
-/// `00-<32 hex digits>-<16 hex digits>-<2 hex digits>`.
+/// `00-<32 hex digits, not all 0>-<16 hex digits, not all 0>-<2 hex digits>`, in lower case. Forms of later versions, which
+/// may be longer, are not understood.
 fn is_valid(value: &str) -> bool {
-    let lengths = value.split('-').map(str::len);
-    lengths.eq([2, 32, 16, 2]) && value.bytes().all(|byte| byte == b'-' || byte.is_ascii_hexdigit())
+    let is_hex = |part: &str| part.bytes().all(|digit| matches!(digit, b'0'..=b'9' | b'a'..=b'f'));
+    let parts: Vec<&str> = value.split('-').collect();
+    matches!(parts[..], ["00", trace, parent, flags]
+        if (trace.len(), parent.len(), flags.len()) == (32, 16, 2)
+            && parts.iter().all(|part| is_hex(part))
+            && [trace, parent].iter().all(|id| id.bytes().any(|digit| digit != b'0')))
 }
 
 #[cfg(test)]
@@ -31,7 +36,16 @@ mod tests {
     async fn a_valid_trace_context_is_carried_and_a_malformed_one_is_not() {
         let valid = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
         assert_eq!(scope(Some(valid.to_owned()), async { current() }).await.as_deref(), Some(valid));
-        for malformed in ["", "00", "00-zz-00-01", "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01\r\nX: y"] {
+        for malformed in [
+            "",
+            "00",
+            "00-zz-00-01",
+            "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01\r\nX: y",
+            "00-4BF92F3577B34DA6A3CE929D0E0E4736-00F067AA0BA902B7-01",
+            "00-00000000000000000000000000000000-00f067aa0ba902b7-01",
+            "00-4bf92f3577b34da6a3ce929d0e0e4736-0000000000000000-01",
+            "ff-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01",
+        ] {
             assert_eq!(scope(Some(malformed.to_owned()), async { current() }).await, None, "{malformed:?}");
         }
         assert_eq!(current(), None);

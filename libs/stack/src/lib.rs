@@ -22,6 +22,7 @@ mod process;
 mod progress;
 mod reaper;
 mod token;
+mod way;
 
 pub use client::{Answer, Client};
 pub use container::Container;
@@ -32,3 +33,4 @@ pub use postgres::Postgres;
 pub use process::{Process, Signal, end_with_parent};
 pub use progress::{announced, say};
 pub use token::{JWT_KEY, cookie, token};
+pub use way::Way;

@@ -1,23 +1,25 @@
-//! What happens to a request before and after its handler.
+//! What happens to a request before and after its handler: layers of tower and axum, and the few steps they lack.
 
 use std::any::Any;
-use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, Instant};
 
 use anyhow::anyhow;
 use axum::Router;
-use axum::extract::Request;
-use axum::http::uri::{PathAndQuery, Uri};
-use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
+use axum::extract::{Request, State};
+use axum::http::{HeaderValue, StatusCode, Uri, header};
+use axum::middleware::{Next, from_fn_with_state};
 use axum::response::{IntoResponse as _, Response};
 use event_bus::trace;
-use futures::FutureExt as _;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::task::TaskTracker;
-use tower::ServiceExt as _;
-use tracing::{Instrument as _, Span, debug, error_span, field, warn};
+use tower::ServiceBuilder;
+use tower_http::LatencyUnit::Micros;
+use tower_http::catch_panic::CatchPanicLayer;
+use tower_http::request_id::PropagateRequestIdLayer;
+use tower_http::timeout::TimeoutLayer;
+use tower_http::trace::{DefaultOnFailure, DefaultOnResponse, TraceLayer};
+use tracing::{Instrument as _, Level, Span, error_span, field, warn};
 
 use super::Health;
 use crate::config::Config;
@@ -27,120 +29,117 @@ const REQUEST_ID: &str = "x-request-id";
 
 /// The service as the server sees it: a request goes in, an answer always comes out.
 pub(crate) struct Dispatch {
-    routes: Router,
-    health: Health,
-    /// One permit per running handler, held by the handler: one that outlives its request timeout still takes a place.
+    pub(crate) service: Router,
+    handlers: Arc<Handlers>,
+}
+
+struct Handlers {
+    /// With or without a client that waits for them.
+    running: TaskTracker,
     places: Arc<Semaphore>,
     refused: AtomicU64,
-    /// Handlers that run, with or without a client that waits for them.
-    handlers: TaskTracker,
-    request_timeout: Duration,
 }
+
+/// Held by the handler until it ends: one that outlives its client still takes a place.
+type Place = Arc<OwnedSemaphorePermit>;
 
 impl Dispatch {
     pub(crate) fn new(routes: Router, health: Health, config: &Config) -> Self {
-        Self {
-            // These two come last: they apply to the routes that are there.
-            routes: routes.fallback(not_found).method_not_allowed_fallback(not_found),
-            health,
-            places: Arc::new(Semaphore::new(config.max_requests.get().min(Semaphore::MAX_PERMITS))),
-            refused: AtomicU64::new(0),
-            handlers: TaskTracker::new(),
-            request_timeout: config.request_timeout,
-        }
-    }
-
-    /// Answers one request.
-    pub(crate) async fn answer(&self, mut request: Request) -> Response {
-        let (method, uri) = (request.method().clone(), request.uri().clone());
-        if let Some(answer) = self.health.answer(&method, &uri).await {
-            return answer;
-        }
-        let id = request_id(request.headers());
-        let mut response = match self.places.clone().try_acquire_owned() {
-            Ok(place) => {
-                if let Some(uri) = without_trailing_slash(request.uri()) {
-                    *request.uri_mut() = uri;
+        let places = Arc::new(Semaphore::new(config.max_requests.get().min(Semaphore::MAX_PERMITS)));
+        let handlers = Arc::new(Handlers { running: TaskTracker::new(), places, refused: AtomicU64::new(0) });
+        let stop = health.stop.clone();
+        // A request goes through them from top to bottom, its answer from bottom to top.
+        let layers = ServiceBuilder::new()
+            .map_response(move |mut response: Response| {
+                if stop.is_cancelled() {
+                    response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
                 }
-                self.run_handler(request, place, &id).await
-            }
-            Err(_) => self.refuse(),
-        };
-        response.headers_mut().insert(REQUEST_ID, id);
-        if self.health.stop.is_cancelled() {
-            response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
-        }
-        response
+                response
+            })
+            .map_request(with_sane_request_id)
+            .layer(PropagateRequestIdLayer::x_request_id())
+            .layer(from_fn_with_state(handlers.clone(), take_place))
+            .map_request(without_trailing_slash)
+            .layer(
+                TraceLayer::new_for_http()
+                    .make_span_with(request_span)
+                    .on_request(())
+                    .on_response(DefaultOnResponse::new().latency_unit(Micros))
+                    .on_failure(DefaultOnFailure::new().level(Level::WARN).latency_unit(Micros))
+                    .on_eos(()),
+            )
+            .map_response(with_error_body)
+            .layer(from_fn_with_state(handlers.clone(), run_on_own_task))
+            // On that task: a handler that waits for what never comes must not hold its place and its connection.
+            .layer(TimeoutLayer::with_status_code(StatusCode::SERVICE_UNAVAILABLE, config.request_timeout))
+            .layer(CatchPanicLayer::custom(|panic: Box<dyn Any + Send>| {
+                ApiError::Internal(anyhow!("the handler panicked: {}", panic_message(&*panic))).into_response()
+            }));
+        Self { service: health.routes().fallback_service(layers.service(routes)), handlers }
     }
 
     /// Returns when every handler has ended.
     pub(crate) async fn drained(&self) {
-        self.handlers.close();
-        self.handlers.wait().await;
-    }
-
-    async fn run_handler(&self, request: Request, place: OwnedSemaphorePermit, id: &HeaderValue) -> Response {
-        let span = error_span!(
-            "request",
-            id = id.to_str().unwrap_or_default(),
-            method = %request.method(),
-            path = request.uri().path(),
-            trace_id = field::Empty,
-        );
-        let handler = self.handlers.spawn(handle(self.routes.clone(), request, place).instrument(span.clone()));
-        match tokio::time::timeout(self.request_timeout, handler).await {
-            Ok(Ok(response)) => response,
-            // Its panics are caught, so the task was cancelled: the runtime is going down.
-            Ok(Err(_)) => ApiError::Unavailable.into_response(),
-            Err(_) => {
-                span.in_scope(|| warn!(after = ?self.request_timeout, "answered 503, the handler goes on"));
-                ApiError::Unavailable.into_response()
-            }
-        }
-    }
-
-    /// An overload is logged ever more rarely: logging each refusal would add to it.
-    fn refuse(&self) -> Response {
-        let refused = self.refused.fetch_add(1, Ordering::Relaxed) + 1;
-        if refused.is_power_of_two() {
-            warn!(refused, "more requests at once than MAX_REQUESTS, refusing");
-        }
-        ApiError::Unavailable.into_response()
+        self.handlers.running.close();
+        self.handlers.running.wait().await;
     }
 }
 
-async fn not_found() -> ApiError {
-    ApiError::NotFound
+/// Keeps the caller's id if it is fit for a log line, else makes a new one.
+fn with_sane_request_id(mut request: Request) -> Request {
+    let sane = |id: &HeaderValue| (1..=128).contains(&id.len()) && id.as_bytes().iter().all(u8::is_ascii_graphic);
+    if !request.headers().get(REQUEST_ID).is_some_and(sane) {
+        let id = HeaderValue::try_from(format!("{:032x}", rand::random::<u128>()));
+        request.headers_mut().insert(REQUEST_ID, id.expect("hexadecimal digits are a header value"));
+    }
+    request
 }
 
-async fn handle(routes: Router, request: Request, place: OwnedSemaphorePermit) -> Response {
-    let started = Instant::now();
+async fn take_place(State(handlers): State<Arc<Handlers>>, mut request: Request, next: Next) -> Response {
+    if let Ok(place) = handlers.places.clone().try_acquire_owned() {
+        request.extensions_mut().insert(Place::new(place));
+        return next.run(request).await;
+    }
+    // Logged ever more rarely: logging each refusal would add to the overload.
+    let refused = handlers.refused.fetch_add(1, Ordering::Relaxed) + 1;
+    if refused.is_power_of_two() {
+        warn!(refused, "more requests at once than MAX_REQUESTS, refusing");
+    }
+    ApiError::Unavailable.into_response()
+}
+
+/// Express tolerates exactly one slash at the end of a path; tower-http's `NormalizePath` would drop any number.
+fn without_trailing_slash(mut request: Request) -> Request {
+    let uri = request.uri();
+    if let Some(path) = uri.path().strip_suffix('/').filter(|path| !path.is_empty())
+        && let Ok(trimmed) = uri.query().map_or_else(|| Uri::try_from(path), |query| format!("{path}?{query}").parse())
+    {
+        *request.uri_mut() = trimmed;
+    }
+    request
+}
+
+fn request_span(request: &Request) -> Span {
+    let id = request.headers().get(REQUEST_ID).and_then(|id| id.to_str().ok());
+    error_span!("request", id, method = %request.method(), path = request.uri().path(), trace_id = field::Empty)
+}
+
+/// A client that hangs up cancels nothing. All that a request causes happens on this task, so that the events it appends
+/// carry its trace context on.
+async fn run_on_own_task(State(handlers): State<Arc<Handlers>>, mut request: Request, next: Next) -> Response {
+    let place = request.extensions_mut().remove::<Place>();
     let traceparent = request.headers().get("traceparent").and_then(|value| value.to_str().ok()).map(str::to_owned);
-    let work = AssertUnwindSafe(traced(traceparent, routes.oneshot(request)));
-    let response = match work.catch_unwind().await {
-        Ok(Ok(response)) => with_error_body(response),
-        Ok(Err(never)) => match never {},
-        Err(panic) => ApiError::Internal(anyhow!("the handler panicked: {}", panic_message(&*panic))).into_response(),
-    };
-    drop(place);
-    let (status, latency_us) = (response.status().as_u16(), started.elapsed().as_micros());
-    if response.status().is_server_error() {
-        warn!(status, latency_us, "answered");
-    } else {
-        debug!(status, latency_us, "answered");
-    }
-    response
-}
-
-/// Everything a request causes happens inside this future, so that the events it appends carry its trace context on.
-async fn traced<T>(traceparent: Option<String>, work: impl Future<Output = T>) -> T {
-    trace::scope(traceparent, async {
+    let handler = trace::scope(traceparent, async move {
         if let Some(trace_id) = trace::current().as_deref().and_then(|valid| valid.get(3..35)) {
             Span::current().record("trace_id", trace_id);
         }
-        work.await
-    })
-    .await
+        let answer = next.run(request).await;
+        drop(place);
+        answer
+    });
+    // Its panics are caught: without an answer, the task was cancelled because the runtime is going down.
+    let answer = handlers.running.spawn(handler.in_current_span()).await;
+    answer.unwrap_or_else(|_| ApiError::Unavailable.into_response())
 }
 
 /// The words of a panic, as far as it has any.
@@ -149,53 +148,15 @@ pub(crate) fn panic_message(panic: &(dyn Any + Send)) -> &str {
     text.or_else(|| panic.downcast_ref::<String>().map(String::as_str)).unwrap_or("no message")
 }
 
-/// Rejections of axum's extractors are plain text; clients expect the error body.
+/// Rejections of axum's extractors are plain text, layers answer without a body; clients expect the error body.
 fn with_error_body(response: Response) -> Response {
-    let status = response.status();
-    let failed = status.is_client_error() || status.is_server_error();
-    if !failed || response.headers().get(header::CONTENT_TYPE).is_some_and(|value| value == "application/json") {
-        return response;
-    }
-    match status {
+    let is_json = response.headers().get(header::CONTENT_TYPE).is_some_and(|value| value == "application/json");
+    match response.status() {
+        status if is_json || status.as_u16() < 400 => response,
         StatusCode::NOT_FOUND | StatusCode::METHOD_NOT_ALLOWED => ApiError::NotFound.into_response(),
         StatusCode::PAYLOAD_TOO_LARGE => ApiError::TooLarge.into_response(),
         StatusCode::SERVICE_UNAVAILABLE => ApiError::Unavailable.into_response(),
-        _ if status.is_server_error() => ApiError::Internal(anyhow!("a layer answered {status}")).into_response(),
-        _ => error_body(status, "Something went wrong"),
-    }
-}
-
-/// Express tolerates exactly one slash at the end of a path.
-fn without_trailing_slash(uri: &Uri) -> Option<Uri> {
-    let path = uri.path().strip_suffix('/').filter(|path| !path.is_empty())?;
-    let path_and_query = uri.query().map_or_else(|| path.to_owned(), |query| format!("{path}?{query}"));
-    let mut parts = uri.clone().into_parts();
-    parts.path_and_query = Some(PathAndQuery::try_from(path_and_query).ok()?);
-    Uri::from_parts(parts).ok()
-}
-
-/// The caller's id if it is fit for a log line, else a new one.
-fn request_id(headers: &HeaderMap) -> HeaderValue {
-    let sane = |id: &&HeaderValue| (1..=128).contains(&id.len()) && id.as_bytes().iter().all(u8::is_ascii_graphic);
-    headers.get(REQUEST_ID).filter(sane).cloned().unwrap_or_else(|| {
-        HeaderValue::try_from(format!("{:032x}", rand::random::<u128>()))
-            .expect("hexadecimal digits are a header value")
-    })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn one_trailing_slash_is_dropped() {
-        let trimmed = |uri: &'static str| without_trailing_slash(&Uri::from_static(uri)).map(|uri| uri.to_string());
-        assert_eq!(trimmed("/api/tickets/").as_deref(), Some("/api/tickets"));
-        assert_eq!(trimmed("/api/tickets/?limit=1").as_deref(), Some("/api/tickets?limit=1"));
-        assert_eq!(trimmed("/api/tickets//").as_deref(), Some("/api/tickets/"));
-        assert_eq!(trimmed("http://host/api/").as_deref(), Some("http://host/api"));
-        for untouched in ["/", "/api", "/?a=/", "*"] {
-            assert_eq!(trimmed(untouched), None, "{untouched}");
-        }
+        status if status.is_server_error() => ApiError::Internal(anyhow!("a layer answered {status}")).into_response(),
+        status => error_body(status, "Something went wrong"),
     }
 }

@@ -1,15 +1,16 @@
 //! `/healthz`: the process lives. `/readyz`: it can serve. Neither takes a place among the requests nor is it logged,
 //! so both answer under overload.
 
-use axum::Json;
-use axum::http::{Method, Uri};
-use axum::response::{IntoResponse as _, Response};
+use axum::extract::State;
+use axum::routing::get;
+use axum::{Json, Router};
 use event_bus::Bus;
-use serde_json::json;
+use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 
 use crate::error::ApiError;
 
+#[derive(Clone)]
 pub(crate) struct Health {
     /// Asked for Postgres only: no handler needs NATS.
     pub(crate) bus: Bus,
@@ -18,20 +19,22 @@ pub(crate) struct Health {
 }
 
 impl Health {
-    /// The answer, if the request is a question about health.
-    pub(crate) async fn answer(&self, method: &Method, uri: &Uri) -> Option<Response> {
-        if method != Method::GET && method != Method::HEAD {
-            return None;
-        }
-        match uri.path() {
-            "/healthz" => Some(ok()),
-            "/readyz" if !self.stop.is_cancelled() && self.bus.is_ready().await => Some(ok()),
-            "/readyz" => Some(ApiError::Unavailable.into_response()),
-            _ => None,
-        }
+    pub(crate) fn routes(self) -> Router {
+        Router::new()
+            .route("/healthz", get(live))
+            .route("/readyz", get(ready))
+            .method_not_allowed_fallback(async || ApiError::NotFound)
+            .with_state(self)
     }
 }
 
-fn ok() -> Response {
-    Json(json!({ "status": "ok" })).into_response()
+async fn live() -> Json<Value> {
+    Json(json!({ "status": "ok" }))
+}
+
+async fn ready(State(health): State<Health>) -> Result<Json<Value>, ApiError> {
+    if health.stop.is_cancelled() || !health.bus.is_ready().await {
+        return Err(ApiError::Unavailable);
+    }
+    Ok(live().await)
 }

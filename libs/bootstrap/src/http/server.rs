@@ -1,16 +1,14 @@
 //! The accept loop. Our own, because `axum::serve` has no time limit for request headers.
 
-use std::convert::Infallible;
 use std::io::{self, ErrorKind};
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::body::Body;
-use hyper::body::Incoming;
+use axum::Router;
 use hyper::server::conn::http1;
-use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::service::TowerToHyperService;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -45,7 +43,7 @@ pub(crate) async fn serve(listener: TcpListener, dispatch: Arc<Dispatch>, stop: 
             Some(ended) = connections.join_next() => report_panic(ended),
             accepted = listener.accept() => match accepted {
                 Ok((stream, _)) => {
-                    connections.spawn(serve_connection(stream, dispatch.clone(), closing.clone()));
+                    connections.spawn(serve_connection(stream, dispatch.service.clone(), closing.clone()));
                 }
                 Err(error) if concerns_one_client(&error) => debug!(%error, "a client left before it was accepted"),
                 Err(error) => {
@@ -63,18 +61,14 @@ pub(crate) async fn serve(listener: TcpListener, dispatch: Arc<Dispatch>, stop: 
     dispatch.drained().await;
 }
 
-async fn serve_connection(stream: TcpStream, dispatch: Arc<Dispatch>, closing: CancellationToken) {
+async fn serve_connection(stream: TcpStream, service: Router, closing: CancellationToken) {
     // Answers are small: waiting to fill a packet would only delay them. A failure means that the client is gone.
     let _ = stream.set_nodelay(true);
-    let service = service_fn(move |request: hyper::Request<Incoming>| {
-        let dispatch = dispatch.clone();
-        async move { Ok::<_, Infallible>(dispatch.answer(request.map(Body::new)).await) }
-    });
     let mut connection = pin!(
         http1::Builder::new()
             .timer(TokioTimer::new())
             .header_read_timeout(HEADER_TIME)
-            .serve_connection(TokioIo::new(stream), service)
+            .serve_connection(TokioIo::new(stream), TowerToHyperService::new(service))
     );
     let ended = tokio::select! {
         ended = connection.as_mut() => ended,

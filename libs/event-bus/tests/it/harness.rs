@@ -29,7 +29,14 @@ impl Harness {
     pub async fn start() -> Self {
         let (postgres, nats) = tokio::try_join!(Postgres::shared(), Nats::start()).unwrap();
         let database_url = postgres.database("bus").await.unwrap();
-        Self { _postgres: postgres, nats, database_url, provision: true, stop: CancellationToken::new(), tasks: JoinSet::new() }
+        Self {
+            _postgres: postgres,
+            nats,
+            database_url,
+            provision: true,
+            stop: CancellationToken::new(),
+            tasks: JoinSet::new(),
+        }
     }
 
     /// A replica's bus, relaying.

@@ -2,61 +2,19 @@
 
 use crate::harness::{Harness, append};
 use contracts::Id;
-use stack::{eventually, free_port};
-use std::sync::Arc;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::watch;
-
-/// A way to NATS on which what the client sends can be held up; answers always pass.
-struct HeldWay {
-    url: String,
-    held: watch::Sender<bool>,
-}
-
-impl HeldWay {
-    async fn to(nats_url: &str) -> Self {
-        let server: Arc<str> = nats_url.trim_start_matches("nats://").into();
-        let address = format!("127.0.0.1:{}", free_port());
-        let listener = TcpListener::bind(&address).await.unwrap();
-        let held = watch::Sender::new(false);
-        let gate = held.subscribe();
-        tokio::spawn(async move {
-            while let Ok((client, _)) = listener.accept().await {
-                let (server, gate) = (server.clone(), gate.clone());
-                tokio::spawn(async move { carry(client, TcpStream::connect(&*server).await?, gate).await });
-            }
-        });
-        Self { url: format!("nats://{address}"), held }
-    }
-}
-
-async fn carry(client: TcpStream, server: TcpStream, mut held: watch::Receiver<bool>) -> std::io::Result<()> {
-    let (mut from_client, mut to_client) = client.into_split();
-    let (mut from_server, mut to_server) = server.into_split();
-    tokio::spawn(async move { tokio::io::copy(&mut from_server, &mut to_client).await });
-    let mut buffer = vec![0; 1 << 16];
-    loop {
-        let length = from_client.read(&mut buffer).await?;
-        if length == 0 {
-            return Ok(());
-        }
-        let _ = held.wait_for(|held| !held).await;
-        to_server.write_all(&buffer[..length]).await?;
-    }
-}
+use stack::{Way, eventually};
 
 async fn a_publish_that_arrives_after_a_takeover_is_refused(backlog: i64, published_meanwhile: i64) {
     let mut harness = Harness::start().await;
-    let way = HeldWay::to(&harness.nats.url()).await;
-    let stale = harness.relay_through(&way.url).await;
+    let way = Way::to(harness.nats.url().trim_start_matches("nats://")).await.unwrap();
+    let stale = harness.relay_through(&format!("nats://{}", way.address())).await;
     let first = Id::generate();
     append(&stale, first, 0..1).await;
     harness.published().await;
     harness.forget_event_ids().await;
 
     // The stale relay reads its rows and publishes them, but nothing of it arrives.
-    way.held.send_replace(true);
+    way.hold();
     let mut tx = stale.begin().await.unwrap();
     for version in 1..=backlog {
         tx.append(&crate::harness::event(first, version)).await.unwrap();
@@ -90,7 +48,7 @@ async fn a_publish_that_arrives_after_a_takeover_is_refused(backlog: i64, publis
     harness.published().await;
 
     harness.forget_event_ids().await;
-    way.held.send_replace(false);
+    way.release();
     append(&stale, first, backlog + 1..backlog + 3).await;
     harness.published().await;
 

@@ -32,7 +32,7 @@ impl Handler for Recorder {
         let fault = self.fault.lock().unwrap().clone();
         match fault {
             Some(Fault::Refuse(id)) => {
-                anyhow::ensure!(events.iter().all(|event| event.event_id() != id), "not this one")
+                anyhow::ensure!(events.iter().all(|event| event.event_id() != id), "not this one");
             }
             Some(Fault::Swallow) => drop(sqlx::query("select 1 / 0").execute(&mut **tx).await),
             Some(Fault::Disconnect) => {
@@ -81,7 +81,7 @@ async fn an_event_that_is_refused_takes_no_neighbours_with_it_and_is_tried_five_
     harness.tasks.spawn(bus.clone().subscribe("orders", recorder.clone(), harness.stop.clone()));
     recorder.has(&ids).await;
     eventually_within(
-        Duration::from_secs(60),
+        Duration::from_mins(1),
         "a dead letter, or one that a newer version makes pointless",
         async || {
             anyhow::ensure!(unacknowledged(&harness).await? == 0);

@@ -24,7 +24,7 @@ async fn drift_is_mended_and_events_survive_it() {
     harness.published().await;
     let jetstream = harness.jetstream().await;
     let mut config = jetstream.get_stream("TICKETS").await.unwrap().cached_info().config.clone();
-    config.duplicate_window = Duration::from_secs(60);
+    config.duplicate_window = Duration::from_mins(1);
     config.description = Some("changed by hand".to_owned());
     jetstream.update_stream(config).await.unwrap();
 

@@ -164,10 +164,7 @@ async fn a_container_in_the_making_is_not_left_behind() -> Result<()> {
 async fn a_container_ends_with_a_process_that_is_killed() -> Result<()> {
     let tests = std::env::current_exe()?;
     let profile = tests.parent().and_then(Path::parent).context("tests are in deps, in the folder of their profile")?;
-    let mut victim = Command::new(profile.join("examples/nats"))
-        .stdout(Stdio::piped())
-        .kill_on_drop(true)
-        .spawn()?;
+    let mut victim = Command::new(profile.join("examples/nats")).stdout(Stdio::piped()).kill_on_drop(true).spawn()?;
     let mut lines = BufReader::new(victim.stdout.take().context("it is piped")?).lines();
     let id = loop {
         let line = lines.next_line().await?.context("the victim died too early")?;

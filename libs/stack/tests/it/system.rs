@@ -104,7 +104,7 @@ impl System {
     /// subscriptions caught up, no dead letters, the replica equal to its source row by row, and every version of every
     /// ticket in the stream once and in order.
     pub async fn settled(&self) -> Result<()> {
-        eventually_within(Duration::from_secs(60), "the system to settle", async || self.quiet().await).await?;
+        eventually_within(Duration::from_mins(1), "the system to settle", async || self.quiet().await).await?;
         let stream = self.stream().await?;
         let mut next = std::collections::HashMap::new();
         for Stored { subject, id, version } in &stream {

@@ -4,6 +4,7 @@
 #![allow(clippy::disallowed_methods, reason = "tests look into tables that no query! is prepared for")]
 
 mod create_ticket;
+mod dead_postgres;
 mod edit_ticket;
 mod hanging_up;
 mod identity;

@@ -21,6 +21,11 @@ pub struct Tickets {
 pub async fn start() -> Tickets {
     let postgres = Postgres::shared().await.unwrap();
     let database_url = postgres.database("tickets").await.unwrap();
+    start_on(postgres, database_url).await
+}
+
+/// A service that reaches its database at this URL.
+pub async fn start_on(postgres: Arc<Postgres>, database_url: String) -> Tickets {
     let nobody = format!("nats://127.0.0.1:{}", free_port());
     let config = tickets::Config::parse_from([
         "tickets",

@@ -1,0 +1,76 @@
+//! Postgres is there, and yet no answer comes: a frozen server, or a network that loses every packet.
+
+use crate::tickets::{error, start_on};
+use futures::future::join_all;
+use serde_json::json;
+use stack::{Postgres, Way, eventually};
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::time::timeout;
+
+const UNAVAILABLE: &str = "The service is temporarily unavailable, please try again";
+
+/// Longer than a request may take.
+const BOUND: Duration = Duration::from_secs(15);
+
+#[tokio::test]
+async fn connections_that_died_without_a_word_are_given_up_and_replaced() {
+    let postgres = Postgres::shared().await.unwrap();
+    let database_url = postgres.database("tickets").await.unwrap();
+    let host = database_url.split(['@', '/']).nth(3).unwrap().to_owned();
+    let way = Way::to(&host).await.unwrap();
+    let tickets = start_on(postgres, database_url.replace(&host, &way.address().to_string())).await;
+    // As many connections as the service may have, all of them in use.
+    join_all((0..64).map(|_| tickets.ticket())).await;
+
+    way.abandon();
+    let answers = join_all((0..64).map(|number| {
+        let post = tickets.ann.post("/api/tickets", json!({"title": format!("Lost {number}"), "price": 1}));
+        async { timeout(BOUND, post).await.expect("an answer in time").unwrap() }
+    }));
+    for answer in answers.await {
+        assert!(answer.status == 201 || answer.status == 503, "{} {}", answer.status, answer.body);
+        assert!(answer.status == 201 || answer.body == error(UNAVAILABLE));
+    }
+    // The same clients, the same process: nothing is left of the dead connections.
+    let body = json!({"title": "After", "price": 1});
+    eventually("a connection that lives", async || {
+        tickets.ann.post("/api/tickets", body.clone()).await?.expect(201)?;
+        anyhow::Ok(())
+    })
+    .await
+    .unwrap();
+    for answer in join_all((0..64).map(|_| tickets.ann.post("/api/tickets", body.clone()))).await {
+        answer.unwrap().expect(201).unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_frozen_postgres_costs_503s_in_bounded_time_and_is_used_again_when_it_thaws() {
+    let postgres = Arc::new(Postgres::start().await.unwrap());
+    let database_url = postgres.database("tickets").await.unwrap();
+    let tickets = start_on(postgres.clone(), database_url).await;
+    let ticket = crate::tickets::path(&tickets.ticket().await);
+
+    postgres.pause().await.unwrap();
+    for round in 0..2 {
+        let answers = join_all((0..32).map(|number| {
+            let (ann, ticket) = (&tickets.ann, &ticket);
+            async move {
+                let answer = match number % 3 {
+                    0 => ann.get(ticket).await,
+                    1 => ann.put(ticket, json!({"title": "Changed", "price": 1})).await,
+                    _ => ann.post("/api/tickets", json!({"title": "New", "price": 1})).await,
+                };
+                (answer.unwrap().status, number)
+            }
+        }));
+        for (status, number) in timeout(BOUND, answers).await.expect("answers in time") {
+            assert_eq!(status, 503, "round {round}, request {number}");
+        }
+        assert_eq!(tickets.anonymous.get("/readyz").await.unwrap().status, 503);
+    }
+    postgres.unpause().await.unwrap();
+    eventually("an answer", async || tickets.ann.get(&ticket).await?.expect(200)).await.unwrap();
+    join_all((0..64).map(|_| tickets.ticket())).await;
+}
