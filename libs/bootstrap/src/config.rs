@@ -36,7 +36,7 @@ pub struct Config {
     )]
     pub nats_url: Vec<String>,
 
-    /// Name of this process in NATS' connection list [default: the name of the service]
+    /// Name of this process in the connection lists of NATS and Postgres [default: the name of the service]
     #[arg(long, env)]
     pub nats_client_id: Option<String>,
 
@@ -74,10 +74,11 @@ pub struct Config {
 }
 
 impl Config {
-    /// What the bus of the service `name` needs to know.
-    pub fn bus(&self, name: &str) -> event_bus::Settings {
+    /// What the bus of `service` needs to know.
+    pub fn bus(&self, service: &'static str) -> event_bus::Settings {
         event_bus::Settings {
-            name: self.nats_client_id.clone().unwrap_or_else(|| name.to_owned()),
+            service,
+            client: self.nats_client_id.clone().unwrap_or_else(|| service.to_owned()),
             database_url: self.database_url.clone(),
             database_connections: self.database_connections.get(),
             nats_url: self.nats_url.join(","),

@@ -45,8 +45,10 @@ const READY: Duration = Duration::from_secs(1);
 /// What a bus needs to know.
 #[derive(Clone)]
 pub struct Settings {
-    /// The service's name, shown by Postgres and NATS.
-    pub name: String,
+    /// The service's name, which all of its replicas share. One word.
+    pub service: &'static str,
+    /// The name of this process, shown by Postgres and NATS.
+    pub client: String,
     /// The service's own database.
     pub database_url: String,
     /// Connections for requests at most.
@@ -81,8 +83,8 @@ impl Bus {
     /// # Errors
     /// A malformed URL.
     pub async fn open(settings: &Settings, migrations: &'static Migrator) -> anyhow::Result<Self> {
-        let pool = |connections| postgres::pool(&settings.database_url, &settings.name, connections);
-        let nats = nats::connect(&settings.nats_url, &settings.name).await?;
+        let pool = |connections| postgres::pool(&settings.database_url, &settings.client, connections);
+        let nats = nats::connect(&settings.nats_url, settings.service, &settings.client).await?;
         Ok(Self {
             requests: pool(settings.database_connections)?,
             db: pool(CONNECTIONS)?,

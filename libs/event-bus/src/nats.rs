@@ -5,17 +5,17 @@ use async_nats::{Client, ConnectOptions, Event};
 use std::time::Duration;
 
 /// Connects to one of the servers in `urls`, a comma-separated list, and keeps connecting for ever: the returned
-/// client is usable at once, its requests fail until a server is there. `name` is shown by `nats server report`.
-pub async fn connect(urls: &str, name: &str) -> anyhow::Result<Client> {
+/// client is usable at once, its requests fail until a server is there. `client` is shown by `nats server report`.
+pub async fn connect(urls: &str, service: &str, client: &str) -> anyhow::Result<Client> {
     let servers = urls
         .split(',')
         .map(|url| url.trim().replacen("http://", "nats://", 1).parse())
         .collect::<Result<Vec<async_nats::ServerAddr>, _>>()
         .with_context(|| format!("NATS_URL must be a list like nats://host:4222,nats://other:4222, not {urls:?}"))?;
     ConnectOptions::new()
-        .name(name)
+        .name(client)
         // Of its own, so that permissions can keep one service from reading another's answers.
-        .custom_inbox_prefix(format!("_INBOX_{name}"))
+        .custom_inbox_prefix(format!("_INBOX_{service}"))
         .retry_on_initial_connect()
         .max_reconnects(None)
         .reconnect_delay_callback(|attempt| {

@@ -37,7 +37,7 @@ const BATCH_BYTES: i64 = 1 << 20;
 /// When to look for rows that nobody woke us for: those of a replica that died.
 const POLL: Duration = Duration::from_millis(500);
 /// When to look again while another replica relays and something of ours may wait.
-const CONTENDED: Duration = Duration::from_millis(5);
+const CONTENDED: Duration = Duration::from_millis(20);
 /// How long the server may take to store a batch. Shorter than `idle_in_transaction_session_timeout`.
 const PUBLISH: Duration = Duration::from_secs(5);
 /// How long a step may take before the connection to Postgres counts as dead.
@@ -202,6 +202,7 @@ async fn settle(tx: &mut Transaction, stream: &str, last_seq: u64, ids: &[i64]) 
 }
 
 /// Stores all `rows` directly behind `last_seq`, or none of them.
+#[expect(clippy::disallowed_methods, reason = "this is the one place that publishes")]
 async fn publish(bus: &Bus, stream: &str, last_seq: u64, rows: &[Row]) -> anyhow::Result<Published> {
     let batch = (rows.len() > 1).then(|| bus.nats.new_inbox());
     let mut last = None;
@@ -257,6 +258,7 @@ async fn reconcile(bus: &Bus, tx: &mut Transaction, stream: &str, last_seq: u64)
              bus.relay.last_seq to {end} and republish the current state from the tables"
         );
     }
+    ensure!(end > last_seq, "the server refuses an event as a duplicate that {stream} does not hold behind {last_seq}");
     let until = end.min(last_seq + RECONCILE);
     let ids: Vec<Option<String>> = stream::iter(last_seq + 1..=until)
         // From the leader: a follower may not have the message yet.

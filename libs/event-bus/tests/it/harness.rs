@@ -56,7 +56,8 @@ impl Harness {
     /// A bus that does nothing by itself.
     pub async fn bus(&self, nats_url: &str) -> Bus {
         let settings = Settings {
-            name: "test".to_owned(),
+            service: "test",
+            client: "test".to_owned(),
             database_url: self.database_url.clone(),
             database_connections: 8,
             nats_url: nats_url.to_owned(),
