@@ -10,8 +10,6 @@ use bootstrap::{ApiError, Caller, Config, Keys, Running, Service};
 use event_bus::Bus;
 use sqlx::migrate::Migrator;
 
-static MIGRATIONS: Migrator = Migrator::DEFAULT;
-
 #[derive(clap::Parser)]
 struct HelloConfig {
     #[command(flatten)]
@@ -44,7 +42,7 @@ fn main() -> ExitCode {
 }
 
 async fn start(config: HelloConfig) -> anyhow::Result<Running> {
-    let bus = Bus::open(&config.service.bus("hello"), &MIGRATIONS).await?;
+    let bus = Bus::open(config.service.bus("hello"), Migrator::DEFAULT).await?;
     let routes = Router::new()
         .route("/hello", get(hello))
         // For the process tests: a request that keeps the service from stopping.

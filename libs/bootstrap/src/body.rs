@@ -85,8 +85,8 @@ impl<S: Sync> FromRequest<S> for JsonBody {
 
     async fn from_request(request: Request, _: &S) -> Result<Self, ApiError> {
         let (head, body) = request.into_parts();
-        let bytes = tokio::time::timeout(TIME, read(&head.headers, body)).await.map_err(|_| ApiError::TooSlow)?;
-        if is_json(&head.headers) { Self::parse(&bytes?) } else { Ok(Self::default()) }
+        let bytes = receive(&head.headers, body).await?;
+        if is_json(&head.headers) { Self::parse(&bytes) } else { Ok(Self::default()) }
     }
 }
 
@@ -94,6 +94,11 @@ impl<S: Sync> FromRequest<S> for JsonBody {
 fn is_json(headers: &HeaderMap) -> bool {
     let declared = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
     declared.split(';').next().is_some_and(|essence| essence.trim().eq_ignore_ascii_case("application/json"))
+}
+
+/// The whole body, within its limits of size and time.
+pub(crate) async fn receive(headers: &HeaderMap, body: Body) -> Result<Vec<u8>, ApiError> {
+    tokio::time::timeout(TIME, read(headers, body)).await.map_err(|_| ApiError::TooSlow)?
 }
 
 async fn read(headers: &HeaderMap, body: Body) -> Result<Vec<u8>, ApiError> {

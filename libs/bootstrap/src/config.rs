@@ -172,9 +172,9 @@ impl fmt::Debug for JwtConfig {
 
 /// Host, port and path. Options are dropped too: libpq's `?password=` is one of them.
 fn without_credentials(url: &str) -> &str {
-    let url = url.split('?').next().unwrap_or_default();
     let host = url.rsplit('@').next().unwrap_or_default();
-    host.rsplit("://").next().unwrap_or_default()
+    let host = host.rsplit("://").next().unwrap_or_default();
+    host.split('?').next().unwrap_or_default()
 }
 
 #[cfg(test)]

@@ -7,7 +7,7 @@ create table bus.dead_letters (
     -- a stream that was made anew counts from 1 again; the time of publishing tells its messages from the old ones
     published_at timestamptz not null,
     subject      text   not null,
-    -- from the Nats-Msg-Id header, where it has the form of ours
+    -- null where a message does not even look like an event of ours
     event_id     text,
     aggregate_id text,
     version      bigint,
@@ -24,4 +24,5 @@ create table bus.dead_letters (
     unique (consumer, stream, seq, published_at)
 );
 
-create index dead_letters_open on bus.dead_letters (consumer, aggregate_id) where status = 'dead';
+-- asked after every batch
+create index dead_letters_open on bus.dead_letters (consumer, aggregate_id) where status <> 'superseded';

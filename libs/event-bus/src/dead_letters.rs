@@ -16,6 +16,8 @@ pub(crate) enum Verdict {
     Retry { attempts: u32 },
     /// It is safely a dead letter.
     Dead,
+    /// A newer version of the same aggregate was applied meanwhile: nothing is missing.
+    Superseded,
 }
 
 /// A message that was not applied, and why.
@@ -32,9 +34,10 @@ pub(crate) struct Refusal<'a> {
 pub(crate) async fn refuse(db: &mut PgConnection, refusal: &Refusal<'_>) -> anyhow::Result<Verdict> {
     let Refusal { message, event_id, error, hopeless } = refusal;
     let info = message.info().map_err(|error| anyhow!("not a JetStream message: {error}"))?;
-    let event_id = event_id.as_deref().map(storable);
+    // A publisher may call its garbage anything; only ids of ours are compared, and fit into an index.
     let key = event_id.as_deref().and_then(crate::split_event_id);
-    let attempts = sqlx::query_scalar!(
+    let event_id = key.is_some().then_some(event_id.as_deref()).flatten();
+    let refused = sqlx::query!(
         r#"
         insert into bus.dead_letters as letter
             (stream, consumer, seq, published_at, subject, event_id, aggregate_id, version, payload, headers, error,
@@ -42,8 +45,12 @@ pub(crate) async fn refuse(db: &mut PgConnection, refusal: &Refusal<'_>) -> anyh
         values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, 1, case when $12 or $13 <= 1 then 'dead' else 'retrying' end)
         on conflict (consumer, stream, seq, published_at) do update
         set attempts = letter.attempts + 1, error = excluded.error, updated_at = now(),
-            status = case when $12 or letter.attempts + 1 >= $13 then 'dead' else 'retrying' end
-        returning case when status = 'dead' then null else attempts end as attempts
+            status = case
+                when letter.status = 'superseded' then 'superseded'
+                when $12 or letter.attempts + 1 >= $13 then 'dead'
+                else 'retrying'
+            end
+        returning attempts, status
         "#,
         info.stream,
         info.consumer,
@@ -51,8 +58,8 @@ pub(crate) async fn refuse(db: &mut PgConnection, refusal: &Refusal<'_>) -> anyh
         info.published,
         storable(&message.subject),
         event_id,
-        key.map(|(aggregate_id, _)| aggregate_id),
-        key.map(|(_, version)| version),
+        key.as_ref().map(|(aggregate_id, _)| aggregate_id),
+        key.as_ref().map(|(_, version)| *version),
         &message.payload[..],
         headers(message.headers.as_ref()),
         storable(error),
@@ -61,9 +68,10 @@ pub(crate) async fn refuse(db: &mut PgConnection, refusal: &Refusal<'_>) -> anyh
     )
     .fetch_one(db)
     .await?;
-    Ok(match attempts {
-        Some(attempts) => Verdict::Retry { attempts: u32::try_from(attempts)? },
-        None => Verdict::Dead,
+    Ok(match refused.status.as_str() {
+        "retrying" => Verdict::Retry { attempts: u32::try_from(refused.attempts)? },
+        "superseded" => Verdict::Superseded,
+        _ => Verdict::Dead,
     })
 }
 
@@ -77,9 +85,8 @@ pub(crate) async fn supersede(db: &mut PgConnection, consumer: &str, applied: &[
     sqlx::query!(
         "update bus.dead_letters as letter set status = 'superseded', updated_at = now()
          from unnest($2::text[], $3::bigint[]) as applied (aggregate_id, version)
-         where letter.consumer = $1 and letter.aggregate_id = applied.aggregate_id
-           and (letter.status = 'dead' and letter.version < applied.version
-                or letter.status = 'retrying' and letter.version <= applied.version)",
+         where letter.consumer = $1 and letter.aggregate_id = applied.aggregate_id and letter.status <> 'superseded'
+           and (letter.version < applied.version or letter.version = applied.version and letter.status = 'retrying')",
         consumer,
         &ids as _,
         &versions,

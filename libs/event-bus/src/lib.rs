@@ -25,7 +25,7 @@ pub mod trace;
 pub use outbox::{Connection, Outgoing, Transaction};
 pub use subscription::Handler;
 
-use contracts::Event;
+use contracts::{Event, Id};
 use sqlx::migrate::Migrator;
 use sqlx::{Connection as _, PgPool};
 use std::sync::Arc;
@@ -33,8 +33,7 @@ use std::time::Duration;
 use tokio::sync::{Notify, OnceCell};
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
-
-static MIGRATIONS: Migrator = sqlx::migrate!();
+use topology::Drift;
 
 /// Connections for the relay and the subscriptions, apart from those for requests, so that neither starves the other.
 const CONNECTIONS: u32 = 4;
@@ -70,8 +69,8 @@ pub struct Bus {
     jetstream: async_nats::jetstream::Context,
     /// Tells the relay that something was committed.
     wake: Arc<Notify>,
-    /// The service's own, which run after those of the bus.
-    migrations: &'static Migrator,
+    /// Those of the bus, then those of the service.
+    migrations: Arc<[Migrator; 2]>,
     migrated: Arc<OnceCell<()>>,
     provision: bool,
 }
@@ -82,7 +81,7 @@ impl Bus {
     ///
     /// # Errors
     /// A malformed URL.
-    pub async fn open(settings: &Settings, migrations: &'static Migrator) -> anyhow::Result<Self> {
+    pub async fn open(settings: Settings, migrations: Migrator) -> anyhow::Result<Self> {
         let pool = |connections| postgres::pool(&settings.database_url, &settings.client, connections);
         let nats = nats::connect(&settings.nats_url, settings.service, &settings.client).await?;
         Ok(Self {
@@ -91,7 +90,7 @@ impl Bus {
             jetstream: async_nats::jetstream::new(nats.clone()),
             nats,
             wake: Arc::default(),
-            migrations,
+            migrations: Arc::new([sqlx::migrate!(), migrations].map(tolerant)),
             migrated: Arc::default(),
             provision: settings.provision,
         })
@@ -153,9 +152,8 @@ impl Bus {
 
     /// Closes the connections, once relay and subscriptions have ended.
     pub async fn close(&self) {
-        let _ = self.nats.drain().await;
-        self.requests.close().await;
-        self.db.close().await;
+        let _ = timeout(READY, self.nats.drain()).await;
+        let _ = timeout(READY, async { tokio::join!(self.requests.close(), self.db.close()) }).await;
     }
 
     /// Waits for the tables, and for streams and consumers where we create them. `false`: stopped before.
@@ -163,7 +161,7 @@ impl Bus {
         let mut backoff = retry::Backoff::default();
         let prepare = async {
             self.migrated.get_or_init(|| self.migrate()).await;
-            while let Err(error) = self.provision().await {
+            while let Err(error) = self.provision(Drift::Mend).await {
                 sleep(backoff.fail("provisioning streams and consumers", &error)).await;
             }
             backoff.succeed("provisioning streams and consumers");
@@ -176,24 +174,35 @@ impl Bus {
     async fn migrate(&self) {
         let what = "preparing the database";
         let mut backoff = retry::Backoff::default();
-        let migrate = async || -> anyhow::Result<()> {
-            MIGRATIONS.run(&self.db).await?;
-            Ok(self.migrations.run(&self.db).await?)
-        };
-        while let Err(error) = migrate().await {
+        while let Err(error) = self.try_to_migrate().await {
             sleep(backoff.fail(what, &error)).await;
         }
         backoff.succeed(what);
     }
 
-    async fn provision(&self) -> anyhow::Result<()> {
+    async fn try_to_migrate(&self) -> anyhow::Result<()> {
+        // A connection that is closed however this ends: a migration that fails leaves its advisory lock behind, and
+        // nobody could migrate while it is held.
+        let db = postgres::pool_for_migrations(&self.db);
+        let result = async {
+            for migrations in &*self.migrations {
+                migrations.run(&db).await?;
+            }
+            Ok(())
+        };
+        let result = result.await;
+        db.close().await;
+        result
+    }
+
+    async fn provision(&self, drift: Drift) -> anyhow::Result<()> {
         self.connected()?;
-        if self.provision { topology::provision(&self.nats).await } else { Ok(()) }
+        if self.provision { topology::provision(&self.nats, drift).await } else { Ok(()) }
     }
 
     /// A stream or a consumer may be what is missing. If this does not help, what failed fails again and says why.
-    async fn provision_again(&self) {
-        let _ = self.provision().await;
+    async fn provision_again(&self, stop: &CancellationToken) {
+        let _ = stop.run_until_cancelled(self.provision(Drift::Leave)).await;
     }
 
     fn migrated(&self) -> sqlx::Result<()> {
@@ -210,8 +219,14 @@ impl Bus {
     }
 }
 
+/// During a rolling update an older version of the service starts on a database that a newer one has migrated already.
+fn tolerant(mut migrations: Migrator) -> Migrator {
+    migrations.set_ignore_missing(true);
+    migrations
+}
+
 /// The aggregate and the version in an event id: see [`Event::event_id`].
-fn split_event_id(id: &str) -> Option<(&str, i64)> {
+fn split_event_id(id: &str) -> Option<(String, i64)> {
     let (aggregate_id, version) = id.rsplit_once('-')?;
-    Some((aggregate_id, version.parse().ok()?))
+    Some((aggregate_id.parse::<Id>().ok()?.to_string(), version.parse().ok()?))
 }

@@ -11,7 +11,7 @@ pub async fn connect(urls: &str, service: &str, client: &str) -> anyhow::Result<
         .split(',')
         .map(|url| url.trim().replacen("http://", "nats://", 1).parse())
         .collect::<Result<Vec<async_nats::ServerAddr>, _>>()
-        .with_context(|| format!("NATS_URL must be a list like nats://host:4222,nats://other:4222, not {urls:?}"))?;
+        .context("NATS_URL must be a list like nats://host:4222,nats://user:password@other:4222")?;
     ConnectOptions::new()
         .name(client)
         // Of its own, so that permissions can keep one service from reading another's answers.

@@ -9,8 +9,9 @@ use sqlx::pool::PoolConnection;
 use sqlx::{Executor, PgConnection, PgPool, Postgres};
 use std::ops::{Deref, DerefMut};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 use tokio::sync::Notify;
+use tokio::time::timeout;
 
 /// An event as `bus.append(stream, subject, aggregate_id, version, payload, traceparent)` takes it.
 ///
@@ -47,22 +48,23 @@ impl Outgoing {
 }
 
 /// A connection on which every statement commits by itself, so that nothing can stay open whatever is cancelled.
-///
-/// One that was held for very long when it is dropped is closed instead of going back to the pool: its holder may have
-/// given up waiting for an answer, and the pool would wait for one itself.
 pub struct Connection {
     inner: PoolConnection<Postgres>,
-    since: Instant,
     /// Woken at the end, if events may have been appended.
     wake: Option<Arc<Notify>>,
 }
 
-/// No answer takes this long while Postgres is well.
-const VERY_LONG: Duration = Duration::from_secs(3);
+/// How long a connection that goes back to the pool may take to show that it lives. The pool itself would wait for ever
+/// for a peer that died without a word, and lose the place of the connection.
+const SIGN_OF_LIFE: Duration = Duration::from_secs(1);
+
+fn give_back(connection: &mut PoolConnection<Postgres>) {
+    tokio::spawn(timeout(SIGN_OF_LIFE, connection.return_to_pool()));
+}
 
 impl Connection {
     pub(crate) async fn acquire(db: &PgPool) -> sqlx::Result<Self> {
-        Ok(Self { inner: db.acquire().await?, since: Instant::now(), wake: None })
+        Ok(Self { inner: db.acquire().await?, wake: None })
     }
 
     pub(crate) fn waking(mut self, relay: &Arc<Notify>) -> Self {
@@ -132,9 +134,7 @@ impl Transaction {
 
 impl Drop for Connection {
     fn drop(&mut self) {
-        if self.since.elapsed() > VERY_LONG {
-            self.inner.close_on_drop();
-        }
+        give_back(&mut self.inner);
         if let Some(relay) = &self.wake {
             relay.notify_one();
         }
@@ -159,6 +159,8 @@ impl Drop for Transaction {
     fn drop(&mut self) {
         if self.open {
             self.connection.close_on_drop();
+        } else {
+            give_back(&mut self.connection);
         }
     }
 }

@@ -35,6 +35,13 @@ pub fn pool(url: &str, application: &str, connections: u32) -> anyhow::Result<Pg
         .connect_lazy_with(options.application_name(application).options(SESSION)))
 }
 
+/// A single connection to the database of `pool`, on which a statement may take as long as it needs.
+pub(crate) fn pool_for_migrations(pool: &PgPool) -> PgPool {
+    let options = PgConnectOptions::clone(&pool.connect_options());
+    let patient = options.options([("statement_timeout", "0"), ("lock_timeout", "0")]);
+    PgPoolOptions::new().max_connections(1).acquire_timeout(ACQUIRE).connect_lazy_with(patient)
+}
+
 /// Whether `error` says that Postgres is unreachable, restarting or overloaded, or that the transaction lost a race it
 /// may win next time. Nothing is wrong with the request or the event then, and trying again later can help.
 pub fn is_outage(error: &sqlx::Error) -> bool {
@@ -48,6 +55,11 @@ pub fn is_outage(error: &sqlx::Error) -> bool {
         sqlx::Error::Database(error) => error.code().is_some_and(|code| is_outage_state(&code)),
         _ => false,
     }
+}
+
+/// Whether Postgres gave up on a statement that took longer than it may. An outage as well, to whoever waits.
+pub(crate) fn is_statement_timeout(error: &sqlx::Error) -> bool {
+    matches!(error, sqlx::Error::Database(error) if error.code().as_deref() == Some("57014"))
 }
 
 /// Connection, rollback (deadlock, serialization), resources, object not in the needed state (lock timeout), operator

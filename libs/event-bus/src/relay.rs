@@ -32,6 +32,10 @@ use tokio_util::sync::CancellationToken;
 
 /// Events in one batch at most; the server takes 1000.
 const BATCH: i64 = 512;
+/// So many that there may be more than one batch.
+const FULL: usize = 256;
+/// Under load a batch waits this long to fill: each costs six round trips and a write to two disks.
+const COALESCE: Duration = Duration::from_millis(5);
 /// Bytes of bodies in one batch at most, though always one event.
 const BATCH_BYTES: i64 = 1 << 20;
 /// When to look for rows that nobody woke us for: those of a replica that died.
@@ -51,8 +55,10 @@ const WRONG_LAST_SEQUENCE: u64 = 10071;
 const DUPLICATE_IN_BATCH: u64 = 10201;
 
 enum Step {
-    /// More may wait.
-    Again,
+    /// More waits, or what was found has to be looked at again.
+    More,
+    /// Several events were published, so that more are probably on their way.
+    Busy,
     /// All that was committed before the step began is published.
     Done,
     /// Another replica is relaying.
@@ -89,23 +95,24 @@ pub(crate) async fn run(bus: &Bus, stream: &'static str, stop: &CancellationToke
             Ok(step) => {
                 backoff.succeed(&what);
                 match step {
-                    Step::Again => Duration::ZERO,
+                    Step::More => Duration::ZERO,
+                    Step::Busy if stop.is_cancelled() => Duration::ZERO,
+                    Step::Busy => COALESCE,
+                    // What another replica has locked is published by it, or after the restart.
+                    Step::Contended | Step::Done if stop.is_cancelled() => return Ok(()),
                     Step::Contended => jitter(CONTENDED),
-                    Step::Done if stop.is_cancelled() => return Ok(()),
                     Step::Done => {
                         wait_for_work(bus, stop).await;
                         Duration::ZERO
                     }
                 }
             }
+            Err(_) if stop.is_cancelled() => return Ok(()),
             Err(error) => {
-                bus.provision_again().await;
+                bus.provision_again(stop).await;
                 backoff.fail(&what, &error)
             }
         };
-        if stop.is_cancelled() && !pause.is_zero() {
-            return Ok(()); // what is left is published by another replica, or after the restart
-        }
         tokio::select! {
             () = sleep(pause) => {}
             () = stop.cancelled(), if !pause.is_zero() => {}
@@ -146,12 +153,16 @@ async fn step(bus: &Bus, stream: &'static str, stop: &CancellationToken) -> anyh
         Published::UpTo(seq) => {
             let ids: Vec<i64> = rows.iter().map(|row| row.id).collect();
             settle(&mut tx, stream, seq, &ids).await?;
-            // Behind a single row nothing waited; what has come since has woken us.
-            if rows.len() > 1 || stop.is_cancelled() { Step::Again } else { Step::Done }
+            match rows.len() {
+                // Behind a single row nothing waited; what has come since has woken us.
+                1 if !stop.is_cancelled() => Step::Done,
+                FULL.. => Step::More,
+                _ => Step::Busy,
+            }
         }
         Published::Elsewhere => {
             reconcile(bus, &mut tx, stream, last_seq).await?;
-            Step::Again
+            Step::More
         }
     };
     tx.commit().await?;
@@ -252,11 +263,12 @@ async fn reconcile(bus: &Bus, tx: &mut Transaction, stream: &str, last_seq: u64)
     let handle = bus.jetstream.get_stream(stream).await.context("cannot read the stream")?;
     let end = handle.cached_info().state.last_sequence;
     if end < last_seq {
-        bail!(
-            "the broker lost history: {stream} ends at {end}, but {last_seq} was confirmed before. Nothing is \
-             published until a person has decided: restore the stream from a backup, or, if it is gone for good, set \
-             bus.relay.last_seq to {end} and republish the current state from the tables"
+        tracing::error!(
+            "the broker lost history: {stream} ends at {end}, but {last_seq} was confirmed before. Nothing is published \
+             until a person has decided: restore the stream from a backup; or, if it is gone for good, set \
+             bus.relay.last_seq to {end}, and republish the current state from the tables"
         );
+        bail!("the broker lost history");
     }
     ensure!(end > last_seq, "the server refuses an event as a duplicate that {stream} does not hold behind {last_seq}");
     let until = end.min(last_seq + RECONCILE);

@@ -14,7 +14,7 @@
 use crate::Bus;
 use crate::dead_letters::{self, Refusal, Verdict};
 use crate::outbox::{Connection, Transaction};
-use crate::postgres::is_outage;
+use crate::postgres::{is_outage, is_statement_timeout};
 use crate::pull::Pull;
 use crate::retry::{Backoff, jitter};
 use async_nats::header;
@@ -45,6 +45,8 @@ const APPLY: Duration = Duration::from_secs(10);
 const ACK: Duration = Duration::from_secs(1);
 /// The first delay of an event that was refused; it doubles.
 const REFUSED: Duration = Duration::from_secs(2);
+/// The delay of a message that could not even be stored as a dead letter.
+const UNSTORABLE: Duration = Duration::from_mins(1);
 
 struct Subscription<'a, H> {
     bus: &'a Bus,
@@ -66,7 +68,7 @@ pub(crate) async fn run<H: Handler>(
     let mut backoff = Backoff::default();
     while !stop.is_cancelled() {
         let Err(error) = subscription.consume(|| backoff.succeed(&what)).await else { break };
-        bus.provision_again().await;
+        bus.provision_again(stop).await;
         let pause = backoff.fail(&what, &error);
         tokio::select! {
             () = sleep(pause) => {}
@@ -94,29 +96,28 @@ impl<H: Handler> Subscription<'_, H> {
     }
 
     async fn process(&mut self, batch: Vec<Message>) {
-        let mut messages = Vec::with_capacity(batch.len());
-        let mut events = Vec::with_capacity(batch.len());
+        let (mut messages, mut events, mut poison) = (Vec::new(), Vec::new(), Vec::new());
         for message in batch {
             match H::Event::decode(&message.subject, &message.payload) {
                 Ok(event) => {
                     messages.push(message);
                     events.push(event);
                 }
-                Err(error) => {
-                    let event_id = message.headers.as_ref().and_then(|headers| headers.get(header::NATS_MESSAGE_ID));
-                    let event_id = event_id.map(ToString::to_string);
-                    let error = error.to_string();
-                    self.refuse(Refusal { message: &message, event_id, error, hopeless: true }).await;
-                }
+                Err(error) => poison.push((message, error)),
             }
         }
-        if events.is_empty() {
-            return;
+        if !events.is_empty() {
+            match self.apply(&events).await {
+                Ok(()) => acknowledge(&messages).await,
+                Err(error) if self.blames_events(&error).await => self.isolate(&messages, &events).await,
+                Err(error) => self.wait_out(&error, &messages).await,
+            }
         }
-        match self.apply(&events).await {
-            Ok(()) => acknowledge(&messages).await,
-            Err(error) if outage(&error) => self.wait_out(&error, &messages).await,
-            Err(_) => self.isolate(&messages, &events).await,
+        // Last: it takes a statement each, and there may be a lot of it.
+        for (message, error) in poison {
+            let event_id = message.headers.as_ref().and_then(|headers| headers.get(header::NATS_MESSAGE_ID));
+            let event_id = event_id.map(ToString::to_string);
+            self.refuse(Refusal { message: &message, event_id, error: error.to_string(), hopeless: true }).await;
         }
     }
 
@@ -125,11 +126,11 @@ impl<H: Handler> Subscription<'_, H> {
         for (number, message) in messages.iter().enumerate() {
             match self.apply(&events[number..=number]).await {
                 Ok(()) => acknowledge(&messages[number..=number]).await,
-                Err(error) if outage(&error) => return self.wait_out(&error, &messages[number..]).await,
-                Err(error) => {
+                Err(error) if self.blames_events(&error).await => {
                     let event_id = Some(events[number].event_id());
                     self.refuse(Refusal { message, event_id, error: format!("{error:#}"), hopeless: false }).await;
                 }
+                Err(error) => return self.wait_out(&error, &messages[number..]).await,
             }
         }
     }
@@ -144,7 +145,7 @@ impl<H: Handler> Subscription<'_, H> {
             };
             match result {
                 Ok(()) => Ok(tx.commit().await?),
-                Err(error) if outage(&error) => Err(error),
+                Err(error) if database_errors(&error).any(is_outage) => Err(error),
                 Err(error) => {
                     tx.rollback().await?;
                     Err(error)
@@ -152,7 +153,14 @@ impl<H: Handler> Subscription<'_, H> {
             }
         })
         .await
-        .map_err(|_| sqlx::Error::PoolTimedOut)?
+        .map_err(|_| TooSlow)?
+    }
+
+    /// Whether it is the events' own fault that they were not applied: it is not if Postgres is away. What takes too long
+    /// while Postgres answers others would take as long the next time, and hold up its neighbours for ever.
+    async fn blames_events(&self, error: &anyhow::Error) -> bool {
+        let timed_out = error.is::<TooSlow>() || database_errors(error).any(is_statement_timeout);
+        if timed_out { self.bus.is_ready().await } else { !database_errors(error).any(is_outage) }
     }
 
     /// Records a refusal; the message comes back later, or is done with once it is a dead letter.
@@ -167,7 +175,14 @@ impl<H: Handler> Subscription<'_, H> {
                 tracing::warn!(subject = %message.subject, event_id, error, attempts, "an event is tried again later");
                 settle(message, AckKind::Nak(Some(jitter(REFUSED * 2_u32.pow(attempts - 1))))).await;
             }
-            Err(error) => self.wait_out(&error, std::slice::from_ref(message)).await,
+            Ok(Verdict::Superseded) => settle(message, AckKind::Term).await,
+            Err(error) if database_errors(&error).any(is_outage) => {
+                self.wait_out(&error, std::slice::from_ref(message)).await;
+            }
+            Err(error) => {
+                tracing::error!(subject = %message.subject, event_id, "cannot store a dead letter: {error:#}");
+                settle(message, AckKind::Nak(Some(UNSTORABLE))).await;
+            }
         }
     }
 
@@ -194,9 +209,13 @@ impl<H: Handler> Subscription<'_, H> {
     }
 }
 
-fn outage(error: &anyhow::Error) -> bool {
-    error.chain().filter_map(|cause| cause.downcast_ref()).any(is_outage)
+fn database_errors(error: &anyhow::Error) -> impl Iterator<Item = &sqlx::Error> {
+    error.chain().filter_map(|cause| cause.downcast_ref())
 }
+
+#[derive(Debug, thiserror::Error)]
+#[error("applying took longer than {APPLY:?}")]
+struct TooSlow;
 
 async fn acknowledge(messages: &[Message]) {
     for message in messages {

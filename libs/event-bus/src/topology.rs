@@ -6,6 +6,8 @@ use anyhow::{Context, bail, ensure};
 use async_nats::Client;
 use bytes::Bytes;
 use serde_json::{Map, Value, json};
+use std::time::Duration;
+use tokio::time::timeout;
 
 /// Streams: name and configuration.
 const STREAMS: [(&str, &str); 1] = [("TICKETS", include_str!("../../../infra/jetstream/TICKETS.stream.json"))];
@@ -17,24 +19,37 @@ const CONSUMERS: [(&str, &str, &str); 1] =
 const STREAM_NOT_FOUND: u64 = 10059;
 const CONSUMER_NOT_FOUND: u64 = 10014;
 
-/// Creates what is missing and changes what differs, and says so. Doing it twice, or from several replicas at once,
-/// changes nothing.
-pub(crate) async fn provision(nats: &Client) -> anyhow::Result<()> {
+/// What to do about what is there but configured otherwise.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Drift {
+    /// Change it, and say so.
+    Mend,
+    /// Somebody may have had a reason.
+    Leave,
+}
+
+/// How long the server may take for one answer.
+const ANSWER: Duration = Duration::from_secs(3);
+
+/// Creates what is missing. Doing it twice, or from several replicas at once, changes nothing.
+pub(crate) async fn provision(nats: &Client, drift: Drift) -> anyhow::Result<()> {
     for (name, file) in STREAMS {
         let wanted = serde_json::from_str(file).context("a stream's file is not JSON")?;
         match find(nats, &format!("STREAM.INFO.{name}"), STREAM_NOT_FOUND).await? {
             None => call(nats, &format!("STREAM.CREATE.{name}"), &wanted).await?,
-            Some(found) => {
+            Some(found) if drift == Drift::Mend => {
                 if let Some(config) = merge(&format!("stream {name}"), &found, &wanted) {
                     call(nats, &format!("STREAM.UPDATE.{name}"), &config).await?;
                 }
             }
+            Some(_) => {}
         }
     }
     for (stream, name, file) in CONSUMERS {
         let wanted = serde_json::from_str(file).context("a consumer's file is not JSON")?;
         let config = match find(nats, &format!("CONSUMER.INFO.{stream}.{name}"), CONSUMER_NOT_FOUND).await? {
             None => Some(wanted),
+            Some(_) if drift == Drift::Leave => None,
             Some(found) => merge(&format!("consumer {name} of {stream}"), &found, &wanted),
         };
         if let Some(config) = config {
@@ -90,7 +105,7 @@ async fn call(nats: &Client, subject: &str, request: &Value) -> anyhow::Result<(
 }
 
 async fn ask(nats: &Client, subject: &str, request: Bytes) -> anyhow::Result<Value> {
-    let answer = nats.request(format!("$JS.API.{subject}"), request);
-    let answer = answer.await.with_context(|| format!("{subject} is not answered"))?;
+    let answer = timeout(ANSWER, nats.request(format!("$JS.API.{subject}"), request)).await;
+    let answer = answer.with_context(|| format!("{subject} is not answered"))?.with_context(|| subject.to_owned())?;
     serde_json::from_slice(&answer.payload).with_context(|| format!("{subject}: the answer is not JSON"))
 }

@@ -12,8 +12,6 @@ use std::ffi::OsString;
 use std::process::ExitCode;
 use ticket_events::TicketEvents;
 
-static MIGRATIONS: sqlx::migrate::Migrator = sqlx::migrate!();
-
 /// Keeps a copy of all tickets
 #[derive(Debug, Clone, clap::Parser)]
 #[command(name = "orders", version)]
@@ -35,7 +33,7 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
 
 /// Starts the service; Postgres and NATS may come up later.
 pub async fn start(config: Config) -> anyhow::Result<Running> {
-    let bus = Bus::open(&config.service.bus("orders"), &MIGRATIONS).await?;
+    let bus = Bus::open(config.service.bus("orders"), sqlx::migrate!()).await?;
     let mut service = Service::new(&config.service);
     service.spawn("ticket events", |stop| bus.clone().subscribe("orders", TicketEvents, stop));
     service.run(Router::new(), bus).await

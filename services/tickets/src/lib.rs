@@ -14,8 +14,6 @@ use event_bus::Bus;
 use std::ffi::OsString;
 use std::process::ExitCode;
 
-static MIGRATIONS: sqlx::migrate::Migrator = sqlx::migrate!();
-
 /// Sells tickets: create, change, list
 #[derive(Debug, Clone, clap::Parser)]
 #[command(name = "tickets", version)]
@@ -38,7 +36,7 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
 /// Starts the service; Postgres and NATS may come up later.
 pub async fn start(config: Config) -> anyhow::Result<Running> {
     let keys = Keys::new(&config.service)?;
-    let bus = Bus::open(&config.service.bus("tickets"), &MIGRATIONS).await?;
+    let bus = Bus::open(config.service.bus("tickets"), sqlx::migrate!()).await?;
     let mut service = Service::new(&config.service);
     service.spawn("relay", |stop| bus.clone().relay::<TicketEvent>(stop));
     service.run(api::routes(App { bus: bus.clone(), keys }), bus).await

@@ -6,9 +6,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use anyhow::anyhow;
 use axum::Router;
+use axum::body::HttpBody as _;
 use axum::extract::{Request, State};
 use axum::http::{HeaderValue, StatusCode, Uri, header};
-use axum::middleware::{Next, from_fn_with_state};
+use axum::middleware::{Next, from_fn, from_fn_with_state};
 use axum::response::{IntoResponse as _, Response};
 use event_bus::trace;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -22,6 +23,7 @@ use tower_http::trace::{DefaultOnFailure, DefaultOnResponse, TraceLayer};
 use tracing::{Instrument as _, Level, Span, error_span, field, warn};
 
 use super::Health;
+use crate::body;
 use crate::config::Config;
 use crate::error::{ApiError, error_body};
 
@@ -58,6 +60,7 @@ impl Dispatch {
             })
             .map_request(with_sane_request_id)
             .layer(PropagateRequestIdLayer::x_request_id())
+            .layer(from_fn(receive_body))
             .layer(from_fn_with_state(handlers.clone(), take_place))
             .map_request(without_trailing_slash)
             .layer(
@@ -93,6 +96,18 @@ fn with_sane_request_id(mut request: Request) -> Request {
         request.headers_mut().insert(REQUEST_ID, id.expect("hexadecimal digits are a header value"));
     }
     request
+}
+
+/// Before it takes a place: a client that sends slowly must not keep others out.
+async fn receive_body(request: Request, next: Next) -> Response {
+    if request.body().is_end_stream() {
+        return next.run(request).await;
+    }
+    let (head, body) = request.into_parts();
+    match body::receive(&head.headers, body).await {
+        Ok(bytes) => next.run(Request::from_parts(head, bytes.into())).await,
+        Err(error) => error.into_response(),
+    }
 }
 
 async fn take_place(State(handlers): State<Arc<Handlers>>, mut request: Request, next: Next) -> Response {

@@ -26,6 +26,9 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(200);
 /// its connection ends; to close idle connections at once would tear some under a request.
 const FAREWELL: Duration = Duration::from_millis(500);
 
+/// How long the last answers may take on their way out.
+const LAST_WORDS: Duration = Duration::from_secs(1);
+
 /// Serves until `stop`, and [`FAREWELL`] longer; then accepts no more, closes idle connections, and returns when the last
 /// request is answered and the last handler has ended. Dropping the future closes all connections at once.
 pub(crate) async fn serve(listener: TcpListener, dispatch: Arc<Dispatch>, stop: CancellationToken) {
@@ -55,10 +58,16 @@ pub(crate) async fn serve(listener: TcpListener, dispatch: Arc<Dispatch>, stop: 
     }
     // From here on the kernel refuses connections, and whoever balances the load tries another replica.
     drop(listener);
-    while let Some(ended) = connections.join_next().await {
-        report_panic(ended);
-    }
     dispatch.drained().await;
+    // The last answers go out. A client that does not take its answer, or never finished its request, is owed nothing.
+    let answered = async {
+        while let Some(ended) = connections.join_next().await {
+            report_panic(ended);
+        }
+    };
+    if tokio::time::timeout(LAST_WORDS, answered).await.is_err() {
+        debug!(connections = connections.len(), "clients that would not end are cut off");
+    }
 }
 
 async fn serve_connection(stream: TcpStream, service: Router, closing: CancellationToken) {

@@ -3,6 +3,8 @@ use std::sync::Arc;
 use axum::Router;
 use axum::routing::get;
 use reqwest::StatusCode;
+use tokio::io::AsyncWriteExt as _;
+use tokio::net::TcpStream;
 use tokio::sync::Semaphore;
 
 use crate::server::{self, UNAVAILABLE, assert_error, start_with};
@@ -46,4 +48,17 @@ async fn a_panic_gives_its_place_back() {
 
 fn panic_now() {
     panic!("on purpose")
+}
+
+#[tokio::test]
+async fn a_client_that_sends_its_body_slowly_takes_no_place() {
+    let routes = Router::new().route("/", get(|| async {}).post(|_: bootstrap::JsonBody| async {}));
+    let running = start_with(&["--max-requests=1"], routes).await;
+    let mut slow = TcpStream::connect(running.address).await.unwrap();
+    slow.write_all(b"POST / HTTP/1.1\r\nhost: x\r\ncontent-length: 10\r\n\r\n{").await.unwrap();
+    for _ in 0..3 {
+        assert_eq!(server::get(&running, "/").await.status(), StatusCode::OK);
+    }
+    slow.write_all(b"         ").await.unwrap();
+    assert!(server::read_head(&mut slow).await.starts_with("HTTP/1.1 200"));
 }

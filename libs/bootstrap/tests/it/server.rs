@@ -26,8 +26,7 @@ pub fn config(options: &[&str]) -> Config {
 
 /// Nothing listens there: what needs Postgres finds it unreachable.
 pub async fn no_bus() -> Bus {
-    static NO_MIGRATIONS: Migrator = Migrator::DEFAULT;
-    Bus::open(&config(&["--nats-url=127.0.0.1:1"]).bus("test"), &NO_MIGRATIONS).await.unwrap()
+    Bus::open(config(&["--nats-url=127.0.0.1:1"]).bus("test"), Migrator::DEFAULT).await.unwrap()
 }
 
 pub async fn start(routes: Router) -> Running {

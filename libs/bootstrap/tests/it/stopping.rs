@@ -130,3 +130,13 @@ async fn a_port_that_is_taken_is_an_error() {
     let second = Service::new(&config).run(ready_route(), no_bus().await).await;
     assert!(second.err().unwrap().to_string().contains("cannot listen on"));
 }
+
+/// Neither half a request nor an answer that nobody takes may keep a service from ending.
+#[tokio::test]
+async fn clients_that_would_not_end_are_cut_off() {
+    let running = start_with(&["--stop-grace=5s"], ready_route()).await;
+    let mut stream = TcpStream::connect(running.address).await.unwrap();
+    stream.write_all(b"GET /ap").await.unwrap();
+    running.stop().await.unwrap();
+    assert_eq!(read_all(stream).await, "");
+}

@@ -23,8 +23,6 @@ pub struct Harness {
     pub tasks: JoinSet<anyhow::Result<()>>,
 }
 
-static NO_MIGRATIONS: Migrator = Migrator::DEFAULT;
-
 impl Harness {
     pub async fn start() -> Self {
         let (postgres, nats) = tokio::try_join!(Postgres::shared(), Nats::start()).unwrap();
@@ -63,7 +61,7 @@ impl Harness {
             nats_url: nats_url.to_owned(),
             provision: self.provision,
         };
-        Bus::open(&settings, &NO_MIGRATIONS).await.unwrap()
+        Bus::open(settings, Migrator::DEFAULT).await.unwrap()
     }
 
     pub async fn jetstream(&self) -> async_nats::jetstream::Context {

@@ -4,6 +4,7 @@
 #![allow(clippy::disallowed_methods, reason = "tests look into tables, and publish what no relay would")]
 
 mod harness;
+mod migrating;
 mod publishing;
 mod stale_relay;
 mod subscribing;

@@ -10,14 +10,14 @@ async fn relays_at_once_publish_each_event_once_and_each_aggregate_in_order() {
     for _ in 0..3 {
         buses.push(harness.relay().await);
     }
-    let tickets: Vec<Id> = (0..30).map(|_| Id::generate()).collect();
+    let tickets: Vec<Id> = (0..18).map(|_| Id::generate()).collect();
     let writers = tickets.iter().enumerate().map(|(number, id)| append(&buses[number % 3], *id, 0..20));
     futures::future::join_all(writers).await;
     harness.published().await;
 
     let stream = harness.stream().await;
-    assert_eq!(stream.len(), 600);
-    assert_eq!(stream.iter().collect::<HashSet<_>>().len(), 600);
+    assert_eq!(stream.len(), 360);
+    assert_eq!(stream.iter().collect::<HashSet<_>>().len(), 360);
     let mut next = HashMap::new();
     for event_id in &stream {
         let (id, version) = event_id.rsplit_once('-').unwrap();
@@ -85,6 +85,28 @@ async fn what_the_stream_already_holds_is_not_published_again() {
     tx.commit().await.unwrap();
     harness.published().await;
     assert_eq!(harness.stream().await, (0..5).map(|version| event(id, version).event_id()).collect::<Vec<_>>());
+}
+
+/// The server confirms such an event without storing it again, and says where it is: not where the relay is.
+#[tokio::test]
+async fn an_event_that_the_deduplication_window_knows_is_not_taken_for_stored() {
+    let mut harness = Harness::start().await;
+    let bus = harness.relay().await;
+    let id = Id::generate();
+    append(&bus, id, 0..1).await;
+    harness.published().await;
+    // A relay that died has published version 1, and a stranger something behind it.
+    let mut headers = async_nats::HeaderMap::new();
+    headers.insert("Nats-Msg-Id", event(id, 1).event_id().as_str());
+    let jetstream = harness.jetstream().await;
+    let body = event(id, 1).encode();
+    jetstream.publish_with_headers("ticket.updated", headers, body.into()).await.unwrap().await.unwrap();
+    jetstream.publish("ticket.created", "stranger".into()).await.unwrap().await.unwrap();
+
+    append(&bus, id, 1..4).await;
+    harness.published().await;
+    let ours: Vec<_> = harness.stream().await.into_iter().filter(|id| !id.is_empty()).collect();
+    assert_eq!(ours, (0..4).map(|version| event(id, version).event_id()).collect::<Vec<_>>());
 }
 
 #[tokio::test]

@@ -74,25 +74,80 @@ async fn letters(harness: &Harness, status: &'static str) -> i64 {
 async fn an_event_that_is_refused_takes_no_neighbours_with_it_and_is_tried_five_times() {
     let mut harness = Harness::start().await;
     let (bus, recorder) = (harness.relay().await, Recorder::default());
-    let id = Id::generate();
-    let mut ids = append(&bus, id, 0..9).await;
-    let bad = ids.remove(4);
+    let mut ids = append(&bus, Id::generate(), 0..4).await;
+    let bad = append(&bus, Id::generate(), 0..1).await.remove(0);
+    ids.extend(append(&bus, Id::generate(), 0..4).await);
     recorder.fails(Some(Fault::Refuse(bad.clone())));
     harness.tasks.spawn(bus.clone().subscribe("orders", recorder.clone(), harness.stop.clone()));
     recorder.has(&ids).await;
-    eventually_within(
-        Duration::from_mins(1),
-        "a dead letter, or one that a newer version makes pointless",
-        async || {
-            anyhow::ensure!(unacknowledged(&harness).await? == 0);
-            Ok(())
-        },
-    )
+    eventually_within(Duration::from_mins(1), "the dead letter", async || {
+        anyhow::ensure!(unacknowledged(&harness).await? == 0);
+        Ok(())
+    })
     .await
     .unwrap();
-    let sql = "select attempts, error, event_id from bus.dead_letters";
-    let letter: Vec<(i32, String, String)> = sqlx::query_as(sql).fetch_all(&mut harness.db().await).await.unwrap();
-    assert_eq!(letter, [(5, "not this one".to_owned(), bad)]);
+    let sql = "select status, attempts, error, event_id from bus.dead_letters";
+    let letter: Vec<(String, i32, String, String)> =
+        sqlx::query_as(sql).fetch_all(&mut harness.db().await).await.unwrap();
+    assert_eq!(letter, [("dead".to_owned(), 5, "not this one".to_owned(), bad)]);
+}
+
+#[tokio::test]
+async fn an_event_that_is_refused_is_not_tried_again_once_a_newer_version_was_applied() {
+    let mut harness = Harness::start().await;
+    let (bus, recorder) = (harness.relay().await, Recorder::default());
+    let id = Id::generate();
+    let mut ids = append(&bus, id, 0..9).await;
+    recorder.fails(Some(Fault::Refuse(ids.remove(4))));
+    harness.tasks.spawn(bus.clone().subscribe("orders", recorder.clone(), harness.stop.clone()));
+    recorder.has(&ids).await;
+    eventually("nothing to be left", async || unacknowledged(&harness).await.is_ok_and(|open| open == 0))
+        .await
+        .unwrap();
+    assert_eq!((letters(&harness, "superseded").await, letters(&harness, "dead").await), (1, 0));
+}
+
+/// What a publisher calls its garbage may be too long for an index, and must not keep it from being stored.
+#[tokio::test]
+async fn poison_with_hostile_headers_is_stored_and_holds_up_nobody() {
+    let mut harness = Harness::start().await;
+    let (bus, recorder) = (harness.relay().await, Recorder::default());
+    let jetstream = harness.jetstream().await;
+    eventually("the stream", async || jetstream.get_stream("TICKETS").await).await.unwrap();
+    let long: String = (0..500).map(|_| Id::generate().to_string()).collect();
+    for number in 0..50 {
+        let mut headers = async_nats::HeaderMap::new();
+        headers.insert("Nats-Msg-Id", format!("{long}-{number}").as_str());
+        headers.insert("X-Long", long.as_str());
+        jetstream.publish_with_headers("ticket.created", headers, "garbage".into()).await.unwrap().await.unwrap();
+    }
+    harness.tasks.spawn(bus.clone().subscribe("orders", recorder.clone(), harness.stop.clone()));
+    recorder.has(&append(&bus, Id::generate(), 0..10).await).await;
+    eventually("the dead letters", async || letters(&harness, "dead").await == 50).await.unwrap();
+    assert_eq!(unacknowledged(&harness).await.unwrap(), 0);
+}
+
+#[tokio::test]
+async fn poison_is_not_given_up_before_it_is_safely_stored() {
+    let mut harness = Harness::start().await;
+    let (bus, recorder) = (harness.relay().await, Recorder::default());
+    harness.tasks.spawn(bus.clone().subscribe("orders", recorder.clone(), harness.stop.clone()));
+    recorder.has(&append(&bus, Id::generate(), 0..1).await).await;
+
+    let mut holder = harness.db().await;
+    sqlx::query("begin").execute(&mut holder).await.unwrap();
+    sqlx::query("lock table bus.dead_letters in share mode").execute(&mut holder).await.unwrap();
+    harness.jetstream().await.publish("ticket.created", "garbage".into()).await.unwrap().await.unwrap();
+    eventually("somebody to wait for the table", async || {
+        let sql = "select count(*) from pg_locks where not granted and relation = 'bus.dead_letters'::regclass";
+        sqlx::query_scalar::<_, i64>(sql).fetch_one(&mut harness.db().await).await.is_ok_and(|waiting| waiting > 0)
+    })
+    .await
+    .unwrap();
+    assert_eq!(unacknowledged(&harness).await.unwrap(), 1, "given up before it was stored");
+    sqlx::query("rollback").execute(&mut holder).await.unwrap();
+    eventually("the dead letter", async || letters(&harness, "dead").await == 1).await.unwrap();
+    eventually("its end", async || unacknowledged(&harness).await.is_ok_and(|open| open == 0)).await.unwrap();
 }
 
 #[tokio::test]

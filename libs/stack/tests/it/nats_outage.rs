@@ -53,6 +53,26 @@ async fn a_server_that_freezes_without_a_word_stops_nothing_for_good() -> Result
 }
 
 #[tokio::test]
+async fn a_broker_that_lost_its_data_is_reported_as_an_error_and_http_goes_on() -> Result<()> {
+    let system = System::start(1, 1).await?;
+    write_until(&system, 0, Instant::now() + Duration::from_millis(300)).await?;
+    system.settled().await?;
+    system.jetstream().await?.delete_stream("TICKETS").await?;
+    system.nats.restart().await?;
+    system.seller(0).post("/api/tickets", json!({"title": "After", "price": 5})).await?.expect(201)?;
+    stack::eventually("the error", async || {
+        let log = system.tickets[0].logs();
+        let error = log.lines().find(|line| line.contains("lost history")).map(str::to_owned);
+        let error = error.ok_or_else(|| anyhow::anyhow!("nothing of it in:\n{log}"))?;
+        ensure!(error.contains("ERROR") && error.contains("TICKETS"), "{error}");
+        anyhow::Ok(())
+    })
+    .await?;
+    system.seller(0).post("/api/tickets", json!({"title": "Later", "price": 5})).await?.expect(201)?;
+    Ok(())
+}
+
+#[tokio::test]
 async fn a_consumer_that_was_deleted_is_made_anew_and_catches_up() -> Result<()> {
     let system = System::start(1, 1).await?;
     write_until(&system, 0, Instant::now() + Duration::from_millis(300)).await?;

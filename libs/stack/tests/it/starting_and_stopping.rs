@@ -69,6 +69,23 @@ async fn requests_that_were_taken_are_answered_before_the_service_ends() -> Resu
 }
 
 #[tokio::test]
+async fn a_stop_ends_in_time_while_nats_is_frozen() -> Result<()> {
+    let mut system = System::start(1, 1).await?;
+    system.seller(0).post("/api/tickets", json!({"title": "Before", "price": 5})).await?.expect(201)?;
+    system.settled().await?;
+    system.nats.pause().await?;
+    system.seller(0).post("/api/tickets", json!({"title": "During", "price": 5})).await?.expect(201)?;
+    tokio::time::sleep(Duration::from_secs(3)).await; // the relay waits for an answer, the subscription has missed one
+    for service in system.tickets.iter_mut().chain(&mut system.orders) {
+        ensure!(service.stop(Duration::from_secs(10)).await?.success(), "it failed:\n{}", service.last_lines(20));
+    }
+    system.nats.unpause().await?;
+    system.tickets = vec![system.spawn_tickets(&system.nats.url())?];
+    system.orders = vec![system.spawn_orders()?];
+    system.settled().await
+}
+
+#[tokio::test]
 async fn services_started_before_postgres_and_nats_become_ready_when_those_do() -> Result<()> {
     let (postgres, nats) = tokio::try_join!(Postgres::start(), Nats::start())?;
     let (tickets_db, orders_db) = (postgres.database("tickets").await?, postgres.database("orders").await?);

@@ -3,6 +3,7 @@
 use crate::tickets::{error, start_on};
 use futures::future::join_all;
 use serde_json::json;
+use sqlx::{Connection, PgConnection};
 use stack::{Postgres, Way, eventually};
 use std::sync::Arc;
 use std::time::Duration;
@@ -23,14 +24,20 @@ async fn connections_that_died_without_a_word_are_given_up_and_replaced() {
     // As many connections as the service may have, all of them in use.
     join_all((0..64).map(|_| tickets.ticket())).await;
 
-    way.abandon();
-    let answers = join_all((0..64).map(|number| {
-        let post = tickets.ann.post("/api/tickets", json!({"title": format!("Lost {number}"), "price": 1}));
-        async { timeout(BOUND, post).await.expect("an answer in time").unwrap() }
-    }));
-    for answer in answers.await {
-        assert!(answer.status == 201 || answer.status == 503, "{} {}", answer.status, answer.body);
-        assert!(answer.status == 201 || answer.body == error(UNAVAILABLE));
+    // They die while some are being used, some are on their way back to the pool, and some rest; three times over.
+    for round in 0..3 {
+        let answers = join_all((0..256).map(|number| {
+            let post = tickets.ann.post("/api/tickets", json!({"title": format!("Lost {number}"), "price": 1}));
+            async { timeout(BOUND, post).await.expect("an answer in time").unwrap() }
+        }));
+        let abandon = async {
+            tokio::time::sleep(Duration::from_millis(20 + 15 * round)).await; // in the middle of them
+            way.abandon();
+        };
+        for answer in tokio::join!(answers, abandon).0 {
+            assert!(answer.status == 201 || answer.status == 503, "{} {}", answer.status, answer.body);
+            assert!(answer.status == 201 || answer.body == error(UNAVAILABLE));
+        }
     }
     // The same clients, the same process: nothing is left of the dead connections.
     let body = json!({"title": "After", "price": 1});
@@ -40,8 +47,24 @@ async fn connections_that_died_without_a_word_are_given_up_and_replaced() {
     })
     .await
     .unwrap();
-    for answer in join_all((0..64).map(|_| tickets.ann.post("/api/tickets", body.clone()))).await {
-        answer.unwrap().expect(201).unwrap();
+    // And no place in the pool was lost: all of them can wait for a lock at once.
+    let mut holder = PgConnection::connect(&database_url).await.unwrap();
+    sqlx::query("begin").execute(&mut holder).await.unwrap();
+    sqlx::query("lock table tickets in share mode").execute(&mut holder).await.unwrap();
+    let all_wait = eventually("all 16 connections to be usable", async || {
+        let sql = "select count(*) from pg_locks where not granted and relation = 'tickets'::regclass";
+        let waiting: i64 = sqlx::query_scalar(sql).fetch_one(&mut holder).await?;
+        anyhow::ensure!(waiting == 16, "{waiting} are");
+        anyhow::Ok(())
+    });
+    let posts = async {
+        loop {
+            join_all((0..24).map(|_| tickets.ann.post("/api/tickets", body.clone()))).await;
+        }
+    };
+    tokio::select! {
+        waited = all_wait => waited.unwrap(),
+        () = posts => {}
     }
 }
 
