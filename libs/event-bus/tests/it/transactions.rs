@@ -1,6 +1,6 @@
 use crate::harness::{Harness, append, event};
 use contracts::{Event, Id};
-use stack::eventually;
+use stack::{eventually, eventually_within};
 use std::time::Duration;
 use tokio::time::timeout;
 
@@ -50,7 +50,8 @@ async fn a_transaction_that_is_cancelled_anywhere_leaves_no_connection_inside_on
         let _ = timeout(Duration::from_micros(round * 5), work).await;
     }
     let mut db = harness.db().await;
-    eventually("all connections to rest outside of transactions", async || {
+    // Much sooner than the server itself would end them.
+    eventually_within(Duration::from_secs(4), "all connections to rest outside of transactions", async || {
         let sql = "select count(*) from pg_stat_activity
                    where datname = current_database() and state like 'idle in transaction%'";
         let open: i64 = sqlx::query_scalar(sql).fetch_one(&mut db).await?;
