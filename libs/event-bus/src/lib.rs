@@ -117,16 +117,11 @@ impl Bus {
         Transaction::begin(&self.requests, &self.wake).await
     }
 
-    /// Whether requests can be served: the tables are up to date and Postgres answers within a second or two.
+    /// Whether requests can be served: the tables are up to date and Postgres answers within a second.
     pub async fn is_ready(&self) -> bool {
         // Not asked on one of the connections for requests: that they are busy is no reason to send requests elsewhere.
-        let Ok(Ok(mut connection)) = timeout(READY, self.db.acquire()).await else { return false };
-        let answered = timeout(READY, connection.ping()).await.is_ok_and(|pong| pong.is_ok());
-        if !answered {
-            // The pool would wait for the answer for ever.
-            connection.close_on_drop();
-        }
-        answered && self.migrated.initialized()
+        let answer = async { Connection::acquire(&self.db).await?.ping().await };
+        self.migrated.initialized() && timeout(READY, answer).await.is_ok_and(|answer| answer.is_ok())
     }
 
     /// Publishes the committed events of `E` until `stop`, then what is left as far as NATS takes it.

@@ -18,7 +18,7 @@
 //! NATS away: no transaction is opened; events wait in the outbox.
 
 use crate::Bus;
-use crate::outbox::Transaction;
+use crate::outbox::{Connection, Transaction};
 use crate::retry::{Backoff, jitter};
 use anyhow::{Context, bail, ensure};
 use async_nats::jetstream::publish::PublishAck;
@@ -130,7 +130,8 @@ async fn wait_for_work(bus: &Bus, stop: &CancellationToken) {
 
 /// The row that is lock and position of the stream, for the first of all relays.
 async fn register(bus: &Bus, stream: &str) -> sqlx::Result<()> {
-    sqlx::query!("insert into bus.relay (stream) values ($1) on conflict do nothing", stream).execute(&bus.db).await?;
+    let mut db = Connection::acquire(&bus.db).await?;
+    sqlx::query!("insert into bus.relay (stream) values ($1) on conflict do nothing", stream).execute(&mut *db).await?;
     Ok(())
 }
 
