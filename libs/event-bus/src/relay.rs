@@ -9,7 +9,8 @@
 //!   (*wrong last sequence*), reads what the stream holds behind `last_seq`, and deletes the rows it finds there.
 //!   `kill_nine_between_publish_and_delete_loses_and_doubles_nothing` shows it.
 //! - and thaw after another replica took over: our publish expects a position that is taken, so the server refuses it;
-//!   our transaction was ended by `idle_in_transaction_session_timeout`. `a_thawed_relay_changes_nothing` shows it.
+//!   our transaction was ended by `idle_in_transaction_session_timeout`. `a_stale_batch_is_refused_as_a_whole` and
+//!   `a_relay_frozen_after_publishing_is_taken_over_and_harmless_when_it_thaws` show it.
 //!
 //! Several events go as one atomic batch, which the server stores whole or not at all. A row of single messages, each
 //! expecting its own position, would not do: where the rows of a stale and of a new relay meet at the server, a later link
