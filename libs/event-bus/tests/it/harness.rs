@@ -1,5 +1,6 @@
 //! A database, a NATS server, and any number of buses between them.
 
+use async_nats::HeaderMap;
 use contracts::ticket::TicketSnapshot;
 use contracts::{Event, Id, TicketEvent};
 use event_bus::{Bus, Settings};
@@ -91,6 +92,19 @@ impl Harness {
         ids
     }
 
+    /// The same, without those of strangers.
+    pub async fn ours(&self) -> Vec<String> {
+        self.stream().await.into_iter().filter(|id| !id.is_empty()).collect()
+    }
+
+    /// Publishes past every relay, as the event of this id.
+    pub async fn publish_as(&self, event_id: &str, subject: &'static str, body: impl Into<String>) {
+        let mut headers = HeaderMap::new();
+        headers.insert("Nats-Msg-Id", event_id);
+        let jetstream = self.jetstream().await;
+        jetstream.publish_with_headers(subject, headers, body.into().into()).await.unwrap().await.unwrap();
+    }
+
     pub async fn db(&self) -> PgConnection {
         PgConnection::connect(&self.database_url).await.unwrap()
     }
@@ -115,14 +129,17 @@ pub fn event(id: Id, version: i64) -> TicketEvent {
     if version == 0 { TicketEvent::Created(snapshot) } else { TicketEvent::Updated(snapshot) }
 }
 
+/// The ids of a ticket's events.
+pub fn event_ids(id: Id, versions: std::ops::Range<i64>) -> Vec<String> {
+    versions.map(|version| event(id, version).event_id()).collect()
+}
+
 /// Commits one event per version.
 pub async fn append(bus: &Bus, id: Id, versions: std::ops::Range<i64>) -> Vec<String> {
-    let mut ids = Vec::new();
-    for version in versions {
+    for version in versions.clone() {
         let mut tx = bus.begin().await.unwrap();
         tx.append(&event(id, version)).await.unwrap();
         tx.commit().await.unwrap();
-        ids.push(event(id, version).event_id());
     }
-    ids
+    event_ids(id, versions)
 }

@@ -1,4 +1,4 @@
-use crate::harness::{Harness, append, event};
+use crate::harness::{Harness, append, event, event_ids};
 use contracts::{Event, Id};
 use stack::eventually;
 use std::collections::{HashMap, HashSet};
@@ -63,8 +63,7 @@ async fn messages_of_strangers_are_skipped_over() {
     }
     append(&bus, id, 2..4).await;
     harness.published().await;
-    let ours: Vec<_> = harness.stream().await.into_iter().filter(|id| !id.is_empty()).collect();
-    assert_eq!(ours, (0..4).map(|version| event(id, version).event_id()).collect::<Vec<_>>());
+    assert_eq!(harness.ours().await, event_ids(id, 0..4));
 }
 
 /// What a crash between publish and commit leaves behind: events in the stream whose rows are still there.
@@ -84,7 +83,7 @@ async fn what_the_stream_already_holds_is_not_published_again() {
     }
     tx.commit().await.unwrap();
     harness.published().await;
-    assert_eq!(harness.stream().await, (0..5).map(|version| event(id, version).event_id()).collect::<Vec<_>>());
+    assert_eq!(harness.stream().await, event_ids(id, 0..5));
 }
 
 /// The server confirms such an event without storing it again, and says where it is: not where the relay is.
@@ -96,17 +95,12 @@ async fn an_event_that_the_deduplication_window_knows_is_not_taken_for_stored() 
     append(&bus, id, 0..1).await;
     harness.published().await;
     // A relay that died has published version 1, and a stranger something behind it.
-    let mut headers = async_nats::HeaderMap::new();
-    headers.insert("Nats-Msg-Id", event(id, 1).event_id().as_str());
-    let jetstream = harness.jetstream().await;
-    let body = event(id, 1).encode();
-    jetstream.publish_with_headers("ticket.updated", headers, body.into()).await.unwrap().await.unwrap();
-    jetstream.publish("ticket.created", "stranger".into()).await.unwrap().await.unwrap();
+    harness.publish_as(&event(id, 1).event_id(), "ticket.updated", event(id, 1).encode()).await;
+    harness.jetstream().await.publish("ticket.created", "stranger".into()).await.unwrap().await.unwrap();
 
     append(&bus, id, 1..4).await;
     harness.published().await;
-    let ours: Vec<_> = harness.stream().await.into_iter().filter(|id| !id.is_empty()).collect();
-    assert_eq!(ours, (0..4).map(|version| event(id, version).event_id()).collect::<Vec<_>>());
+    assert_eq!(harness.ours().await, event_ids(id, 0..4));
 }
 
 #[tokio::test]

@@ -193,10 +193,7 @@ async fn a_newer_version_that_was_applied_supersedes_a_dead_letter() {
     let id = Id::generate();
     append(&bus, id, 0..1).await;
     harness.published().await;
-    let mut headers = async_nats::HeaderMap::new();
-    headers.insert("Nats-Msg-Id", event(id, 1).event_id().as_str());
-    let jetstream = harness.jetstream().await;
-    jetstream.publish_with_headers("ticket.updated", headers, "garbage".into()).await.unwrap().await.unwrap();
+    harness.publish_as(&event(id, 1).event_id(), "ticket.updated", "garbage").await;
     eventually("the dead letter", async || letters(&harness, "dead").await == 1).await.unwrap();
     append(&bus, id, 2..3).await;
     eventually("the newer version", async || letters(&harness, "superseded").await == 1).await.unwrap();
