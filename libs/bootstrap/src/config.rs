@@ -130,7 +130,7 @@ fn log_filter(text: &str) -> Result<String, String> {
 }
 
 /// A number of seconds, or a number with its unit: `ms`, `s`, `m` or `h`.
-fn duration(text: &str) -> Result<Duration, String> {
+pub fn duration(text: &str) -> Result<Duration, String> {
     let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
     let (number, unit) = text.split_at(digits);
     let milliseconds = match unit {

@@ -1,7 +1,7 @@
 //! The one HTTP error: every cause of failure, the status and the words it is answered with.
 
 use axum::Json;
-use axum::extract::rejection::PathRejection;
+use axum::extract::rejection::{PathRejection, QueryRejection};
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use event_bus::postgres::is_outage;
@@ -104,6 +104,13 @@ struct Message<'a> {
 /// What a path holds where an id belongs is no id.
 impl From<PathRejection> for ApiError {
     fn from(_: PathRejection) -> Self {
+        Self::BadRequest
+    }
+}
+
+/// Nor is a query that does not read as one.
+impl From<QueryRejection> for ApiError {
+    fn from(_: QueryRejection) -> Self {
         Self::BadRequest
     }
 }

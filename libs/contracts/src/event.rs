@@ -51,11 +51,11 @@ pub(crate) fn json<T: serde::Serialize>(snapshot: &T) -> String {
     serde_json::to_string(snapshot).expect("a snapshot has a JSON form")
 }
 
-/// Versions count saved changes, so a negative one is garbage and must not reach a comparison.
+/// Versions count saved changes, and reservations orders: a negative one is garbage and must not reach a comparison.
 pub(crate) fn version<'de, D: Deserializer<'de>>(deserializer: D) -> Result<i64, D::Error> {
     let version = i64::deserialize(deserializer)?;
     if version < 0 {
-        return Err(serde::de::Error::custom("a version is 0 or more"));
+        return Err(serde::de::Error::custom("versions and reservations are 0 or more"));
     }
     Ok(version)
 }

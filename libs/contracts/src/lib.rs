@@ -4,9 +4,10 @@
 //! goes over the wire shows as a diff of a file in `golden/`; older files still decode.
 //!
 //! Read [`event`] first: it says what an event is. Then [`ticket`], [`order`] and [`neighbours`], one enum per stream,
-//! and the values they are made of: [`Id`], [`Price`], [`Timestamp`].
+//! [`endpoint`], what services ask each other, and the values all of it is made of: [`Id`], [`Price`], [`Timestamp`].
 #![warn(missing_docs)]
 
+pub mod endpoint;
 pub mod event;
 mod id;
 pub mod neighbours;
@@ -15,6 +16,7 @@ mod price;
 pub mod ticket;
 mod timestamp;
 
+pub use endpoint::Endpoint;
 pub use event::{DecodeError, Event};
 pub use id::{Id, MalformedId};
 pub use neighbours::{ExpirationEvent, PaymentEvent};

@@ -2,7 +2,9 @@
 
 use crate::event::{self, DecodeError, Event};
 use crate::{Id, Price, Timestamp};
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use std::borrow::Cow;
+use std::str::FromStr;
 
 /// What happened to an order.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -46,25 +48,59 @@ pub struct OrderedTicket {
     pub version: i64,
     /// Numbers the orders of this ticket: 1, 2, 3 … A fencing token: what belongs to a lower number is history.
     /// 0 where an older publisher does not say.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "event::version")]
     pub reservation: i64,
 }
 
 /// Where an order stands. All but `Cancelled` hold the ticket; the last two are final.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum OrderStatus {
-    /// Made, not yet paid.
-    #[serde(rename = "created")]
+    /// `created`: made, not yet paid.
     Created,
-    /// A payment is under way.
-    #[serde(rename = "awaiting:payment")]
+    /// `awaiting:payment`: a payment is under way.
     AwaitingPayment,
-    /// Paid.
-    #[serde(rename = "complete")]
+    /// `complete`: paid.
     Complete,
-    /// Given up, or not paid in time.
-    #[serde(rename = "cancelled")]
+    /// `cancelled`: given up, or not paid in time.
     Cancelled,
+}
+
+/// The text is not the name of a status.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("no order has the status {0:?}")]
+pub struct UnknownStatus(String);
+
+impl OrderStatus {
+    /// Its name, wherever it is written.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Created => "created",
+            Self::AwaitingPayment => "awaiting:payment",
+            Self::Complete => "complete",
+            Self::Cancelled => "cancelled",
+        }
+    }
+}
+
+impl FromStr for OrderStatus {
+    type Err = UnknownStatus;
+
+    fn from_str(text: &str) -> Result<Self, UnknownStatus> {
+        let all = [Self::Created, Self::AwaitingPayment, Self::Complete, Self::Cancelled];
+        all.into_iter().find(|status| status.as_str() == text).ok_or_else(|| UnknownStatus(text.to_owned()))
+    }
+}
+
+impl Serialize for OrderStatus {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(self.as_str())
+    }
+}
+
+impl<'de> Deserialize<'de> for OrderStatus {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        Cow::<str>::deserialize(deserializer)?.parse().map_err(serde::de::Error::custom)
+    }
 }
 
 impl OrderEvent {

@@ -8,7 +8,11 @@
 //! Guaranteed: no committed event is lost, doubled in the stream, or published before an older version of its aggregate.
 //! Not guaranteed: that a handler sees an event once, or in order. Handlers compare versions instead.
 //!
-//! The only crate that knows NATS. Read `outbox`, `relay`, `subscription`, `pull`, `dead_letters`, in this order.
+//! Beside events there are questions ([`Bus::ask`], [`Bus::answer`]), for what cannot wait for an event and can be done
+//! without: they are answered within 300 ms or not at all.
+//!
+//! The only crate that knows NATS. Read `outbox`, `relay`, `subscription`, `pull`, `dead_letters`, `request`, in this
+//! order.
 #![warn(missing_docs)]
 
 mod dead_letters;
@@ -17,15 +21,18 @@ mod outbox;
 pub mod postgres;
 mod pull;
 mod relay;
+mod request;
 mod retry;
 mod subscription;
 mod topology;
 pub mod trace;
 
 pub use outbox::{Connection, Outgoing, Transaction};
+pub use retry::Backoff;
 pub use subscription::Handler;
 
-use contracts::{Event, Id};
+use contracts::{Endpoint, Event, Id};
+use serde::{Serialize, de::DeserializeOwned};
 use sqlx::migrate::Migrator;
 use sqlx::{Connection as _, PgPool};
 use std::sync::Arc;
@@ -143,6 +150,33 @@ impl Bus {
             subscription::run(&self, durable, &handler, &stop).await?;
         }
         Ok(())
+    }
+
+    /// Asks the service behind `endpoint`, one of its replicas. `None`: it says that there is no such thing.
+    ///
+    /// # Errors
+    /// No answer within 300 ms, for whatever reason; at once if NATS is away or no replica is there.
+    pub async fn ask<Q: Serialize, A: DeserializeOwned>(
+        &self,
+        endpoint: &Endpoint<Q, A>,
+        question: &Q,
+    ) -> anyhow::Result<Option<A>> {
+        request::ask(self, endpoint, question).await
+    }
+
+    /// Answers questions to `endpoint` until `stop`, together with the other replicas: each question goes to one of them.
+    pub async fn answer<Q, A, F>(
+        self,
+        endpoint: Endpoint<Q, A>,
+        find: impl Fn(Q) -> F,
+        stop: CancellationToken,
+    ) -> anyhow::Result<()>
+    where
+        Q: DeserializeOwned,
+        A: Serialize,
+        F: Future<Output = anyhow::Result<Option<A>>>,
+    {
+        request::answer(&self, &endpoint, find, &stop).await
     }
 
     /// Closes the connections, once relay and subscriptions have ended.

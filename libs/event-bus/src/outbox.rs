@@ -93,20 +93,28 @@ impl Transaction {
         Ok(transaction)
     }
 
-    /// Puts `event` into the outbox; it is published after the commit.
+    /// Puts `events` into the outbox, in this order; they are published after the commit.
     ///
     /// # Errors
     /// A second event for the same version of an aggregate violates a unique constraint.
-    pub async fn append<E: Event>(&mut self, event: &E) -> sqlx::Result<()> {
-        let event = Outgoing::new(event);
+    pub async fn append<'a, E: Event>(&mut self, events: impl IntoIterator<Item = &'a E>) -> sqlx::Result<()> {
+        let events: Vec<_> = events.into_iter().map(Outgoing::new).collect();
+        let subjects: Vec<&str> = events.iter().map(|event| event.subject).collect();
+        let aggregates: Vec<&str> = events.iter().map(|event| event.aggregate_id.as_str()).collect();
+        let versions: Vec<i64> = events.iter().map(|event| event.version).collect();
+        let payloads: Vec<&str> = events.iter().map(|event| event.payload.as_str()).collect();
         sqlx::query!(
-            "select bus.append($1, $2, $3, $4, $5, $6)",
-            event.stream,
-            event.subject,
-            event.aggregate_id,
-            event.version,
-            event.payload,
-            event.traceparent,
+            "insert into bus.outbox (stream, subject, aggregate_id, version, payload, traceparent)
+             select $1, subject, aggregate_id, version, payload, $2
+             from unnest($3::text[], $4::text[], $5::bigint[], $6::text[])
+                  with ordinality as events (subject, aggregate_id, version, payload, number)
+             order by number",
+            E::STREAM,
+            trace::current(),
+            &subjects as _,
+            &aggregates as _,
+            &versions,
+            &payloads as _,
         )
         .execute(&mut **self)
         .await?;

@@ -10,14 +10,15 @@ pub(crate) fn jitter(ceiling: Duration) -> Duration {
 /// Doubles with every failure in a row from 100 ms to 5 s, jittered. A failure is worth a warning when it happens again,
 /// because once may be no more than a connection that is just being made; and then not until it is another one.
 #[derive(Default)]
-pub(crate) struct Backoff {
+pub struct Backoff {
     failures: u32,
     last: String,
     warned: bool,
 }
 
 impl Backoff {
-    pub(crate) fn fail(&mut self, what: &str, error: &anyhow::Error) -> Duration {
+    /// One more failure of `what`, logged where it is news: how long to wait before the next try.
+    pub fn fail(&mut self, what: &str, error: &anyhow::Error) -> Duration {
         let delay = jitter(Duration::from_millis(100 << self.failures.min(6)).min(Duration::from_secs(5)));
         self.failures += 1;
         let error = format!("{error:#}");
@@ -31,7 +32,8 @@ impl Backoff {
         delay
     }
 
-    pub(crate) fn succeed(&mut self, what: &str) {
+    /// `what` works: the next failure is the first.
+    pub fn succeed(&mut self, what: &str) {
         if std::mem::take(self).warned {
             tracing::info!("{what}: works again");
         }

@@ -10,11 +10,20 @@ use std::time::Duration;
 use tokio::time::timeout;
 
 /// Streams: name and configuration.
-const STREAMS: [(&str, &str); 1] = [("TICKETS", include_str!("../../../infra/jetstream/TICKETS.stream.json"))];
+const STREAMS: [(&str, &str); 4] = [
+    ("TICKETS", include_str!("../../../infra/jetstream/TICKETS.stream.json")),
+    ("ORDERS", include_str!("../../../infra/jetstream/ORDERS.stream.json")),
+    ("PAYMENTS", include_str!("../../../infra/jetstream/PAYMENTS.stream.json")),
+    ("EXPIRATION", include_str!("../../../infra/jetstream/EXPIRATION.stream.json")),
+];
 
 /// Durable consumers: stream, name and configuration.
-const CONSUMERS: [(&str, &str, &str); 1] =
-    [("TICKETS", "orders", include_str!("../../../infra/jetstream/TICKETS.orders.consumer.json"))];
+const CONSUMERS: [(&str, &str, &str); 4] = [
+    ("TICKETS", "orders", include_str!("../../../infra/jetstream/TICKETS.orders.consumer.json")),
+    ("ORDERS", "tickets", include_str!("../../../infra/jetstream/ORDERS.tickets.consumer.json")),
+    ("PAYMENTS", "orders", include_str!("../../../infra/jetstream/PAYMENTS.orders.consumer.json")),
+    ("EXPIRATION", "orders", include_str!("../../../infra/jetstream/EXPIRATION.orders.consumer.json")),
+];
 
 const STREAM_NOT_FOUND: u64 = 10059;
 const CONSUMER_NOT_FOUND: u64 = 10014;

@@ -1,21 +1,38 @@
-//! The orders service: keeps a copy of what it needs to know about tickets, as their events tell it.
+//! The orders service: owns orders – who has reserved which ticket, until when, and whether it was paid – and announces
+//! every version of them. Keeps a copy of what it needs to know about tickets.
 //!
-//! [`start`] is the whole wiring; `ticket_events` says what an event means here, `store` writes it.
+//! A request goes through `api` (parse, check), `order` (the rules), `store` (row and event); the event bus does the
+//! rest. Events come in through `ticket_events` (to `replica`), `payment_events` and `expiration_events`; `expiry` needs
+//! none. [`start`] is the whole wiring.
 
+pub mod api;
+pub mod expiration_events;
+pub mod expiry;
+pub mod order;
+pub mod payment_events;
+pub mod replica;
 pub mod store;
 pub mod ticket_events;
 
-use axum::Router;
-use bootstrap::{Running, Service};
+use api::App;
+use bootstrap::{Keys, Running, Service};
+use contracts::OrderEvent;
 use event_bus::Bus;
+use expiration_events::ExpirationEvents;
+use payment_events::PaymentEvents;
 use std::ffi::OsString;
 use std::process::ExitCode;
+use std::time::Duration;
 use ticket_events::TicketEvents;
 
-/// Keeps a copy of all tickets
+/// Reserves tickets: order, cancel, list; expires what is not paid
 #[derive(Debug, Clone, clap::Parser)]
 #[command(name = "orders", version)]
 pub struct Config {
+    /// Time to pay an order, after which it is cancelled: 15m, 90s, 1h
+    #[arg(long, env, default_value = "15m", value_parser = order_ttl)]
+    pub order_ttl: Duration,
+
     #[command(flatten)]
     pub service: bootstrap::Config,
 }
@@ -26,6 +43,12 @@ impl AsRef<bootstrap::Config> for Config {
     }
 }
 
+/// More than a year is a typing error, and far more is none that Postgres can count.
+fn order_ttl(text: &str) -> Result<Duration, String> {
+    let ttl = bootstrap::config::duration(text)?;
+    if ttl > Duration::from_hours(366 * 24) { Err("at most a year".to_owned()) } else { Ok(ttl) }
+}
+
 /// The process: runs until it is told to stop.
 pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     bootstrap::main(args, start)
@@ -33,8 +56,13 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
 
 /// Starts the service; Postgres and NATS may come up later.
 pub async fn start(config: Config) -> anyhow::Result<Running> {
+    let keys = Keys::new(&config.service)?;
     let bus = Bus::open(config.service.bus("orders"), sqlx::migrate!()).await?;
     let mut service = Service::new(&config.service);
+    service.spawn("relay", |stop| bus.clone().relay::<OrderEvent>(stop));
     service.spawn("ticket events", |stop| bus.clone().subscribe("orders", TicketEvents, stop));
-    service.run(Router::new(), bus).await
+    service.spawn("payment events", |stop| bus.clone().subscribe("orders", PaymentEvents, stop));
+    service.spawn("expiration events", |stop| bus.clone().subscribe("orders", ExpirationEvents, stop));
+    service.spawn("expiry", |stop| expiry::run(bus.clone(), stop));
+    service.run(api::routes(App { bus: bus.clone(), keys, ttl: config.order_ttl }), bus).await
 }

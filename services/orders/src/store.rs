@@ -1,45 +1,231 @@
-//! What orders keeps in Postgres.
+//! Orders and payments in Postgres. The only writer of orders: whoever changes a row here announces its version with one
+//! event, in the same statement.
 
-use contracts::ticket::TicketSnapshot;
+use crate::order::{Offer, Order, Ticket};
+use anyhow::{Context, ensure};
+use bootstrap::Page;
+use contracts::neighbours::Payment;
+use contracts::{Event, Id, OrderEvent, Timestamp};
+use event_bus::Outgoing;
 use rust_decimal::Decimal;
 use sqlx::PgConnection;
-use std::collections::BTreeMap;
+use sqlx::types::time::OffsetDateTime;
+use std::collections::{BTreeMap, HashSet};
+use std::time::Duration;
 
-/// Takes over those of `tickets` that are newer than what the replica has, whatever their order and number.
-pub async fn replicate<'a>(
-    db: &mut PgConnection,
-    tickets: impl Iterator<Item = &'a TicketSnapshot>,
-) -> sqlx::Result<()> {
-    // Sorted, so that replicas lock rows in the same order; each ticket once, since one statement cannot change a row
-    // twice.
-    let mut newest = BTreeMap::new();
-    for ticket in tickets {
-        let known = newest.entry(ticket.id).or_insert(ticket);
-        if known.version < ticket.version {
-            *known = ticket;
-        }
+struct Row {
+    id: String,
+    user_id: String,
+    status: String,
+    expires_at: OffsetDateTime,
+    ticket_id: String,
+    title: String,
+    price: Decimal,
+    ticket_version: i64,
+    reservation: i64,
+    version: i64,
+}
+
+impl TryFrom<Row> for Order {
+    type Error = anyhow::Error;
+
+    fn try_from(row: Row) -> anyhow::Result<Self> {
+        let Row { id, user_id, status, expires_at, ticket_id, title, price, ticket_version, reservation, version } = row;
+        Ok(Self {
+            id: id.parse().context("the table holds a malformed id")?,
+            user_id,
+            status: status.parse().context("the table holds an unknown status")?,
+            expires_at: Timestamp(expires_at),
+            ticket: ticket(&ticket_id, title, price, ticket_version)?,
+            reservation,
+            version,
+        })
     }
-    let ids: Vec<String> = newest.keys().map(ToString::to_string).collect();
-    let titles: Vec<&str> = newest.values().map(|ticket| ticket.title.as_str()).collect();
-    let prices: Vec<Decimal> = newest.values().map(|ticket| ticket.price.amount()).collect();
-    let users: Vec<&str> = newest.values().map(|ticket| ticket.user_id.as_str()).collect();
-    let versions: Vec<i64> = newest.values().map(|ticket| ticket.version).collect();
-    let orders: Vec<Option<String>> = newest.values().map(|ticket| ticket.order_id.map(|id| id.to_string())).collect();
-    sqlx::query!(
-        "insert into ticket_replica as mine (id, title, price, user_id, version, order_id)
-         select * from unnest($1::text[], $2::text[], $3::numeric[], $4::text[], $5::bigint[], $6::text[])
-         on conflict (id) do update
-         set title = excluded.title, price = excluded.price, user_id = excluded.user_id, version = excluded.version,
-             order_id = excluded.order_id
-         where mine.version < excluded.version",
-        &ids,
-        &titles as _,
-        &prices,
-        &users as _,
-        &versions,
-        &orders as _,
+}
+
+fn ticket(id: &str, title: String, price: Decimal, version: i64) -> anyhow::Result<Ticket> {
+    let id = id.parse().context("the table holds a malformed ticket id")?;
+    Ok(Ticket { id, title, price: price.try_into().context("the table holds no price")?, version })
+}
+
+fn by_id(rows: Vec<Row>) -> anyhow::Result<BTreeMap<Id, Order>> {
+    rows.into_iter().map(|row| Order::try_from(row).map(|order| (order.id, order))).collect()
+}
+
+/// The order `id`, whoever's it is.
+pub async fn find(db: &mut PgConnection, id: Id) -> anyhow::Result<Option<Order>> {
+    sqlx::query_as!(
+        Row,
+        "select id, user_id, status, expires_at, ticket_id, title, price, ticket_version, reservation, version
+         from orders where id = $1",
+        id.to_string()
+    )
+    .fetch_optional(db)
+    .await?
+    .map(Order::try_from)
+    .transpose()
+}
+
+/// A user's orders in order of creation.
+pub async fn list(db: &mut PgConnection, user_id: &str, Page { after, limit }: Page) -> anyhow::Result<Vec<Order>> {
+    sqlx::query_as!(
+        Row,
+        "select id, user_id, status, expires_at, ticket_id, title, price, ticket_version, reservation, version
+         from orders where user_id = $1 and id > $2 order by id limit $3",
+        user_id,
+        after.map_or_else(String::new, |id| id.to_string()),
+        limit.map(|limit| i64::from(limit.get())),
+    )
+    .fetch_all(db)
+    .await?
+    .into_iter()
+    .map(Order::try_from)
+    .collect()
+}
+
+/// Those of the orders `ids` that exist, locked until the transaction ends.
+pub async fn lock(db: &mut PgConnection, ids: impl Iterator<Item = Id>) -> anyhow::Result<BTreeMap<Id, Order>> {
+    let ids: Vec<String> = ids.map(|id| id.to_string()).collect();
+    let rows = sqlx::query_as!(
+        Row,
+        // In order, so that replicas lock rows in the same order.
+        "select id, user_id, status, expires_at, ticket_id, title, price, ticket_version, reservation, version
+         from orders where id = any($1) order by id for update",
+        &ids
+    );
+    by_id(rows.fetch_all(db).await?)
+}
+
+/// At most `limit` orders whose time is over, locked until the transaction ends. Those that somebody else has locked are
+/// left to them.
+pub async fn lock_expired(db: &mut PgConnection, limit: usize) -> anyhow::Result<BTreeMap<Id, Order>> {
+    let rows = sqlx::query_as!(
+        Row,
+        "select id, user_id, status, expires_at, ticket_id, title, price, ticket_version, reservation, version
+         from orders where status = 'created' and expires_at <= now() order by expires_at limit $1
+         for update skip locked",
+        i64::try_from(limit)?
+    );
+    by_id(rows.fetch_all(db).await?)
+}
+
+/// What somebody who wants the ticket `id` now can have, on an order that expires after `ttl`. `None`: the replica does
+/// not have it.
+///
+/// What the replica says about who holds the ticket is not asked: it follows later. Nothing is locked: see [`insert`].
+pub async fn offer(db: &mut PgConnection, id: Id, ttl: Duration) -> anyhow::Result<Option<Offer>> {
+    let row = sqlx::query!(
+        r#"
+        select title, price, version,
+               exists (select 1 from orders where ticket_id = $1 and status <> 'cancelled') as "reserved!",
+               coalesce((select max(reservation) from orders where ticket_id = $1), 0) + 1 as "reservation!",
+               date_trunc('milliseconds', now() + make_interval(secs => $2)) as "expires_at!"
+        from ticket_replica where id = $1
+        "#,
+        id.to_string(),
+        ttl.as_secs_f64(),
+    );
+    let Some(row) = row.fetch_optional(db).await? else { return Ok(None) };
+    Ok(Some(Offer {
+        ticket: ticket(&id.to_string(), row.title, row.price, row.version)?,
+        reserved: row.reserved,
+        reservation: row.reservation,
+        expires_at: Timestamp(row.expires_at),
+    }))
+}
+
+/// Writes a new order and `order.created`, in one statement. `false`: what the order was made from is not true any more –
+/// the ticket is held by another order, its next reservation has been taken, or it has changed – and nothing was done.
+///
+/// The unique indexes are the lock: however many try at once, one live order per ticket comes into being.
+pub async fn insert(db: &mut PgConnection, order: &Order) -> sqlx::Result<bool> {
+    let event = Outgoing::new(&OrderEvent::Created(order.snapshot()));
+    let inserted = sqlx::query!(
+        "with new as (
+             insert into orders
+                 (id, user_id, status, expires_at, ticket_id, title, price, ticket_version, reservation, version)
+             select $3, $7, $8, $9, ticket.id, ticket.title, ticket.price, ticket.version, $10, $4
+             from ticket_replica as ticket where ticket.id = $11 and ticket.version = $12
+             on conflict do nothing returning 1
+         )
+         select bus.append($1, $2, $3, $4, $5, $6) from new",
+        event.stream,
+        event.subject,
+        event.aggregate_id,
+        event.version,
+        event.payload,
+        event.traceparent,
+        order.user_id,
+        order.status.as_str(),
+        order.expires_at.0,
+        order.reservation,
+        order.ticket.id.to_string(),
+        order.ticket.version,
     )
     .execute(db)
     .await?;
+    Ok(inserted.rows_affected() == 1)
+}
+
+/// Writes orders that were changed into their next versions, and the events that say so, in one statement; at most one
+/// event per order. Returns how many were written: an order of which somebody else has written that version first is
+/// left alone.
+pub async fn save(db: &mut PgConnection, events: &[OrderEvent]) -> sqlx::Result<u64> {
+    let traceparent = events.first().and_then(|event| Outgoing::new(event).traceparent);
+    let ids: Vec<String> = events.iter().map(|event| event.aggregate_id().to_string()).collect();
+    let versions: Vec<i64> = events.iter().map(Event::version).collect();
+    let statuses: Vec<&str> = events.iter().map(|event| event.snapshot().status.as_str()).collect();
+    let subjects: Vec<&str> = events.iter().map(Event::subject).collect();
+    let payloads: Vec<String> = events.iter().map(Event::encode).collect();
+    let saved = sqlx::query!(
+        "with saved as (
+             update orders set status = new.status, version = new.version, updated_at = now()
+             from unnest($1::text[], $2::bigint[], $3::text[], $4::text[], $5::text[])
+                  as new (id, version, status, subject, payload)
+             where orders.id = new.id and orders.version = new.version - 1
+             returning new.*
+         )
+         select bus.append($6, subject, id, version, payload, $7) from saved",
+        &ids,
+        &versions,
+        &statuses as _,
+        &subjects as _,
+        &payloads,
+        OrderEvent::STREAM,
+        traceparent,
+    )
+    .execute(db)
+    .await?;
+    Ok(saved.rows_affected())
+}
+
+/// [`save`], for orders that are locked: nobody else can have written them.
+pub async fn save_locked(db: &mut PgConnection, events: &[OrderEvent]) -> anyhow::Result<()> {
+    let saved = save(db, events).await?;
+    ensure!(saved == events.len() as u64, "{saved} of {} locked orders could be written", events.len());
+    Ok(())
+}
+
+/// Records payments. Returns those that were not there before, each once.
+pub async fn insert_payments<'a>(db: &mut PgConnection, payments: &[&'a Payment]) -> anyhow::Result<Vec<&'a Payment>> {
+    let ids: Vec<String> = payments.iter().map(|payment| payment.id.to_string()).collect();
+    let orders: Vec<String> = payments.iter().map(|payment| payment.order_id.to_string()).collect();
+    let names: Vec<&str> = payments.iter().map(|payment| payment.stripe_id.as_str()).collect();
+    let inserted = sqlx::query_scalar!(
+        "insert into payments (id, order_id, stripe_id)
+         select * from unnest($1::text[], $2::text[], $3::text[])
+         on conflict do nothing returning id",
+        &ids,
+        &orders,
+        &names as _,
+    );
+    let mut inserted: HashSet<String> = inserted.fetch_all(db).await?.into_iter().collect();
+    Ok(payments.iter().copied().filter(|payment| inserted.remove(&payment.id.to_string())).collect())
+}
+
+/// Notes that these payments must be given back.
+pub async fn owe_refunds(db: &mut PgConnection, payments: &[&Payment]) -> sqlx::Result<()> {
+    let ids: Vec<String> = payments.iter().map(|payment| payment.id.to_string()).collect();
+    sqlx::query!("update payments set refund_due = true where id = any($1)", &ids).execute(db).await?;
     Ok(())
 }

@@ -1,6 +1,6 @@
 //! What the events of tickets mean to orders: keep the replica.
 
-use crate::store;
+use crate::replica;
 use contracts::TicketEvent;
 use event_bus::{Handler, Transaction};
 
@@ -11,6 +11,6 @@ impl Handler for TicketEvents {
     type Event = TicketEvent;
 
     async fn apply(&self, tx: &mut Transaction, events: &[TicketEvent]) -> anyhow::Result<()> {
-        Ok(store::replicate(tx, events.iter().map(TicketEvent::snapshot)).await?)
+        Ok(replica::update(tx, events.iter().map(TicketEvent::snapshot)).await?)
     }
 }

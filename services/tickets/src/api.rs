@@ -71,6 +71,12 @@ async fn edit_ticket(
     }
 }
 
+/// What other services are told about a ticket, reserved or not.
+pub async fn answer(bus: Bus, id: Id) -> anyhow::Result<Option<TicketSnapshot>> {
+    let mut db = bus.connection().await?;
+    Ok(store::find(&mut db, id).await?.map(Into::into))
+}
+
 /// Title and price out of a body, checked in this order. What has the wrong type altogether, or cannot be stored, is a
 /// bad request, told only when no rule is broken.
 fn draft(body: &JsonBody, price_message: &'static str) -> Result<Draft, ApiError> {

@@ -1,16 +1,19 @@
 //! The tickets service: owns tickets – title, price, owner, and who holds them – and announces every version of them.
 //!
 //! A request goes through `api` (parse, check), `ticket` (the rules), `store` (row and event); the event bus does the
-//! rest. [`start`] is the whole wiring.
+//! rest. What orders do with tickets comes in through `order_events`. [`start`] is the whole wiring.
 
 pub mod api;
+pub mod order_events;
 pub mod store;
 pub mod ticket;
 
 use api::App;
 use bootstrap::{Keys, Running, Service};
 use contracts::TicketEvent;
+use contracts::endpoint::SHOW_TICKET;
 use event_bus::Bus;
+use order_events::OrderEvents;
 use std::ffi::OsString;
 use std::process::ExitCode;
 
@@ -39,5 +42,8 @@ pub async fn start(config: Config) -> anyhow::Result<Running> {
     let bus = Bus::open(config.service.bus("tickets"), sqlx::migrate!()).await?;
     let mut service = Service::new(&config.service);
     service.spawn("relay", |stop| bus.clone().relay::<TicketEvent>(stop));
+    service.spawn("order events", |stop| bus.clone().subscribe("tickets", OrderEvents, stop));
+    let asked = bus.clone();
+    service.spawn("questions", |stop| bus.clone().answer(SHOW_TICKET, move |id| api::answer(asked.clone(), id), stop));
     service.run(api::routes(App { bus: bus.clone(), keys }), bus).await
 }

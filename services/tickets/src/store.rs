@@ -1,12 +1,13 @@
 //! Tickets in Postgres. The only writer of the table: whoever changes a row here announces its version with one event.
 
-use crate::ticket::Ticket;
+use crate::ticket::{Heard, Ticket};
 use anyhow::Context;
 use bootstrap::Page;
 use contracts::{Id, TicketEvent};
 use event_bus::Outgoing;
 use rust_decimal::Decimal;
 use sqlx::PgConnection;
+use std::collections::BTreeMap;
 
 struct Row {
     id: String,
@@ -15,13 +16,15 @@ struct Row {
     user_id: String,
     version: i64,
     order_id: Option<String>,
+    reservation: i64,
+    order_version: i64,
 }
 
 impl TryFrom<Row> for Ticket {
     type Error = anyhow::Error;
 
     fn try_from(row: Row) -> anyhow::Result<Self> {
-        let Row { id, title, price, user_id, version, order_id } = row;
+        let Row { id, title, price, user_id, version, order_id, reservation, order_version } = row;
         let order_id = order_id.map(|id| id.parse()).transpose().context("the table holds a malformed order id")?;
         Ok(Self {
             id: id.parse().context("the table holds a malformed id")?,
@@ -30,6 +33,7 @@ impl TryFrom<Row> for Ticket {
             user_id,
             version,
             order_id,
+            heard: Heard { reservation, order_version },
         })
     }
 }
@@ -38,7 +42,7 @@ impl TryFrom<Row> for Ticket {
 pub async fn find(db: &mut PgConnection, id: Id) -> anyhow::Result<Option<Ticket>> {
     sqlx::query_as!(
         Row,
-        "select id, title, price, user_id, version, order_id from tickets where id = $1",
+        "select id, title, price, user_id, version, order_id, reservation, order_version from tickets where id = $1",
         id.to_string()
     )
     .fetch_optional(db)
@@ -51,7 +55,7 @@ pub async fn find(db: &mut PgConnection, id: Id) -> anyhow::Result<Option<Ticket
 pub async fn list(db: &mut PgConnection, Page { after, limit }: Page) -> anyhow::Result<Vec<Ticket>> {
     sqlx::query_as!(
         Row,
-        "select id, title, price, user_id, version, order_id from tickets
+        "select id, title, price, user_id, version, order_id, reservation, order_version from tickets
          where order_id is null and id > $1 order by id limit $2",
         after.map_or_else(String::new, |id| id.to_string()),
         limit.map(|limit| i64::from(limit.get())),
@@ -61,6 +65,23 @@ pub async fn list(db: &mut PgConnection, Page { after, limit }: Page) -> anyhow:
     .into_iter()
     .map(Ticket::try_from)
     .collect()
+}
+
+/// Those of the tickets `ids` that exist, locked until the transaction ends.
+pub async fn lock(db: &mut PgConnection, ids: impl Iterator<Item = Id>) -> anyhow::Result<BTreeMap<Id, Ticket>> {
+    let ids: Vec<String> = ids.map(|id| id.to_string()).collect();
+    let tickets = sqlx::query_as!(
+        Row,
+        // In order, so that replicas lock rows in the same order.
+        "select id, title, price, user_id, version, order_id, reservation, order_version from tickets
+         where id = any($1) order by id for update",
+        &ids
+    )
+    .fetch_all(db)
+    .await?
+    .into_iter()
+    .map(Ticket::try_from);
+    tickets.map(|ticket| ticket.map(|ticket| (ticket.id, ticket))).collect()
 }
 
 /// Writes a new ticket and `ticket.created`, in one statement.
@@ -112,4 +133,33 @@ pub async fn save(db: &mut PgConnection, ticket: &Ticket) -> sqlx::Result<bool> 
     .execute(db)
     .await?;
     Ok(saved.rows_affected() == 1)
+}
+
+/// Writes how far locked tickets have followed their orders, where they have. The caller appends their events.
+pub async fn save_all(db: &mut PgConnection, tickets: impl Iterator<Item = &Ticket>) -> sqlx::Result<()> {
+    let (mut ids, mut orders, mut versions, mut heard) = (Vec::new(), Vec::new(), Vec::new(), (Vec::new(), Vec::new()));
+    for ticket in tickets {
+        ids.push(ticket.id.to_string());
+        orders.push(ticket.order_id.map(|id| id.to_string()));
+        versions.push(ticket.version);
+        heard.0.push(ticket.heard.reservation);
+        heard.1.push(ticket.heard.order_version);
+    }
+    sqlx::query!(
+        "update tickets
+         set order_id = new.order_id, version = new.version, reservation = new.reservation,
+             order_version = new.order_version, updated_at = now()
+         from unnest($1::text[], $2::text[], $3::bigint[], $4::bigint[], $5::bigint[])
+              as new (id, order_id, version, reservation, order_version)
+         where tickets.id = new.id
+           and (tickets.reservation, tickets.order_version) < (new.reservation, new.order_version)",
+        &ids,
+        &orders as _,
+        &versions,
+        &heard.0,
+        &heard.1,
+    )
+    .execute(db)
+    .await?;
+    Ok(())
 }

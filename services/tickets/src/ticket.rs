@@ -1,5 +1,6 @@
 //! What a ticket is and what may happen to it. Rules only: nothing here does input or output.
 
+use contracts::order::{OrderSnapshot, OrderStatus};
 use contracts::ticket::TicketSnapshot;
 use contracts::{Id, Price};
 
@@ -15,6 +16,21 @@ pub struct Ticket {
     pub version: i64,
     /// The order that holds it.
     pub order_id: Option<Id>,
+    /// The last thing heard of its orders.
+    pub heard: Heard,
+}
+
+/// How far a ticket has followed its orders: an order's number among those of the ticket, and that order's version.
+/// What is not greater is old news.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Heard {
+    pub reservation: i64,
+    pub order_version: i64,
+}
+
+impl Heard {
+    /// Older than any news.
+    pub const NOTHING: Self = Self { reservation: 0, order_version: -1 };
 }
 
 /// What an owner says about a ticket.
@@ -37,7 +53,8 @@ impl Ticket {
     /// A new ticket of `user_id`.
     pub fn new(user_id: &str, draft: Draft) -> Self {
         let Draft { title, price } = draft;
-        Self { id: Id::generate(), title, price, user_id: user_id.to_owned(), version: 0, order_id: None }
+        let (id, user_id) = (Id::generate(), user_id.to_owned());
+        Self { id, title, price, user_id, version: 0, order_id: None, heard: Heard::NOTHING }
     }
 
     /// Replaces what the owner says. That a ticket is reserved is told to everybody, so it comes first.
@@ -54,6 +71,25 @@ impl Ticket {
         Ok(())
     }
 
+    /// Follows one of its orders: held while the order lives, free once it is cancelled. `true`: its holder is another
+    /// one now, and that is its next version.
+    ///
+    /// An order that comes late says nothing: a newer order was made only because that one was cancelled.
+    pub fn follow(&mut self, order: &OrderSnapshot) -> bool {
+        let news = Heard { reservation: order.ticket.reservation, order_version: order.version };
+        if news <= self.heard {
+            return false;
+        }
+        self.heard = news;
+        let holder = (order.status != OrderStatus::Cancelled).then_some(order.id);
+        if holder == self.order_id {
+            return false;
+        }
+        self.order_id = holder;
+        self.version += 1;
+        true
+    }
+
     /// The public state: what clients and readers of events see.
     pub fn snapshot(&self) -> TicketSnapshot {
         self.clone().into()
@@ -62,7 +98,7 @@ impl Ticket {
 
 impl From<Ticket> for TicketSnapshot {
     fn from(ticket: Ticket) -> Self {
-        let Ticket { id, title, price, user_id, version, order_id } = ticket;
+        let Ticket { id, title, price, user_id, version, order_id, heard: _ } = ticket;
         Self { id, version, title, price, user_id, order_id }
     }
 }
@@ -72,6 +108,7 @@ mod tests {
     #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
     use super::*;
+    use serde_json::json;
 
     fn draft(title: &str, price: &str) -> Draft {
         Draft { title: title.to_owned(), price: price.parse().unwrap() }
@@ -104,5 +141,37 @@ mod tests {
         assert_eq!(ticket.edit("ann", draft("Opera", "1")), Err(EditError::Reserved));
         assert_eq!(ticket.edit("bob", draft("Opera", "1")), Err(EditError::Reserved));
         assert_eq!(ticket, reserved);
+    }
+    fn order(id: Id, reservation: i64, version: i64, status: OrderStatus) -> OrderSnapshot {
+        let ticket = json!({"id": Id::generate(), "price": 20, "version": 0, "reservation": reservation});
+        let expires_at = "2026-01-31T12:15:00.000Z";
+        let order = json!({"id": id, "version": version, "status": status, "userId": "bob", "expiresAt": expires_at,
+                           "ticket": ticket});
+        serde_json::from_value(order).unwrap()
+    }
+
+    #[test]
+    fn a_ticket_is_held_by_its_live_order_and_each_change_of_holder_is_a_version() {
+        use OrderStatus::{Cancelled, Complete, Created};
+        let (first, second) = (Id::generate(), Id::generate());
+        let (made, given_up) = (order(first, 1, 0, Created), order(first, 1, 1, Cancelled));
+        let (made_again, paid) = (order(second, 2, 0, Created), order(second, 2, 1, Complete));
+        for (news, holder, version) in [
+            (vec![&made], Some(first), 1),
+            (vec![&made, &made], Some(first), 1),
+            (vec![&made, &given_up], None, 2),
+            (vec![&given_up, &made], None, 0),
+            (vec![&made, &given_up, &made], None, 2),
+            (vec![&made, &given_up, &made_again], Some(second), 3),
+            (vec![&made, &made_again, &given_up], Some(second), 2),
+            (vec![&made_again, &made, &given_up], Some(second), 1),
+            (vec![&made_again, &paid, &made_again, &given_up], Some(second), 1),
+            (vec![&paid, &made_again], Some(second), 1),
+        ] {
+            let mut ticket = Ticket::new("ann", draft("Concert", "20"));
+            let changes = news.iter().filter(|order| ticket.follow(order)).count();
+            assert_eq!((ticket.order_id, ticket.version), (holder, version), "{news:?}");
+            assert_eq!(i64::try_from(changes).unwrap(), version, "{news:?}");
+        }
     }
 }

@@ -138,7 +138,7 @@ pub fn event_ids(id: Id, versions: std::ops::Range<i64>) -> Vec<String> {
 pub async fn append(bus: &Bus, id: Id, versions: std::ops::Range<i64>) -> Vec<String> {
     for version in versions.clone() {
         let mut tx = bus.begin().await.unwrap();
-        tx.append(&event(id, version)).await.unwrap();
+        tx.append([&event(id, version)]).await.unwrap();
         tx.commit().await.unwrap();
     }
     event_ids(id, versions)

@@ -42,7 +42,7 @@ async fn a_backlog_of_many_or_of_large_events_is_published_in_order() {
         {
             snapshot.title = "x".repeat(100_000);
         }
-        tx.append(&event).await.unwrap();
+        tx.append([&event]).await.unwrap();
         expected.push(event.event_id());
     }
     tx.commit().await.unwrap();
@@ -79,7 +79,7 @@ async fn what_the_stream_already_holds_is_not_published_again() {
     let mut tx = bus.begin().await.unwrap();
     sqlx::query("update bus.relay set last_seq = 1").execute(&mut *tx).await.unwrap();
     for version in 1..5 {
-        tx.append(&event(id, version)).await.unwrap();
+        tx.append([&event(id, version)]).await.unwrap();
     }
     tx.commit().await.unwrap();
     harness.published().await;

@@ -17,7 +17,7 @@ async fn a_publish_that_arrives_after_a_takeover_is_refused(backlog: i64, publis
     way.hold();
     let mut tx = stale.begin().await.unwrap();
     for version in 1..=backlog {
-        tx.append(&crate::harness::event(first, version)).await.unwrap();
+        tx.append([&crate::harness::event(first, version)]).await.unwrap();
     }
     tx.commit().await.unwrap();
     eventually("the stale relay to hold the lock", async || {

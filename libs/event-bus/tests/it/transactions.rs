@@ -11,10 +11,10 @@ async fn only_committed_events_are_published() {
     let (rolled_back, dropped, committed) = (Id::generate(), Id::generate(), Id::generate());
 
     let mut tx = bus.begin().await.unwrap();
-    tx.append(&event(rolled_back, 0)).await.unwrap();
+    tx.append([&event(rolled_back, 0)]).await.unwrap();
     tx.rollback().await.unwrap();
     let mut tx = bus.begin().await.unwrap();
-    tx.append(&event(dropped, 0)).await.unwrap();
+    tx.append([&event(dropped, 0)]).await.unwrap();
     drop(tx);
     append(&bus, committed, 0..1).await;
 
@@ -31,7 +31,7 @@ async fn a_version_is_announced_once() {
     let id = Id::generate();
     append(&bus, id, 0..1).await;
     let mut tx = bus.begin().await.unwrap();
-    let error = tx.append(&event(id, 0)).await.unwrap_err();
+    let error = tx.append([&event(id, 0)]).await.unwrap_err();
     assert!(error.as_database_error().unwrap().is_unique_violation(), "{error}");
 }
 
@@ -43,7 +43,7 @@ async fn a_transaction_that_is_cancelled_anywhere_leaves_no_connection_inside_on
     for round in (0..400_u64).rev() {
         let work = async {
             let mut tx = bus.begin().await.unwrap();
-            tx.append(&event(Id::generate(), 0)).await.unwrap();
+            tx.append([&event(Id::generate(), 0)]).await.unwrap();
             tx.commit().await.unwrap();
         };
         // Cut off at another place every time: a transaction takes about a millisecond.

@@ -1,0 +1,146 @@
+//! The HTTP API of orders: parse, check, ask the rules, store, answer.
+
+use crate::order::{CancelError, Order, Reserved};
+use crate::{replica, store};
+use axum::extract::rejection::{PathRejection, QueryRejection};
+use axum::extract::{FromRef, Path, Query, State};
+use axum::http::StatusCode;
+use axum::routing::get;
+use axum::{Json, Router};
+use bootstrap::{ApiError, Caller, Field, FieldError, JsonBody, Keys, Page};
+use contracts::endpoint::SHOW_TICKET;
+use contracts::Id;
+use event_bus::Bus;
+use std::time::Duration;
+
+/// What every handler needs.
+#[derive(Clone, FromRef)]
+pub struct App {
+    pub bus: Bus,
+    pub keys: Keys,
+    /// How long an order may stay unpaid.
+    pub ttl: Duration,
+}
+
+/// `/api/orders`.
+pub fn routes(app: App) -> Router {
+    Router::new()
+        .route("/api/orders", get(list_orders).post(create_order))
+        .route("/api/orders/{id}", get(show_order).delete(cancel_order))
+        .with_state(app)
+}
+
+async fn list_orders(
+    State(bus): State<Bus>,
+    caller: Caller,
+    page: Result<Query<Page>, QueryRejection>,
+) -> Result<Json<Vec<Order>>, ApiError> {
+    let user = caller.user()?;
+    let Query(page) = page?;
+    let mut db = bus.connection().await?;
+    let orders = store::list(&mut db, &user.id, page).await?;
+    Ok(Json(orders))
+}
+
+async fn show_order(
+    State(bus): State<Bus>,
+    caller: Caller,
+    id: Result<Path<Id>, PathRejection>,
+) -> Result<Json<Order>, ApiError> {
+    let user = caller.user()?;
+    let Path(id) = id?;
+    let mut db = bus.connection().await?;
+    let order = store::find(&mut db, id).await?.ok_or(ApiError::NotFound)?;
+    if order.user_id != user.id {
+        return Err(ApiError::NotAuthorized);
+    }
+    Ok(Json(order))
+}
+
+async fn create_order(
+    State(bus): State<Bus>,
+    State(ttl): State<Duration>,
+    caller: Caller,
+    body: JsonBody,
+) -> Result<(StatusCode, Json<Order>), ApiError> {
+    let user = caller.user()?;
+    let ticket_id = ticket_id(&body)?;
+    let mut known = false;
+    // Whoever loses the race for a reservation starts over from what the winner wrote; every round has a winner.
+    loop {
+        let mut db = bus.statement().await?;
+        match store::offer(&mut db, ticket_id, ttl).await? {
+            Some(offer) => {
+                let order = Order::new(&user.id, offer)?;
+                if store::insert(&mut db, &order).await? {
+                    return Ok((StatusCode::CREATED, Json(order)));
+                }
+            }
+            None if known => return Err(ApiError::NotFound),
+            None => {
+                drop(db);
+                learn(&bus, ticket_id).await?;
+                known = true;
+            }
+        }
+    }
+}
+
+async fn cancel_order(
+    State(bus): State<Bus>,
+    caller: Caller,
+    id: Result<Path<Id>, PathRejection>,
+) -> Result<StatusCode, ApiError> {
+    let user = caller.user()?;
+    let Path(id) = id?;
+    let mut db = bus.statement().await?;
+    loop {
+        let mut order = store::find(&mut db, id).await?.ok_or(ApiError::NotFound)?;
+        let Some(cancelled) = order.cancel(&user.id)? else { break };
+        if store::save(&mut db, &[cancelled]).await? == 1 {
+            break;
+        }
+    }
+    Ok(StatusCode::NO_CONTENT)
+}
+
+/// A ticket that was made a moment ago may not have arrived in the replica: its owner is asked.
+async fn learn(bus: &Bus, ticket_id: Id) -> Result<(), ApiError> {
+    let answer = bus.ask(&SHOW_TICKET, &ticket_id).await;
+    let ticket = answer.unwrap_or_else(|error| {
+        tracing::warn!(%ticket_id, "cannot ask tickets for a ticket that is not in the replica: {error:#}");
+        None
+    });
+    let ticket = ticket.ok_or(ApiError::NotFound)?;
+    let mut db = bus.connection().await?;
+    Ok(replica::update(&mut db, std::iter::once(&ticket)).await?)
+}
+
+/// The ticket a body asks for. An object or an array is no text by any means, and a bad request.
+fn ticket_id(body: &JsonBody) -> Result<Id, ApiError> {
+    let (empty, id) = match body.field("ticketId") {
+        Field::Missing | Field::Null => (true, None),
+        Field::Text(text) => (text.is_empty(), text.parse().ok()),
+        Field::Number(_) | Field::Bool(_) | Field::Unreadable => (false, None),
+        Field::Other => return Err(ApiError::BadRequest),
+    };
+    id.ok_or_else(|| {
+        let broken = empty.then_some("Invalid value").into_iter().chain(["TicketId must be provided"]);
+        ApiError::Invalid(broken.map(|message| FieldError { message, field: "ticketId" }).collect())
+    })
+}
+
+impl From<Reserved> for ApiError {
+    fn from(_: Reserved) -> Self {
+        Self::Refused("Ticket is already reserved")
+    }
+}
+
+impl From<CancelError> for ApiError {
+    fn from(error: CancelError) -> Self {
+        match error {
+            CancelError::NotTheOwner => Self::NotAuthorized,
+            CancelError::Complete => Self::Refused("Cannot cancel a complete order"),
+        }
+    }
+}

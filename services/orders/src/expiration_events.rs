@@ -1,0 +1,24 @@
+//! What an external timer means to orders: the time to pay is over. They need none: see [`crate::expiry`].
+
+use crate::store;
+use anyhow::Context;
+use contracts::ExpirationEvent;
+use event_bus::{Handler, Transaction};
+
+/// Cancels orders that are not paid.
+pub struct ExpirationEvents;
+
+impl Handler for ExpirationEvents {
+    type Event = ExpirationEvent;
+
+    async fn apply(&self, tx: &mut Transaction, events: &[ExpirationEvent]) -> anyhow::Result<()> {
+        let ids = || events.iter().map(|ExpirationEvent::Complete(expiration)| expiration.order_id);
+        let mut orders = store::lock(tx, ids()).await?;
+        let mut cancelled = Vec::new();
+        for id in ids() {
+            let order = orders.get_mut(&id).with_context(|| format!("there is no order {id}, whose time is over"))?;
+            cancelled.extend(order.expire());
+        }
+        store::save_locked(tx, &cancelled).await
+    }
+}
