@@ -20,6 +20,7 @@ use tracing::{error, info};
 
 use crate::config::Config;
 use crate::http::{self, Dispatch, Health};
+use crate::telemetry;
 
 pub use process::main;
 
@@ -32,6 +33,7 @@ pub struct Service {
 impl Service {
     /// Nothing runs yet.
     pub fn new(config: &Config) -> Self {
+        telemetry::start_counting();
         Self { config: config.clone(), background: Background::default() }
     }
 

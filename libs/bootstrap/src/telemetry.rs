@@ -1,8 +1,11 @@
 //! Logs: one line per event on stdout, where whoever runs the process collects them (12-factor), times in UTC.
+//! Metrics: counted anywhere with the `metrics` crate, read at `/metrics` in the text format of Prometheus.
 
 use std::io::IsTerminal as _;
+use std::sync::LazyLock;
 
 use anyhow::Context as _;
+use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
 use tracing_subscriber::EnvFilter;
 
 /// How log lines look.
@@ -27,3 +30,16 @@ pub fn init(format: LogFormat, filter: &str) -> anyhow::Result<()> {
     };
     Ok(())
 }
+
+/// What the whole process has counted so far: tests start several services in one.
+pub(crate) fn metrics() -> String {
+    METRICS.render()
+}
+
+/// Counts from now on.
+pub(crate) fn start_counting() {
+    LazyLock::force(&METRICS);
+}
+
+static METRICS: LazyLock<PrometheusHandle> =
+    LazyLock::new(|| PrometheusBuilder::new().install_recorder().expect("nobody else records metrics"));

@@ -36,10 +36,8 @@ pub(crate) async fn ask<Q: Serialize, A: DeserializeOwned>(
     if let Some(traceparent) = trace::current() {
         headers.insert("traceparent", traceparent);
     }
-    let request = async_nats::Request::new()
-        .payload(serde_json::to_vec(question)?.into())
-        .headers(headers)
-        .timeout(Some(ANSWER));
+    let request =
+        async_nats::Request::new().payload(serde_json::to_vec(question)?.into()).headers(headers).timeout(Some(ANSWER));
     let answer = bus.nats.send_request(endpoint.subject(), request);
     // The client's own limit does not cover a connection that takes nothing.
     let answer = timeout(ANSWER, answer).await.context("no answer in time")??;
@@ -99,7 +97,9 @@ where
     let answer = match serde_json::from_slice(&request.message.payload) {
         Err(error) => Err(refusal(400, "Bad Request", &error.into())),
         Ok(question) => match timeout(ANSWER, trace::scope(traceparent, find(question))).await {
-            Ok(Ok(Some(answer))) => serde_json::to_vec(&answer).map(Into::into).map_err(|error| refusal(500, "Internal", &error.into())),
+            Ok(Ok(Some(answer))) => {
+                serde_json::to_vec(&answer).map(Into::into).map_err(|error| refusal(500, "Internal", &error.into()))
+            }
             Ok(Ok(None)) => Err(Refusal { status: "Not Found".to_owned(), code: NOT_FOUND }),
             Ok(Err(error)) => Err(refusal(503, "Unavailable", &error)),
             // Nobody waits for it any more.

@@ -20,6 +20,7 @@ use crate::retry::{Backoff, jitter};
 use async_nats::header;
 use async_nats::jetstream::{AckKind, Message};
 use contracts::Event;
+use metrics::Counter;
 use std::future::Future;
 use std::time::Duration;
 use tokio::time::{sleep, timeout};
@@ -54,6 +55,7 @@ struct Subscription<'a, H> {
     handler: &'a H,
     stop: &'a CancellationToken,
     outage: Backoff,
+    dead_letters: Counter,
 }
 
 /// Applies the events of `H::Event::STREAM` until `stop`.
@@ -64,7 +66,8 @@ pub(crate) async fn run<H: Handler>(
     stop: &CancellationToken,
 ) -> anyhow::Result<()> {
     let what = format!("consuming {} as {durable}", H::Event::STREAM);
-    let mut subscription = Subscription { bus, durable, handler, stop, outage: Backoff::default() };
+    let dead_letters = metrics::counter!("event_bus_dead_letters_total", "stream" => H::Event::STREAM);
+    let mut subscription = Subscription { bus, durable, handler, stop, outage: Backoff::default(), dead_letters };
     let mut backoff = Backoff::default();
     while !stop.is_cancelled() {
         let Err(error) = subscription.consume(|| backoff.succeed(&what)).await else { break };
@@ -169,6 +172,7 @@ impl<H: Handler> Subscription<'_, H> {
         match self.store(&refusal).await {
             Ok(Verdict::Dead) => {
                 tracing::error!(subject = %message.subject, event_id, error, "an event became a dead letter");
+                self.dead_letters.increment(1);
                 settle(message, AckKind::Term).await;
             }
             Ok(Verdict::Retry { attempts }) => {

@@ -8,8 +8,8 @@ use axum::http::StatusCode;
 use axum::routing::get;
 use axum::{Json, Router};
 use bootstrap::{ApiError, Caller, Field, FieldError, JsonBody, Keys, Page};
-use contracts::endpoint::SHOW_TICKET;
 use contracts::Id;
+use contracts::endpoint::SHOW_TICKET;
 use event_bus::Bus;
 use std::time::Duration;
 

@@ -61,7 +61,7 @@ pub async fn start(config: Config) -> anyhow::Result<Running> {
     let mut service = Service::new(&config.service);
     service.spawn("relay", |stop| bus.clone().relay::<OrderEvent>(stop));
     service.spawn("ticket events", |stop| bus.clone().subscribe("orders", TicketEvents, stop));
-    service.spawn("payment events", |stop| bus.clone().subscribe("orders", PaymentEvents, stop));
+    service.spawn("payment events", |stop| bus.clone().subscribe("orders", PaymentEvents::default(), stop));
     service.spawn("expiration events", |stop| bus.clone().subscribe("orders", ExpirationEvents, stop));
     service.spawn("expiry", |stop| expiry::run(bus.clone(), stop));
     service.run(api::routes(App { bus: bus.clone(), keys, ttl: config.order_ttl }), bus).await

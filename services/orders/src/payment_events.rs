@@ -5,12 +5,22 @@ use crate::store;
 use anyhow::Context;
 use contracts::PaymentEvent;
 use event_bus::{Handler, Transaction};
+use metrics::Counter;
 
 /// Completes paid orders.
 ///
 /// Every payment is recorded with the effect it had, in the same transaction, so that one that is delivered again has
 /// none. A payment whose order is unknown is refused: the order may be restored, and the money must not be forgotten.
-pub struct PaymentEvents;
+pub struct PaymentEvents {
+    /// Payments that somebody has to give back.
+    refunds_due: Counter,
+}
+
+impl Default for PaymentEvents {
+    fn default() -> Self {
+        Self { refunds_due: metrics::counter!("orders_refunds_due_total") }
+    }
+}
 
 impl Handler for PaymentEvents {
     type Event = PaymentEvent;
@@ -34,7 +44,7 @@ impl Handler for PaymentEvents {
         for payment in refunds {
             let (id, order_id, stripe_id) = (payment.id, payment.order_id, &payment.stripe_id);
             tracing::warn!(%id, %order_id, stripe_id, "a refund is due: the order was cancelled or paid before");
-            metrics::counter!("orders_refunds_due_total").increment(1);
+            self.refunds_due.increment(1);
         }
         Ok(())
     }

@@ -6,10 +6,7 @@ use sqlx::PgConnection;
 use std::collections::BTreeMap;
 
 /// Takes over those of `tickets` that are newer than what the replica has, whatever their order and number.
-pub async fn update<'a>(
-    db: &mut PgConnection,
-    tickets: impl Iterator<Item = &'a TicketSnapshot>,
-) -> sqlx::Result<()> {
+pub async fn update<'a>(db: &mut PgConnection, tickets: impl Iterator<Item = &'a TicketSnapshot>) -> sqlx::Result<()> {
     // Sorted, so that replicas lock rows in the same order; each ticket once, since one statement cannot change a row
     // twice.
     let mut newest = BTreeMap::new();

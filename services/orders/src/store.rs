@@ -30,7 +30,8 @@ impl TryFrom<Row> for Order {
     type Error = anyhow::Error;
 
     fn try_from(row: Row) -> anyhow::Result<Self> {
-        let Row { id, user_id, status, expires_at, ticket_id, title, price, ticket_version, reservation, version } = row;
+        let Row { id, user_id, status, expires_at, ticket_id, title, price, ticket_version, reservation, version } =
+            row;
         Ok(Self {
             id: id.parse().context("the table holds a malformed id")?,
             user_id,

@@ -1,5 +1,5 @@
-//! `/healthz`: the process lives. `/readyz`: it can serve. Neither takes a place among the requests nor is it logged,
-//! so both answer under overload.
+//! `/healthz`: the process lives. `/readyz`: it can serve. `/metrics`: what it has counted. None of them takes a place
+//! among the requests or is logged, so they answer under overload.
 
 use axum::extract::State;
 use axum::routing::get;
@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 
 use crate::error::ApiError;
+use crate::telemetry;
 
 #[derive(Clone)]
 pub(crate) struct Health {
@@ -23,6 +24,7 @@ impl Health {
         Router::new()
             .route("/healthz", get(live))
             .route("/readyz", get(ready))
+            .route("/metrics", get(metrics))
             .method_not_allowed_fallback(async || ApiError::NotFound)
             .with_state(self)
     }
@@ -37,4 +39,8 @@ async fn ready(State(health): State<Health>) -> Result<Json<Value>, ApiError> {
         return Err(ApiError::Unavailable);
     }
     Ok(live().await)
+}
+
+async fn metrics() -> String {
+    telemetry::metrics()
 }
