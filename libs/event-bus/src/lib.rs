@@ -166,10 +166,11 @@ impl Bus {
     }
 
     /// Answers questions to `endpoint` until `stop`, together with the other replicas: each question goes to one of them.
+    /// `find` gets a connection for reading.
     pub async fn answer<Q, A, F>(
         self,
         endpoint: Endpoint<Q, A>,
-        find: impl Fn(Q) -> F,
+        find: impl Fn(Connection, Q) -> F,
         stop: CancellationToken,
     ) -> anyhow::Result<()>
     where

@@ -4,6 +4,7 @@
 //! Nothing is kept: what dies on the way is a question without an answer, and whoever asks goes on without. Only for what
 //! can be done without.
 
+use crate::outbox::Connection;
 use crate::{Bus, trace};
 use anyhow::{Context, bail};
 use async_nats::HeaderMap;
@@ -19,8 +20,8 @@ use tokio_util::sync::CancellationToken;
 
 /// How long an answer may take. A person waits for it.
 const ANSWER: Duration = Duration::from_millis(300);
-/// Questions worked on at once, below the connections there are for requests.
-const AT_ONCE: usize = 8;
+/// Questions worked on at once: of the connections of the bus, two are enough for thousands per second.
+const AT_ONCE: usize = 2;
 /// What has arrived when a stop begins is still answered.
 const FAREWELL: Duration = Duration::from_secs(1);
 
@@ -56,7 +57,7 @@ pub(crate) async fn ask<Q: Serialize, A: DeserializeOwned>(
 pub(crate) async fn answer<Q, A, F>(
     bus: &Bus,
     endpoint: &Endpoint<Q, A>,
-    find: impl Fn(Q) -> F,
+    find: impl Fn(Connection, Q) -> F,
     stop: &CancellationToken,
 ) -> anyhow::Result<()>
 where
@@ -75,7 +76,7 @@ where
     let about = [("description".to_owned(), endpoint.description.to_owned())].into();
     let requests = service.endpoint_builder().name(endpoint.name).metadata(about).add(endpoint.subject()).await;
     let requests = requests.map_err(anyhow::Error::from_boxed)?;
-    let mut answering = std::pin::pin!(requests.for_each_concurrent(AT_ONCE, |request| respond(request, &find)));
+    let mut answering = std::pin::pin!(requests.for_each_concurrent(AT_ONCE, |request| respond(bus, request, &find)));
     tokio::select! {
         () = &mut answering => bail!("the connection to NATS was closed"),
         () = stop.cancelled() => {}
@@ -86,7 +87,7 @@ where
     Ok(())
 }
 
-async fn respond<Q, A, F>(request: Request, find: impl Fn(Q) -> F)
+async fn respond<Q, A, F>(bus: &Bus, request: Request, find: impl Fn(Connection, Q) -> F)
 where
     Q: DeserializeOwned,
     A: Serialize,
@@ -96,7 +97,7 @@ where
     let traceparent = headers.and_then(|headers| headers.get("traceparent")).map(ToString::to_string);
     let answer = match serde_json::from_slice(&request.message.payload) {
         Err(error) => Err(refusal(400, "Bad Request", &error.into())),
-        Ok(question) => match timeout(ANSWER, trace::scope(traceparent, find(question))).await {
+        Ok(question) => match timeout(ANSWER, trace::scope(traceparent, look(bus, question, find))).await {
             Ok(Ok(Some(answer))) => {
                 serde_json::to_vec(&answer).map(Into::into).map_err(|error| refusal(500, "Internal", &error.into()))
             }
@@ -109,6 +110,15 @@ where
     if let Err(error) = request.respond(answer).await {
         tracing::debug!("cannot answer a question: {error}");
     }
+}
+
+/// Not on a connection for requests: the more of those there are, the later an answer would come.
+async fn look<Q, A, F>(bus: &Bus, question: Q, find: impl Fn(Connection, Q) -> F) -> anyhow::Result<Option<A>>
+where
+    F: Future<Output = anyhow::Result<Option<A>>>,
+{
+    bus.migrated()?;
+    find(Connection::acquire(&bus.db).await?, question).await
 }
 
 fn refusal(code: usize, status: &str, error: &anyhow::Error) -> Refusal {

@@ -21,6 +21,7 @@ mod postgres;
 mod process;
 mod progress;
 mod reaper;
+mod session;
 mod token;
 mod way;
 
@@ -32,5 +33,6 @@ pub use port::{free_port, free_port_from};
 pub use postgres::Postgres;
 pub use process::{Process, Signal, end_with_parent};
 pub use progress::{announced, say};
+pub use session::session;
 pub use token::{JWT_KEY, cookie, token};
 pub use way::Way;

@@ -18,10 +18,17 @@ Ready. Ctrl-C ends it.
   NATS        {nats}
   monitoring  {monitoring}
 
-{}",
+Try it in another terminal: alice sells a ticket and changes it; bob orders it, so that it is reserved, and cancels.
+
+{}
+The copy of the tickets that orders keeps:
+
+docker exec {POSTGRES} psql -U postgres orders -c 'select * from ticket_replica'
+
+",
         databases.tickets,
         databases.orders,
-        session(&system.tickets[0].address()),
+        stack::session(&system.tickets[0].address(), &system.orders[0].address()),
     );
     // A closed output is no reason to stop the system.
     let _ = stdout().write_all(text.as_bytes());
@@ -29,22 +36,4 @@ Ready. Ctrl-C ends it.
 
 fn addresses(replicas: &[Process]) -> String {
     replicas.iter().map(Process::address).collect::<Vec<_>>().join("  ")
-}
-
-fn session(tickets: &str) -> String {
-    let token = stack::token("alice");
-    format!(
-        r#"Try it in another terminal: sell a ticket as alice, change it, and look at the copy that orders keeps.
-
-TOKEN={token}
-call() {{ curl -sS -H "Authorization: Bearer $TOKEN" -H "Content-Type: application/json" "$@"; echo; }}
-
-ID=$(call {tickets}/api/tickets -d '{{"title": "Concert", "price": 20}}' | sed 's/.*"id":"\([0-9a-f]*\)".*/\1/'); echo $ID
-call -X PUT {tickets}/api/tickets/$ID -d '{{"title": "Concert", "price": 25.5}}'
-call {tickets}/api/tickets
-
-docker exec {POSTGRES} psql -U postgres orders -c 'select * from ticket_replica'
-
-"#
-    )
 }

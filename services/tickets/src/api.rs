@@ -10,7 +10,7 @@ use axum::{Json, Router};
 use bootstrap::{ApiError, Caller, Field, FieldError, JsonBody, Keys, Page};
 use contracts::ticket::TicketSnapshot;
 use contracts::{Id, Price};
-use event_bus::Bus;
+use event_bus::{Bus, Connection};
 
 /// What every handler needs.
 #[derive(Clone, FromRef)]
@@ -72,8 +72,7 @@ async fn edit_ticket(
 }
 
 /// What other services are told about a ticket, reserved or not.
-pub async fn answer(bus: Bus, id: Id) -> anyhow::Result<Option<TicketSnapshot>> {
-    let mut db = bus.connection().await?;
+pub async fn answer(mut db: Connection, id: Id) -> anyhow::Result<Option<TicketSnapshot>> {
     Ok(store::find(&mut db, id).await?.map(Into::into))
 }
 

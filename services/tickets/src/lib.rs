@@ -43,7 +43,6 @@ pub async fn start(config: Config) -> anyhow::Result<Running> {
     let mut service = Service::new(&config.service);
     service.spawn("relay", |stop| bus.clone().relay::<TicketEvent>(stop));
     service.spawn("order events", |stop| bus.clone().subscribe("tickets", OrderEvents, stop));
-    let asked = bus.clone();
-    service.spawn("questions", |stop| bus.clone().answer(SHOW_TICKET, move |id| api::answer(asked.clone(), id), stop));
+    service.spawn("questions", |stop| bus.clone().answer(SHOW_TICKET, api::answer, stop));
     service.run(api::routes(App { bus: bus.clone(), keys }), bus).await
 }

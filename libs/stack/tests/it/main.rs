@@ -3,10 +3,20 @@
 #![allow(clippy::disallowed_methods, reason = "tests look into tables, and publish what no relay would")]
 
 mod containers;
+mod expiring;
+mod following;
+mod hostile_delivery;
+mod killing;
 mod nats_outage;
+mod new_tickets;
+mod paying;
 mod poison;
 mod postgres_restart;
+mod races;
 mod relay_crashes;
+mod selling_once;
+mod settled;
 mod starting_and_stopping;
 mod system;
 mod the_pair;
+mod the_session;

@@ -27,16 +27,6 @@ async fn publish(system: &System, subject: &'static str, bodies: impl IntoIterat
     Ok(())
 }
 
-async fn caught_up(system: &System) -> Result<()> {
-    eventually("the subscription to catch up", async || {
-        let consumer = system.consumer().await?;
-        let (pending, unacked) = (consumer.num_pending, consumer.num_ack_pending);
-        ensure!(pending == 0 && unacked == 0, "{pending} to deliver, {unacked} to acknowledge");
-        anyhow::Ok(())
-    })
-    .await
-}
-
 #[tokio::test]
 async fn poison_in_the_middle_of_a_batch_becomes_a_dead_letter_and_its_neighbours_are_applied() -> Result<()> {
     let mut system = System::start(1, 0).await?;
@@ -59,7 +49,7 @@ async fn poison_in_the_middle_of_a_batch_becomes_a_dead_letter_and_its_neighbour
 
     system.orders.push(system.spawn_orders()?);
     system.orders[0].wait_ready().await?;
-    caught_up(&system).await?;
+    system.caught_up("TICKETS", "orders").await?;
     ensure!(system.replica_rows().await?.len() == 40, "neighbours are missing");
 
     let mut db = PgConnection::connect(&system.orders_db).await?;
@@ -81,7 +71,7 @@ async fn poison_in_the_middle_of_a_batch_becomes_a_dead_letter_and_its_neighbour
 
     // The relay finds its stream written to by a stranger, and goes on behind that.
     system.seller(0).post("/api/tickets", json!({"title": "Real", "price": 5})).await?.expect(201)?;
-    caught_up(&system).await?;
+    system.caught_up("TICKETS", "orders").await?;
     eventually("the real ticket", async || {
         ensure!(system.replica_rows().await?.len() == 41);
         anyhow::Ok(())
@@ -100,7 +90,7 @@ async fn an_event_that_the_database_refuses_is_retried_and_then_a_dead_letter() 
         anyhow::Ok(())
     })
     .await?;
-    caught_up(&system).await?;
+    system.caught_up("TICKETS", "orders").await?;
     ensure!(system.replica_rows().await?.len() == 2, "its neighbours were not applied");
 
     // A newer version of the same ticket makes up for it.
@@ -143,7 +133,7 @@ async fn events_replayed_doubled_and_shuffled_leave_the_replica_unchanged() -> R
     for (_, (subject, body)) in shuffled {
         jetstream.publish(subject, body).await?.await?;
     }
-    caught_up(&system).await?;
+    system.caught_up("TICKETS", "orders").await?;
     ensure!(system.replica_rows().await? == before, "the replica has changed");
     ensure!(count(&system.orders_db, "select count(*) from bus.dead_letters").await? == 0);
     Ok(())
@@ -153,12 +143,12 @@ async fn events_replayed_doubled_and_shuffled_leave_the_replica_unchanged() -> R
 async fn a_newer_version_that_arrives_first_wins_and_the_older_is_acknowledged_without_effect() -> Result<()> {
     let system = System::start(1, 1).await?;
     publish(&system, "ticket.updated", [event(1, 2, "newest")]).await?;
-    caught_up(&system).await?;
+    system.caught_up("TICKETS", "orders").await?;
     let newest = system.replica_rows().await?;
     ensure!(newest.len() == 1 && newest[0].contains("|newest|"), "{newest:?}");
     publish(&system, "ticket.updated", [event(1, 1, "older")]).await?;
     publish(&system, "ticket.created", [event(1, 0, "oldest")]).await?;
-    caught_up(&system).await?;
+    system.caught_up("TICKETS", "orders").await?;
     ensure!(system.replica_rows().await? == newest, "an older version had an effect");
     ensure!(system.consumer().await?.num_redelivered == 0);
     Ok(())

@@ -91,7 +91,7 @@ async fn services_started_before_postgres_and_nats_become_ready_when_those_do() 
     let (tickets_db, orders_db) = (postgres.database("tickets").await?, postgres.database("orders").await?);
     tokio::try_join!(postgres.stop(), nats.stop())?;
 
-    let mut system = System { postgres, nats, tickets_db, orders_db, tickets: Vec::new(), orders: Vec::new() };
+    let mut system = System::new(postgres, nats, tickets_db, orders_db);
     system.tickets.push(system.spawn_tickets(&system.nats.url())?);
     system.orders.push(system.spawn_orders()?);
     for service in system.tickets.iter().chain(&system.orders) {

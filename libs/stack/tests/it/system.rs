@@ -1,13 +1,12 @@
-//! Both services with replicas, their servers, and what must be true of them once nothing moves any more.
+//! Both services with replicas, their servers, and what is in them. What must be true of it: see `settled`.
 
 use anyhow::{Context, Result, ensure};
 use async_nats::jetstream::{self, consumer};
-use futures::TryStreamExt;
-use serde_json::Value;
-use sqlx::{AssertSqlSafe, Connection, PgConnection, Row};
-use stack::{Client, JWT_KEY, Nats, Postgres, Process, eventually_within};
+use futures::{StreamExt, TryStreamExt, stream};
+use serde_json::{Value, json};
+use sqlx::{AssertSqlSafe, Connection, PgConnection};
+use stack::{Client, JWT_KEY, Nats, Postgres, Process, free_port};
 use std::path::Path;
-use std::time::Duration;
 
 pub struct System {
     pub postgres: Postgres,
@@ -16,48 +15,119 @@ pub struct System {
     pub orders_db: String,
     pub tickets: Vec<Process>,
     pub orders: Vec<Process>,
+    /// Where orders reach NATS, and what is set beside that.
+    pub orders_nats: String,
+    pub order_ttl: &'static str,
 }
 
-/// One message of the stream, as far as tests ask.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+/// One message of a stream of ours.
+#[derive(Debug, Clone, PartialEq)]
 pub struct Stored {
     pub subject: String,
     pub id: String,
     pub version: i64,
+    pub body: Value,
 }
 
 impl System {
     /// This many replicas of each service, ready.
     pub async fn start(tickets: usize, orders: usize) -> Result<Self> {
+        Self::start_with(tickets, orders, "15m").await
+    }
+
+    /// The same, with orders that expire after `order_ttl`.
+    pub async fn start_with(tickets: usize, orders: usize, order_ttl: &'static str) -> Result<Self> {
         let (postgres, nats) = tokio::try_join!(Postgres::start(), Nats::start())?;
         let (tickets_db, orders_db) = (postgres.database("tickets").await?, postgres.database("orders").await?);
-        let mut system = Self { postgres, nats, tickets_db, orders_db, tickets: Vec::new(), orders: Vec::new() };
+        let mut system = Self { order_ttl, ..Self::new(postgres, nats, tickets_db, orders_db) };
+        system.add(tickets, orders).await?;
+        Ok(system)
+    }
+
+    /// No service yet.
+    pub fn new(postgres: Postgres, nats: Nats, tickets_db: String, orders_db: String) -> Self {
+        let (tickets, orders) = (Vec::new(), Vec::new());
+        Self { orders_nats: nats.url(), postgres, nats, tickets_db, orders_db, tickets, orders, order_ttl: "15m" }
+    }
+
+    /// This many more replicas of each service, ready.
+    pub async fn add(&mut self, tickets: usize, orders: usize) -> Result<()> {
         for _ in 0..tickets {
-            let nats = system.nats.url();
-            system.tickets.push(system.spawn_tickets(&nats)?);
+            self.tickets.push(self.spawn_tickets(&self.nats.url())?);
         }
         for _ in 0..orders {
-            system.orders.push(system.spawn_orders()?);
+            self.orders.push(self.spawn_orders()?);
         }
-        for service in system.tickets.iter_mut().chain(&mut system.orders) {
+        for service in self.tickets.iter_mut().chain(&mut self.orders) {
             service.wait_ready().await?;
         }
-        Ok(system)
+        Ok(())
     }
 
     /// One more replica of tickets, which reaches NATS at `nats_url`.
     pub fn spawn_tickets(&self, nats_url: &str) -> Result<Process> {
-        spawn("tickets", &self.tickets_db, nats_url)
+        self.spawn_at("tickets", free_port(), &self.tickets_db, nats_url)
     }
 
     /// One more replica of orders.
     pub fn spawn_orders(&self) -> Result<Process> {
-        spawn("orders", &self.orders_db, &self.nats.url())
+        self.spawn_at("orders", free_port(), &self.orders_db, &self.orders_nats)
+    }
+
+    /// Whatever listened on `port` comes back there.
+    pub fn respawn(&self, port: u16) -> Result<Process> {
+        if self.tickets.iter().any(|process| process.port() == port) {
+            self.spawn_at("tickets", port, &self.tickets_db, &self.nats.url())
+        } else {
+            self.spawn_at("orders", port, &self.orders_db, &self.orders_nats)
+        }
+    }
+
+    fn spawn_at(&self, service: &str, port: u16, database_url: &str, nats_url: &str) -> Result<Process> {
+        let env = [
+            ("DATABASE_URL", database_url),
+            ("NATS_URL", nats_url),
+            ("JWT_KEY", JWT_KEY),
+            ("ORDER_TTL", self.order_ttl),
+            ("RUST_LOG", "info,event_bus=debug"),
+        ];
+        Process::spawn_at(Path::new(env!("CARGO_BIN_EXE_stack")), service, port, env, |_| {})
     }
 
     /// The seller, at one of the replicas of tickets.
     pub fn seller(&self, replica: usize) -> Client {
         self.tickets[replica % self.tickets.len()].client().signed_in("seller")
+    }
+
+    /// A user, at one of the replicas of orders.
+    pub fn buyer(&self, replica: usize, user: &str) -> Client {
+        self.orders[replica % self.orders.len()].client().signed_in(user)
+    }
+
+    /// A new ticket of the seller.
+    pub async fn ticket(&self) -> Result<String> {
+        id(&self.seller(0).post("/api/tickets", json!({"title": "Concert", "price": 20})).await?.expect(201)?)
+    }
+
+    /// This many new tickets of the seller, in no order, once orders knows them all.
+    pub async fn tickets(&self, count: usize) -> Result<Vec<String>> {
+        let tickets = stream::iter(0..count).map(|_| self.ticket()).buffer_unordered(16).try_collect().await?;
+        stack::eventually("orders to know all tickets", async || {
+            ensure!(self.replica_rows().await?.len() == self.tickets_rows().await?.len());
+            anyhow::Ok(())
+        })
+        .await?;
+        Ok(tickets)
+    }
+
+    /// The order of this ticket by this user, at one of the replicas of orders.
+    pub async fn order(&self, replica: usize, user: &str, ticket: &str) -> Result<String> {
+        id(&self.buyer(replica, user).post("/api/orders", json!({"ticketId": ticket})).await?.expect(201)?)
+    }
+
+    /// The ticket, as anybody sees it.
+    pub async fn see(&self, ticket: &str) -> Result<Value> {
+        self.seller(0).get(&format!("/api/tickets/{ticket}")).await?.expect(200)
     }
 
     pub async fn tickets_rows(&self) -> Result<Vec<String>> {
@@ -72,9 +142,20 @@ impl System {
         Ok(jetstream::new(async_nats::connect(self.nats.url()).await?))
     }
 
+    /// Publishes past all services, as their neighbours do.
+    pub async fn publish(&self, subject: &'static str, body: Value) -> Result<()> {
+        self.jetstream().await?.publish(subject, body.to_string().into()).await?.await?;
+        Ok(())
+    }
+
     /// Everything that is in the stream of tickets, in order.
     pub async fn stream(&self) -> Result<Vec<Stored>> {
-        let stream = self.jetstream().await?.get_stream("TICKETS").await?;
+        self.stored("TICKETS").await
+    }
+
+    /// Everything that our services have published to `stream`, in order.
+    pub async fn stored(&self, stream: &str) -> Result<Vec<Stored>> {
+        let stream = self.jetstream().await?.get_stream(stream).await?;
         let count = usize::try_from(stream.cached_info().state.messages)?;
         if count == 0 {
             return Ok(Vec::new());
@@ -85,76 +166,40 @@ impl System {
         while stored.len() < count {
             let message = messages.try_next().await?.context("the stream ended early")?;
             let body: Value = serde_json::from_slice(&message.payload)?;
-            let id = body["id"].as_str().context("an event without id")?.to_owned();
+            let id = id(&body)?;
             let version = body["version"].as_i64().context("an event without version")?;
             let event_id = message.headers.as_ref().and_then(|headers| headers.get("Nats-Msg-Id"));
             ensure!(event_id.is_some_and(|event_id| event_id.as_str() == format!("{id}-{version}")), "{event_id:?}");
-            stored.push(Stored { subject: message.subject.to_string(), id, version });
+            stored.push(Stored { subject: message.subject.to_string(), id, version, body });
         }
         Ok(stored)
     }
 
+    /// The place of orders in the stream of tickets.
     pub async fn consumer(&self) -> Result<consumer::Info> {
-        let stream = self.jetstream().await?.get_stream("TICKETS").await?;
-        let mut orders: consumer::PullConsumer = stream.get_consumer("orders").await.map_err(anyhow::Error::msg)?;
-        Ok(orders.info().await?.clone())
+        self.place("TICKETS", "orders").await
     }
 
-    /// Waits until nothing moves any more, and checks that nothing is lost, doubled or stuck: outboxes empty,
-    /// subscriptions caught up, no dead letters, the replica equal to its source row by row, and every version of every
-    /// ticket in the stream once and in order.
-    pub async fn settled(&self) -> Result<()> {
-        eventually_within(Duration::from_mins(1), "the system to settle", async || self.quiet().await).await?;
-        let stream = self.stream().await?;
-        let mut next = std::collections::HashMap::new();
-        for Stored { subject, id, version } in &stream {
-            let expected = next.entry(id.clone()).or_insert(0);
-            ensure!(version == expected, "{id}: version {version} in the stream where {expected} belongs");
-            let created = if *version == 0 { "ticket.created" } else { "ticket.updated" };
-            ensure!(subject == created, "{id}: version {version} was announced as {subject}");
-            *expected += 1;
-        }
-        let mut db = PgConnection::connect(&self.tickets_db).await?;
-        let tickets = sqlx::query("select id, version from tickets").fetch_all(&mut db).await?;
-        ensure!(tickets.len() == next.len(), "{} tickets, {} in the stream", tickets.len(), next.len());
-        for ticket in tickets {
-            let (id, version): (String, i64) = (ticket.get(0), ticket.get(1));
-            ensure!(next.get(&id) == Some(&(version + 1)), "{id}: at {version}, the stream is at {:?}", next.get(&id));
-        }
-        Ok(())
+    /// The place of a service in a stream.
+    pub async fn place(&self, stream: &str, service: &str) -> Result<consumer::Info> {
+        Ok(self.jetstream().await?.get_stream(stream).await?.consumer_info(service).await?)
     }
 
-    async fn quiet(&self) -> Result<()> {
-        for (name, db) in [("tickets", &self.tickets_db), ("orders", &self.orders_db)] {
-            let waiting = count(db, "select count(*) from bus.outbox").await?;
-            ensure!(waiting == 0, "{waiting} events wait in the outbox of {name}");
-            let dead = count(db, "select count(*) from bus.dead_letters where status <> 'superseded'").await?;
-            ensure!(dead == 0, "{dead} dead letters in {name}");
-        }
-        let consumer = self.consumer().await?;
-        ensure!(
-            consumer.num_pending == 0 && consumer.num_ack_pending == 0,
-            "{} events to deliver, {} to acknowledge",
-            consumer.num_pending,
-            consumer.num_ack_pending
-        );
-        let (source, replica) = (self.tickets_rows().await?, self.replica_rows().await?);
-        ensure!(source == replica, "the replica has {} of {} tickets, or older ones", replica.len(), source.len());
-        Ok(())
+    /// Waits until a service has applied all that is in a stream.
+    pub async fn caught_up(&self, stream: &str, service: &str) -> Result<()> {
+        let what = format!("{service} to catch up with {stream}");
+        stack::eventually(&what, async || {
+            let place = self.place(stream, service).await?;
+            let (pending, unacked) = (place.num_pending, place.num_ack_pending);
+            ensure!(pending == 0 && unacked == 0, "{pending} to deliver, {unacked} to acknowledge");
+            anyhow::Ok(())
+        })
+        .await
     }
 }
 
-fn spawn(service: &str, database_url: &str, nats_url: &str) -> Result<Process> {
-    Process::spawn(
-        Path::new(env!("CARGO_BIN_EXE_stack")),
-        service,
-        [
-            ("DATABASE_URL", database_url),
-            ("NATS_URL", nats_url),
-            ("JWT_KEY", JWT_KEY),
-            ("RUST_LOG", "info,event_bus=debug"),
-        ],
-    )
+pub fn id(body: &Value) -> Result<String> {
+    Ok(body["id"].as_str().with_context(|| format!("{body} has no id"))?.to_owned())
 }
 
 /// What a copy must have in common with its source, one text per ticket.

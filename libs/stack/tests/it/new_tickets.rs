@@ -1,0 +1,108 @@
+//! A ticket that was made a moment ago can be ordered, however far behind the stream is.
+
+use crate::system::{System, count};
+use anyhow::{Context, Result, ensure};
+use futures::StreamExt;
+use serde_json::{Value, json};
+use sqlx::{Connection, PgConnection};
+use stack::{Client, Signal, eventually};
+use std::time::Duration;
+use tokio::time::{Instant, timeout};
+
+/// While this is held, nothing that tickets commits is published.
+async fn hold_relay(system: &System) -> Result<PgConnection> {
+    let mut holder = PgConnection::connect(&system.tickets_db).await?;
+    eventually("the relay's row", async || {
+        ensure!(count(&system.tickets_db, "select count(*) from bus.relay").await? == 1);
+        anyhow::Ok(())
+    })
+    .await?;
+    sqlx::query("begin").execute(&mut holder).await?;
+    sqlx::query("select 1 from bus.relay for update").execute(&mut holder).await?;
+    Ok(holder)
+}
+
+async fn order_nothing(buyer: &Client) -> Result<Duration> {
+    let begun = Instant::now();
+    let answer = buyer.post("/api/orders", json!({"ticketId": "ffffffffffffffffffffffff"})).await?.expect(404)?;
+    ensure!(answer == json!({"errors": [{"message": "Not Found"}]}), "{answer}");
+    Ok(begun.elapsed())
+}
+
+/// Asks all replicas of tickets, as `nats micro` does.
+async fn micro(system: &System, verb: &str) -> Result<Vec<Value>> {
+    let nats = async_nats::connect(system.nats.url()).await?;
+    let inbox = nats.new_inbox();
+    let mut answers = nats.subscribe(inbox.clone()).await?;
+    nats.publish_with_reply(format!("$SRV.{verb}.tickets"), inbox, "".into()).await?;
+    let mut replicas = Vec::new();
+    // Nobody knows how many there are: it is over when no more come.
+    while let Ok(answer) = timeout(Duration::from_secs(1), answers.next()).await {
+        replicas.push(serde_json::from_slice(&answer.context("the subscription ended")?.payload)?);
+    }
+    Ok(replicas)
+}
+
+#[tokio::test]
+async fn a_ticket_that_no_event_has_told_of_can_be_ordered_at_once() -> Result<()> {
+    let system = System::start(2, 2).await?;
+    let holder = hold_relay(&system).await?;
+    for number in 0..20 {
+        let body = json!({"title": format!("Ticket {number}"), "price": 20 + number});
+        let ticket = system.seller(number).post("/api/tickets", body).await?.expect(201)?;
+        // A machine that is busy with other tests may be late, and then the buyer tries again.
+        let order = eventually("the order", async || {
+            let body = json!({"ticketId": ticket["id"]});
+            system.buyer(number, "buyer").post("/api/orders", body).await?.expect(201)
+        })
+        .await?;
+        let expected = json!({"id": ticket["id"], "title": ticket["title"], "price": ticket["price"], "version": 0});
+        ensure!(order["ticket"] == expected, "{order}");
+    }
+    ensure!(system.stream().await?.is_empty(), "the stream does not lag: this test tests nothing");
+
+    // Each question went to one replica, and both had their share.
+    let stats = micro(&system, "STATS").await?;
+    let shares: Vec<_> = stats.iter().map(|replica| replica["endpoints"][0]["num_requests"].as_u64()).collect();
+    ensure!(shares.len() == 2 && shares.iter().all(|share| *share > Some(0)), "{shares:?}");
+    drop(holder);
+    system.settled().await
+}
+
+#[tokio::test]
+async fn the_endpoint_is_shown_by_natss_own_tools() -> Result<()> {
+    let system = System::start(2, 0).await?;
+    let replicas = eventually("both replicas", async || {
+        let replicas = micro(&system, "INFO").await?;
+        ensure!(replicas.len() == 2, "{} replicas", replicas.len());
+        anyhow::Ok(replicas)
+    })
+    .await?;
+    for replica in replicas {
+        let endpoint = &replica["endpoints"][0];
+        ensure!(replica["name"] == "tickets" && endpoint["name"] == "show", "{replica}");
+        ensure!(endpoint["subject"] == "tickets.show" && endpoint["queue_group"] == "tickets", "{replica}");
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn without_an_answer_a_ticket_is_not_found_and_nobody_waits_long() -> Result<()> {
+    let system = System::start(1, 1).await?;
+    let buyer = system.buyer(0, "buyer");
+    // Tickets says that there is none; tickets does not answer; tickets is not there; NATS is not there.
+    order_nothing(&buyer).await?;
+    system.tickets[0].signal(Signal::Stop).await?;
+    let waited = order_nothing(&buyer).await?;
+    ensure!(waited >= Duration::from_millis(300) && waited < Duration::from_secs(1), "{waited:?}");
+    system.tickets[0].signal(Signal::Kill).await?;
+    eventually("NATS to notice", async || {
+        ensure!(order_nothing(&buyer).await? < Duration::from_millis(300));
+        anyhow::Ok(())
+    })
+    .await?;
+    system.nats.stop().await?;
+    let waited = order_nothing(&buyer).await?;
+    ensure!(waited < Duration::from_secs(1), "{waited:?}");
+    Ok(())
+}

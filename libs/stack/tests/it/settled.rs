@@ -1,0 +1,117 @@
+//! What must be true once nothing moves any more: nothing is lost, doubled or stuck, and everybody agrees.
+
+use crate::system::{Stored, System, count};
+use anyhow::{Result, ensure};
+use async_nats::jetstream;
+use sqlx::{AssertSqlSafe, Connection, PgConnection};
+use stack::eventually_within;
+use std::collections::{BTreeMap, HashMap};
+use std::time::Duration;
+
+/// Whose place is in which stream.
+const PLACES: [(&str, &str); 4] =
+    [("TICKETS", "orders"), ("ORDERS", "tickets"), ("PAYMENTS", "orders"), ("EXPIRATION", "orders")];
+
+impl System {
+    /// Waits until nothing moves any more: outboxes empty, subscriptions caught up, no dead letters, the replica equal to
+    /// its source row by row, each ticket held by its live order and by no other. Then every version of every ticket and
+    /// order must be in its stream, once, in order, and said to be what it is.
+    pub async fn settled(&self) -> Result<()> {
+        let jetstream = self.jetstream().await?;
+        eventually_within(Duration::from_mins(1), "the system to settle", async || self.quiet(&jetstream).await)
+            .await?;
+        self.agree().await
+    }
+
+    async fn agree(&self) -> Result<()> {
+        let stream = self.stream().await?;
+        let tickets = history(&stream, |stored| match stored.version {
+            0 => "ticket.created",
+            _ => "ticket.updated",
+        })?;
+        let rows = columns::<(String, i64)>(&self.tickets_db, "select id, version from tickets").await?;
+        ensure!(tickets.len() == rows.len(), "{} tickets, {} in the stream", rows.len(), tickets.len());
+        for (id, version) in rows {
+            let announced = tickets.get(&id).map(|last| last.version);
+            ensure!(announced == Some(version), "ticket {id}: at {version}, the stream at {announced:?}");
+        }
+
+        let stream = self.stored("ORDERS").await?;
+        let orders = history(&stream, |stored| match stored.body["status"].as_str() {
+            Some("created") => "order.created",
+            Some("cancelled") => "order.cancelled",
+            _ => "order.completed",
+        })?;
+        let rows = columns::<(String, i64, String)>(&self.orders_db, "select id, version, status from orders").await?;
+        ensure!(orders.len() == rows.len(), "{} orders, {} in the stream", rows.len(), orders.len());
+        for (id, version, status) in rows {
+            let announced = orders.get(&id).map(|last| (last.version, last.body["status"].as_str()));
+            ensure!(
+                announced == Some((version, Some(&status))),
+                "order {id}: {status} at {version}, the stream says {announced:?}"
+            );
+        }
+        Ok(())
+    }
+
+    async fn quiet(&self, jetstream: &jetstream::Context) -> Result<()> {
+        self.relayed_and_applied().await?;
+        for (stream, service) in PLACES {
+            let place = jetstream.get_stream(stream).await?.consumer_info(service).await?;
+            let (pending, unacked) = (place.num_pending, place.num_ack_pending);
+            ensure!(pending == 0 && unacked == 0, "{stream}: {pending} to deliver, {unacked} to acknowledge");
+        }
+        self.copies_agree().await
+    }
+
+    /// No outbox holds anything, and there is no dead letter.
+    pub async fn relayed_and_applied(&self) -> Result<()> {
+        for (name, db) in [("tickets", &self.tickets_db), ("orders", &self.orders_db)] {
+            let waiting = count(db, "select count(*) from bus.outbox").await?;
+            ensure!(waiting == 0, "{waiting} events wait in the outbox of {name}");
+            let dead = count(db, "select count(*) from bus.dead_letters where status <> 'superseded'").await?;
+            ensure!(dead == 0, "{dead} dead letters in {name}");
+        }
+        Ok(())
+    }
+
+    /// The replica has what tickets has, and each ticket is held by its live order.
+    pub async fn copies_agree(&self) -> Result<()> {
+        let (source, replica) = (self.tickets_rows().await?, self.replica_rows().await?);
+        ensure!(source == replica, "the replica has {} of {} tickets, or older ones", replica.len(), source.len());
+        let held = self.holders("select id, order_id from tickets where order_id is not null", &self.tickets_db);
+        let live = self.holders("select ticket_id, id from orders where status <> 'cancelled'", &self.orders_db);
+        let (held, live) = futures::try_join!(held, live)?;
+        let wrong = held.iter().filter(|(ticket, order)| live.get(*ticket) != Some(*order)).count();
+        ensure!(held == live, "{} tickets are held, {wrong} of them wrongly; {} orders live", held.len(), live.len());
+        Ok(())
+    }
+
+    /// Ticket → order.
+    async fn holders(&self, sql: &str, database_url: &str) -> Result<BTreeMap<String, String>> {
+        let pairs = columns::<(String, String)>(database_url, sql).await?;
+        let count = pairs.len();
+        let holders: BTreeMap<_, _> = pairs.into_iter().collect();
+        ensure!(holders.len() == count, "a ticket has two live orders");
+        Ok(holders)
+    }
+}
+
+/// The last event of every aggregate, if each was announced with every version once, in order, under its name.
+fn history(stream: &[Stored], subject: impl Fn(&Stored) -> &'static str) -> Result<HashMap<String, &Stored>> {
+    let mut last: HashMap<String, &Stored> = HashMap::new();
+    for stored in stream {
+        let expected = last.insert(stored.id.clone(), stored).map_or(0, |before| before.version + 1);
+        ensure!(stored.version == expected, "{}: {} in the stream where {expected} belongs", stored.id, stored.version);
+        ensure!(stored.subject == subject(stored), "{stored:?} has the wrong subject");
+    }
+    Ok(last)
+}
+
+async fn columns<T>(database_url: &str, sql: &str) -> Result<Vec<T>>
+where
+    T: for<'row> sqlx::FromRow<'row, sqlx::postgres::PgRow> + Send + Unpin,
+{
+    let mut db = PgConnection::connect(database_url).await?;
+    Ok(sqlx::query_as(AssertSqlSafe(sql.to_owned())).fetch_all(&mut db).await?)
+}
