@@ -66,3 +66,32 @@ fn what_is_not_an_event_is_told_why() {
     let error = TicketEvent::decode("ticket.deleted", json.as_bytes()).unwrap_err();
     assert_eq!(error.to_string(), r#"no event has the subject "ticket.deleted""#);
 }
+
+#[test]
+fn what_is_not_an_order_event_is_told_why() {
+    let json = golden("order.created");
+    for (was, is) in [
+        (r#""version":0"#, r#""version":-1"#),
+        (r#""version":1"#, r#""version":-1"#),
+        (r#""reservation":1"#, r#""reservation":-1"#),
+        (r#""reservation":1"#, r#""reservation":null"#),
+        (r#""reservation":1"#, r#""reservation":9223372036854775808"#),
+        (r#""status":"created""#, r#""status":"expired""#),
+        (r#""status":"created""#, r#""status":"Created""#),
+        (r#""status":"created""#, r#""status":null"#),
+        (r#""status":"created","#, ""),
+        (r#""expiresAt":"2026"#, r#""expiresAt":"soon"#),
+    ] {
+        let garbage = json.replace(was, is);
+        assert_ne!(garbage, json, "{was} is not in the file");
+        for subject in ["order.created", "order.cancelled", "order.completed"] {
+            let error = OrderEvent::decode(subject, garbage.as_bytes()).unwrap_err();
+            assert!(matches!(error, DecodeError::Body(_)), "{garbage}: {error}");
+        }
+    }
+    let unknown = json.replace(r#""status":"created""#, r#""status":"expired""#);
+    let error = OrderEvent::decode("order.created", unknown.as_bytes()).unwrap_err();
+    assert!(error.to_string().contains(r#"no order has the status "expired""#), "{error}");
+    let error = OrderEvent::decode("order.expired", json.as_bytes()).unwrap_err();
+    assert_eq!(error.to_string(), r#"no event has the subject "order.expired""#);
+}

@@ -125,3 +125,120 @@ impl Order {
         if status == OrderStatus::Complete { OrderEvent::Completed(snapshot) } else { OrderEvent::Cancelled(snapshot) }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+    use super::*;
+    use OrderStatus::{AwaitingPayment, Cancelled, Complete, Created};
+    use contracts::Event;
+    use serde_json::json;
+
+    const EXPIRES_AT: &str = "2026-01-31T12:15:00.000Z";
+
+    fn offer(reserved: bool) -> Offer {
+        let (id, price) = ("5f2b18a3e41d0c0012abcdef".parse().unwrap(), "20.5".parse().unwrap());
+        let ticket = Ticket { id, title: "Concert".to_owned(), price, version: 3 };
+        Offer { ticket, reserved, reservation: 7, expires_at: serde_json::from_value(json!(EXPIRES_AT)).unwrap() }
+    }
+
+    /// Ann's, at version 4.
+    fn order(status: OrderStatus) -> Order {
+        Order { status, version: 4, ..Order::new("ann", offer(false)).unwrap() }
+    }
+
+    /// `order` is in its last status, one version later; nothing else has changed, and the event tells just that.
+    fn assert_ended(order: &Order, before: Order, status: OrderStatus, event: &OrderEvent, subject: &str) {
+        assert_eq!(*order, Order { status, version: 5, ..before });
+        assert_eq!((event.subject(), event.snapshot()), (subject, &order.snapshot()));
+    }
+
+    #[test]
+    fn an_order_takes_over_what_was_offered() {
+        let order = Order::new("ann", offer(false)).unwrap();
+        let expected = json!({"id": order.id, "userId": "ann", "status": "created", "expiresAt": EXPIRES_AT,
+                              "ticket": {"id": "5f2b18a3e41d0c0012abcdef", "title": "Concert", "price": 20.5, "version": 3},
+                              "version": 0});
+        assert_eq!(serde_json::to_value(&order).unwrap(), expected);
+        let expected = json!({"id": order.id, "version": 0, "status": "created", "userId": "ann", "expiresAt": EXPIRES_AT,
+                              "ticket": {"id": "5f2b18a3e41d0c0012abcdef", "price": 20.5, "version": 3, "reservation": 7}});
+        assert_eq!(serde_json::to_value(order.snapshot()).unwrap(), expected);
+        assert_ne!(Order::new("ann", offer(false)).unwrap().id, order.id);
+    }
+
+    #[test]
+    fn what_a_live_order_holds_cannot_be_ordered() {
+        assert_eq!(Order::new("ann", offer(true)), Err(Reserved));
+    }
+
+    #[test]
+    fn its_user_cancels_an_order_until_it_is_complete() {
+        for status in [Created, AwaitingPayment] {
+            let mut order = order(status);
+            let before = order.clone();
+            let event = order.cancel("ann").unwrap().unwrap();
+            assert_ended(&order, before, Cancelled, &event, "order.cancelled");
+        }
+        for (status, expected) in [(Cancelled, Ok(None)), (Complete, Err(CancelError::Complete))] {
+            let mut order = order(status);
+            let before = order.clone();
+            assert_eq!(order.cancel("ann"), expected);
+            assert_eq!(order, before);
+        }
+    }
+
+    #[test]
+    fn nobody_else_cancels_an_order() {
+        for status in [Created, AwaitingPayment, Complete, Cancelled] {
+            let mut order = order(status);
+            let before = order.clone();
+            for user in ["bob", "Ann", ""] {
+                assert_eq!(order.cancel(user), Err(CancelError::NotTheOwner), "{status:?} {user}");
+            }
+            assert_eq!(order, before);
+        }
+    }
+
+    #[test]
+    fn only_what_nobody_has_begun_to_pay_expires() {
+        let mut unpaid = order(Created);
+        let before = unpaid.clone();
+        let event = unpaid.expire().unwrap();
+        assert_ended(&unpaid, before, Cancelled, &event, "order.cancelled");
+        for status in [AwaitingPayment, Complete, Cancelled] {
+            let mut order = order(status);
+            let before = order.clone();
+            assert_eq!((order.expire(), &order), (None, &before), "{status:?}");
+        }
+    }
+
+    #[test]
+    fn a_payment_completes_what_waits_for_it_and_is_given_back_otherwise() {
+        for status in [Created, AwaitingPayment] {
+            let mut order = order(status);
+            let before = order.clone();
+            let Paid::Completed(event) = order.pay() else { panic!("{status:?} was not completed") };
+            assert_ended(&order, before, Complete, &event, "order.completed");
+        }
+        for status in [Complete, Cancelled] {
+            let mut order = order(status);
+            let before = order.clone();
+            assert_eq!((order.pay(), &order), (Paid::RefundDue, &before), "{status:?}");
+        }
+    }
+
+    #[test]
+    fn the_last_change_of_an_order_is_its_last() {
+        let ends: [fn(&mut Order); 3] =
+            [|order| drop(order.cancel("ann")), |order| drop(order.expire()), |order| drop(order.pay())];
+        for end in ends {
+            let mut order = order(Created);
+            end(&mut order);
+            let ended = order.clone();
+            assert!(!matches!(order.cancel("ann"), Ok(Some(_))));
+            assert_eq!((order.expire(), order.pay()), (None, Paid::RefundDue));
+            assert_eq!(order, ended);
+        }
+    }
+}

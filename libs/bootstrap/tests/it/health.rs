@@ -13,6 +13,18 @@ async fn without_postgres_it_lives_but_is_not_ready() {
 }
 
 #[tokio::test]
+async fn metrics_are_text_and_need_no_postgres() {
+    let running = start(Router::new()).await;
+    let response = get(&running, "/metrics").await;
+    assert_eq!(response.status(), StatusCode::OK);
+    assert!(response.headers()["content-type"].to_str().unwrap().starts_with("text/plain"));
+    // Every line of the text format is empty, a comment, or a name with its value.
+    for line in response.text().await.unwrap().lines() {
+        assert!(line.is_empty() || line.starts_with('#') || line.contains(' '), "{line}");
+    }
+}
+
+#[tokio::test]
 async fn health_can_only_be_read() {
     let running = start(Router::new()).await;
     let response = Client::new().post(format!("http://{}/healthz", running.address)).send().await.unwrap();

@@ -14,7 +14,7 @@ async fn five_hundred_orders_expire_once_each_at_three_replicas_and_their_ticket
     let tickets = system.tickets(ORDERS).await?;
     let orders: Vec<String> = stream::iter(tickets.iter().enumerate())
         .map(|(number, ticket)| system.order(number, "buyer", ticket))
-        .buffer_unordered(16)
+        .buffer_unordered(8)
         .try_collect()
         .await?;
     eventually_within(Duration::from_secs(30), "all to be free", async || {

@@ -62,7 +62,7 @@ async fn rounds(system: &System, at_once: usize, round: impl AsyncFn(usize, &str
 #[tokio::test]
 async fn pay_and_cancel() -> Result<()> {
     let system = System::start(1, 2).await?;
-    rounds(&system, 16, async |number, order| {
+    rounds(&system, 8, async |number, order| {
         let late = async {
             lag(number).await;
             cancel(&system, number, order).await
@@ -87,7 +87,7 @@ async fn pay_and_cancel() -> Result<()> {
 #[tokio::test]
 async fn pay_and_expire() -> Result<()> {
     let system = System::start(1, 2).await?;
-    rounds(&system, 16, async |_, order| {
+    rounds(&system, 8, async |_, order| {
         futures::try_join!(pay(&system, order), expire(&system, order))?;
         Ok(())
     })
@@ -100,7 +100,7 @@ async fn pay_and_expire() -> Result<()> {
 #[tokio::test]
 async fn expire_and_cancel() -> Result<()> {
     let system = System::start(1, 2).await?;
-    rounds(&system, 16, async |number, order| {
+    rounds(&system, 8, async |number, order| {
         let late = async {
             lag(number).await;
             cancel(&system, number, order).await

@@ -89,6 +89,8 @@ impl System {
             ("NATS_URL", nats_url),
             ("JWT_KEY", JWT_KEY),
             ("ORDER_TTL", self.order_ttl),
+            // There are many services on this machine, and every connection costs its start some time.
+            ("DATABASE_CONNECTIONS", "6"),
             ("RUST_LOG", "info,event_bus=debug"),
         ];
         Process::spawn_at(Path::new(env!("CARGO_BIN_EXE_stack")), service, port, env, |_| {})
@@ -111,7 +113,7 @@ impl System {
 
     /// This many new tickets of the seller, in no order, once orders knows them all.
     pub async fn tickets(&self, count: usize) -> Result<Vec<String>> {
-        let tickets = stream::iter(0..count).map(|_| self.ticket()).buffer_unordered(16).try_collect().await?;
+        let tickets = stream::iter(0..count).map(|_| self.ticket()).buffer_unordered(8).try_collect().await?;
         stack::eventually("orders to know all tickets", async || {
             ensure!(self.replica_rows().await?.len() == self.tickets_rows().await?.len());
             anyhow::Ok(())

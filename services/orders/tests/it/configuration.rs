@@ -1,0 +1,49 @@
+use clap::Parser;
+use clap::error::ErrorKind;
+use orders::Config;
+use std::time::Duration;
+
+fn parse(options: &[&str]) -> Result<Config, clap::Error> {
+    let required = ["orders", "--database-url=postgres://127.0.0.1/orders", "--jwt-key=key"];
+    Config::try_parse_from(required.iter().chain(options))
+}
+
+#[test]
+fn the_time_to_pay_is_15_minutes_or_what_is_said_up_to_a_year() {
+    assert_eq!(parse(&[]).unwrap().order_ttl, Duration::from_mins(15));
+    for (text, expected) in [
+        ("15m", Duration::from_mins(15)),
+        ("90s", Duration::from_secs(90)),
+        ("90", Duration::from_secs(90)),
+        ("1h", Duration::from_hours(1)),
+        ("500ms", Duration::from_millis(500)),
+        ("8784h", Duration::from_hours(366 * 24)),
+    ] {
+        assert_eq!(parse(&["--order-ttl", text]).unwrap().order_ttl, expected, "{text}");
+    }
+    for refused in [
+        "",
+        "soon",
+        "1d",
+        "1.5h",
+        "8785h",
+        "31622400001ms",
+        "18446744073709551615ms",
+        "18446744073709551615h",
+        "99999999999999999999999h",
+    ] {
+        let error = parse(&["--order-ttl", refused]).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::ValueValidation, "{refused}: {error}");
+        assert!(error.to_string().contains("--order-ttl"), "{error}");
+    }
+}
+
+#[test]
+fn help_tells_what_can_be_configured() {
+    let help = parse(&["--help"]).unwrap_err();
+    assert_eq!(help.kind(), ErrorKind::DisplayHelp);
+    let help = help.to_string();
+    for told in ["Time to pay an order", "--order-ttl", "ORDER_TTL", "15m", "DATABASE_URL", "NATS_URL", "JWT_KEY"] {
+        assert!(help.contains(told), "{told} is missing: {help}");
+    }
+}

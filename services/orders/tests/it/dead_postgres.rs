@@ -1,0 +1,74 @@
+//! Postgres is there, and yet no answer comes; or it is not there at all.
+
+use crate::orders::{Orders, error, order, path, start_on};
+use futures::future::join_all;
+use serde_json::json;
+use stack::{Answer, Postgres, eventually};
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::time::timeout;
+
+const UNAVAILABLE: &str = "The service is temporarily unavailable, please try again";
+
+/// Longer than a request may take.
+const BOUND: Duration = Duration::from_secs(15);
+
+/// Every kind of request, several at once.
+async fn ask(orders: &Orders, held: &str, free: &str) -> Vec<Answer> {
+    let answers = join_all((0..24).map(|number| async move {
+        let answer = match number % 4 {
+            0 => orders.ann.get(held).await,
+            1 => orders.ann.get("/api/orders").await,
+            2 => orders.ann.delete(held).await,
+            _ => orders.ann.post("/api/orders", json!({"ticketId": free})).await,
+        };
+        answer.unwrap()
+    }));
+    timeout(BOUND, answers).await.expect("answers in time")
+}
+
+fn assert_unavailable(answers: Vec<Answer>) {
+    for answer in answers {
+        assert_eq!((answer.status, answer.body), (503, error(UNAVAILABLE)));
+        assert_eq!(answer.headers["retry-after"], "1");
+    }
+}
+
+#[tokio::test]
+async fn a_postgres_that_is_frozen_or_gone_costs_503s_in_bounded_time_and_is_used_again() {
+    let postgres = Arc::new(Postgres::start().await.unwrap());
+    let database_url = postgres.database("orders").await.unwrap();
+    let orders = start_on(postgres.clone(), database_url, &[]).await;
+    let [held, free] = orders.tickets().await;
+    let held = path(&orders.order(&held).await);
+    ask_until_answered(&orders, &held).await;
+
+    postgres.pause().await.unwrap();
+    assert_unavailable(ask(&orders, &held, &free).await);
+    assert_eq!(orders.anonymous.get("/readyz").await.unwrap().status, 503);
+    assert_eq!(orders.anonymous.get("/healthz").await.unwrap().status, 200);
+    postgres.unpause().await.unwrap();
+    ask_until_answered(&orders, &held).await;
+
+    postgres.kill().await.unwrap();
+    assert_unavailable(ask(&orders, &held, &free).await);
+    postgres.start_again().await.unwrap();
+    ask_until_answered(&orders, &held).await;
+
+    // Whether those that were answered 503 did anything nobody knows; whatever they did is whole.
+    let again = order(&orders.bob, &free).await;
+    assert!(
+        again.status == 201 || again.body == error("Ticket is already reserved"),
+        "{} {}",
+        again.status,
+        again.body
+    );
+    let sql = "select (select sum(version + 1)::bigint from orders), (select count(*) from bus.outbox),
+                      (select count(*) from orders where status <> 'cancelled' and ticket_id = ";
+    let (versions, events, live): (i64, i64, i64) = orders.row(&format!("{sql}'{free}')")).await;
+    assert_eq!((versions, live), (events, 1));
+}
+
+async fn ask_until_answered(orders: &Orders, path: &str) {
+    eventually("an answer", async || orders.ann.get(path).await?.expect(200)).await.unwrap();
+}

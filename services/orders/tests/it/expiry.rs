@@ -1,0 +1,118 @@
+use crate::orders::{Orders, cancelled, event, id, order, path, start_on, start_with};
+use futures::future::join_all;
+use serde_json::Value;
+use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection};
+use stack::{Postgres, eventually};
+
+/// A service whose Postgres has a clock that can [`leap`]: a `now()` that comes before the built-in one.
+async fn start_with_a_clock_that_leaps() -> Orders {
+    let postgres = Postgres::shared().await.unwrap();
+    let database_url = postgres.database("orders").await.unwrap();
+    let name = database_url.rsplit('/').next().unwrap();
+    let mut db = PgConnection::connect(&database_url).await.unwrap();
+    let sql = format!("alter database {name} set search_path = public, pg_catalog; {}", clock(0));
+    db.execute(AssertSqlSafe(sql)).await.unwrap();
+    start_on(postgres, database_url, &[]).await
+}
+
+/// From now on it is that many minutes later than it is.
+async fn leap(orders: &Orders, minutes: u32) {
+    orders.sql(&clock(minutes)).await;
+}
+
+fn clock(minutes: u32) -> String {
+    format!(
+        "create or replace function public.now() returns timestamptz language sql stable
+         return pg_catalog.now() + interval '{minutes} minutes'"
+    )
+}
+
+async fn expired(orders: &Orders, order: &Value) {
+    eventually("the order to expire", async || orders.show(order).await == cancelled(order)).await.unwrap();
+}
+
+#[tokio::test]
+async fn an_order_that_is_not_paid_in_time_is_cancelled_and_announced_and_its_ticket_is_free() {
+    let orders = start_with(&["--order-ttl", "1s"]).await;
+    let ticket = orders.ticket().await;
+    let first = orders.order(&ticket).await;
+    expired(&orders, &first).await;
+    let (late,): (bool,) = orders.row("select updated_at >= expires_at from orders").await;
+    assert!(late, "it was cancelled before its time");
+    let announced = [event("order.created", &first, 1), event("order.cancelled", &cancelled(&first), 1)];
+    assert_eq!(orders.events().await, announced);
+
+    // Its user comes too late, and hears that it is done.
+    orders.ann.delete(&path(&first)).await.unwrap().expect(204).unwrap();
+    assert_eq!(orders.events().await, announced);
+    let second = order(&orders.bob, &ticket).await.expect(201).unwrap();
+    assert_eq!(orders.events().await[2], event("order.created", &second, 2));
+}
+
+#[tokio::test]
+async fn only_what_nobody_has_begun_to_pay_expires() {
+    let orders = start_with_a_clock_that_leaps().await;
+    // In the order in which they would expire.
+    let [paying, paid, given_up, created] = orders.any_orders().await;
+    orders.set_status(&paying, "awaiting:payment").await;
+    orders.set_status(&paid, "complete").await;
+    orders.ann.delete(&path(&given_up)).await.unwrap().expect(204).unwrap();
+    let mut before = Vec::new();
+    for order in [&paying, &paid, &given_up] {
+        before.push(orders.everything(order).await);
+    }
+    leap(&orders, 60).await;
+    expired(&orders, &created).await;
+    let mut after = Vec::new();
+    for order in [&paying, &paid, &given_up] {
+        after.push(orders.everything(order).await);
+    }
+    assert_eq!(after, before);
+    assert_eq!(orders.events().await[5..], [event("order.cancelled", &cancelled(&created), 1)]);
+}
+
+#[tokio::test]
+async fn the_clock_is_that_of_postgres() {
+    let orders = start_with_a_clock_that_leaps().await;
+    let early = orders.any_order().await;
+    leap(&orders, 10).await;
+    let late = orders.any_order().await;
+    leap(&orders, 16).await;
+    expired(&orders, &early).await;
+    assert_eq!(orders.show(&late).await, late);
+    let sql =
+        format!("select expires_at > pg_catalog.now() + interval '24 minutes' from orders where id = '{}'", id(&late));
+    assert!(orders.row::<(bool,)>(&sql).await.0, "{late} was made ten minutes later by the clock");
+    leap(&orders, 26).await;
+    expired(&orders, &late).await;
+}
+
+#[tokio::test]
+async fn orders_that_are_cancelled_as_they_expire_are_cancelled_once() {
+    let orders = start_with_a_clock_that_leaps().await;
+    // More than are expired in one transaction.
+    let mut made = Vec::new();
+    for _ in 0..38 {
+        let tickets = orders.tickets::<16>().await;
+        made.extend(join_all(tickets.iter().map(|ticket| orders.order(ticket))).await);
+    }
+    leap(&orders, 16).await;
+    // Their user begins where the expiry will begin, and is still at it when it comes.
+    for order in &made {
+        orders.ann.delete(&path(order)).await.unwrap().expect(204).unwrap();
+    }
+    let list = eventually("all orders to expire", async || {
+        let list = orders.ann.get("/api/orders").await?.expect(200)?;
+        let left = list.as_array().unwrap().iter().filter(|order| order["status"] != "cancelled").count();
+        anyhow::ensure!(left == 0, "{left} have not");
+        Ok(list)
+    });
+    let list = list.await.unwrap();
+    let mut expected: Vec<_> = made.iter().map(cancelled).collect();
+    expected.sort_by(|one, other| id(one).cmp(id(other)));
+    assert_eq!(list, Value::from(expected.clone()));
+    let mut announced: Vec<_> = orders.events().await.into_iter().filter(|(_, version, _)| *version == 1).collect();
+    announced.sort_by(|(_, _, one), (_, _, other)| id(one).cmp(id(other)));
+    let events: Vec<_> = expected.iter().map(|order| event("order.cancelled", order, 1)).collect();
+    assert_eq!(announced, events);
+}

@@ -1,0 +1,63 @@
+use crate::orders::{cancelled, error, id, order, path, start};
+use serde_json::{Value, json};
+
+fn ids(list: &Value) -> Vec<&str> {
+    list.as_array().unwrap().iter().map(id).collect()
+}
+
+#[tokio::test]
+async fn users_see_their_own_orders_in_every_status_in_order_of_creation() {
+    let orders = start().await;
+    assert_eq!(orders.ann.get("/api/orders").await.unwrap().expect(200).unwrap(), json!([]));
+    let mut made = orders.any_orders::<3>().await.to_vec();
+    let of_bob = order(&orders.bob, &orders.ticket().await).await.expect(201).unwrap();
+    made.extend(orders.any_orders::<2>().await);
+    assert_eq!(orders.ann.get("/api/orders").await.unwrap().expect(200).unwrap(), json!(made));
+
+    for (number, status) in [(1, "complete"), (3, "awaiting:payment")] {
+        orders.set_status(&made[number], status).await;
+        made[number]["status"] = json!(status);
+    }
+    orders.ann.delete(&path(&made[2])).await.unwrap().expect(204).unwrap();
+    made[2] = cancelled(&made[2]);
+    assert_eq!(orders.ann.get("/api/orders").await.unwrap().expect(200).unwrap(), json!(made));
+    assert_eq!(orders.bob.get("/api/orders").await.unwrap().expect(200).unwrap(), json!([of_bob]));
+}
+
+#[tokio::test]
+async fn a_list_can_be_read_in_pages() {
+    let orders = start().await;
+    let first_three = orders.any_orders::<3>().await;
+    let of_bob = order(&orders.bob, &orders.ticket().await).await.expect(201).unwrap();
+    let last_two = orders.any_orders::<2>().await;
+    let made: Vec<_> = first_three.iter().chain(&last_two).map(id).collect();
+    let page = async |query: String| orders.ann.get(&format!("/api/orders?{query}")).await.unwrap();
+    for (query, expected) in [
+        ("limit=2".to_owned(), &made[..2]),
+        (format!("limit=2&after={}", made[1]), &made[2..4]),
+        (format!("after={}&utm=ignored", made[3]), &made[4..]),
+        (format!("after={}", made[4]), &[]),
+        ("limit=4294967295".to_owned(), &made),
+        // Whatever it is the id of, it says where to go on.
+        (format!("after={}", id(&of_bob)), &made[3..]),
+        (format!("limit=1&after={}", made[0].to_uppercase()), &made[1..2]),
+        ("after=000000000000000000000000".to_owned(), &made),
+    ] {
+        let answer = page(query.clone()).await.expect(200).unwrap();
+        assert_eq!(ids(&answer), expected, "{query}");
+    }
+    for malformed in ["limit=0", "limit=-1", "limit=x", "limit=", "limit=99999999999", "after=x", "limit=1&limit=2"] {
+        let answer = page(malformed.to_owned()).await;
+        assert_eq!((answer.status, answer.body), (400, error("Something went wrong")), "{malformed}");
+    }
+}
+
+#[tokio::test]
+async fn nobody_has_no_orders_to_see() {
+    let orders = start().await;
+    orders.any_order().await;
+    for query in ["", "?limit=1", "?limit=0", "?after=x"] {
+        let answer = orders.anonymous.get(&format!("/api/orders{query}")).await.unwrap();
+        assert_eq!((answer.status, answer.body), (401, error("Not authorized")), "{query}");
+    }
+}

@@ -1,0 +1,16 @@
+//! The HTTP contract of orders, against the real service on a real Postgres. NATS is not there, and is not missed.
+
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+#![allow(clippy::disallowed_methods, reason = "tests look into tables that no query! is prepared for")]
+
+mod cancel_order;
+mod configuration;
+mod create_order;
+mod dead_postgres;
+mod expiry;
+mod hanging_up;
+mod list_orders;
+mod orders;
+mod racing;
+mod requests;
+mod show_order;

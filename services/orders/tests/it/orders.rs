@@ -1,0 +1,168 @@
+//! The service under test.
+
+use clap::Parser;
+use contracts::Id;
+use serde_json::{Value, json};
+use sqlx::postgres::PgRow;
+use sqlx::{AssertSqlSafe, Connection, FromRow, PgConnection};
+use stack::{Answer, Client, JWT_KEY, Postgres, eventually, free_port};
+use std::sync::Arc;
+
+/// Well-formed, and nobody's.
+pub const UNKNOWN: &str = "ffffffffffffffffffffffff";
+
+/// An orders service of one's own, on a database of its own.
+pub struct Orders {
+    pub database_url: String,
+    pub base: String,
+    /// Not signed in.
+    pub anonymous: Client,
+    pub ann: Client,
+    pub bob: Client,
+    _running: bootstrap::Running,
+    _postgres: Arc<Postgres>,
+}
+
+pub async fn start() -> Orders {
+    start_with(&[]).await
+}
+
+/// A service with more options than it needs.
+pub async fn start_with(options: &[&str]) -> Orders {
+    let postgres = Postgres::shared().await.unwrap();
+    let database_url = postgres.database("orders").await.unwrap();
+    start_on(postgres, database_url, options).await
+}
+
+/// A service that reaches its database at this URL.
+pub async fn start_on(postgres: Arc<Postgres>, database_url: String, options: &[&str]) -> Orders {
+    let nobody = format!("nats://127.0.0.1:{}", free_port());
+    let fixed = [
+        "orders",
+        "--database-url",
+        &database_url,
+        "--nats-url",
+        &nobody,
+        "--jwt-key",
+        JWT_KEY,
+        "--http-addr",
+        "127.0.0.1:0",
+    ];
+    let config = orders::Config::parse_from(fixed.iter().chain(options));
+    let running = orders::start(config).await.unwrap();
+    let base = format!("http://{}", running.address);
+    let anonymous = Client::new(&base);
+    eventually("orders to be ready", async || anonymous.get("/readyz").await?.expect(200)).await.unwrap();
+    let (ann, bob) = (anonymous.signed_in("ann"), anonymous.signed_in("bob"));
+    Orders { database_url, base, anonymous, ann, bob, _running: running, _postgres: postgres }
+}
+
+impl Orders {
+    /// The id of a ticket that has just arrived in the replica: `Concert` for 20.5, at version 3.
+    pub async fn ticket(&self) -> String {
+        let [id] = self.tickets().await;
+        id
+    }
+
+    pub async fn tickets<const N: usize>(&self) -> [String; N] {
+        let ids = [(); N].map(|()| Id::generate().to_string());
+        let rows: Vec<_> = ids.iter().map(|id| format!("('{id}', 'Concert', 20.5, 'carl', 3)")).collect();
+        self.sql(&format!(
+            "insert into ticket_replica (id, title, price, user_id, version) values {}",
+            rows.join(", ")
+        ))
+        .await;
+        ids
+    }
+
+    /// Ann's new order of that ticket.
+    pub async fn order(&self, ticket: &str) -> Value {
+        order(&self.ann, ticket).await.expect(201).unwrap()
+    }
+
+    /// Ann's new order of a new ticket.
+    pub async fn any_order(&self) -> Value {
+        self.order(&self.ticket().await).await
+    }
+
+    /// Ann's orders, as they are now, of that number of new tickets.
+    pub async fn any_orders<const N: usize>(&self) -> [Value; N] {
+        let mut orders = Vec::new();
+        for ticket in self.tickets::<N>().await {
+            orders.push(self.order(&ticket).await);
+        }
+        orders.try_into().unwrap()
+    }
+
+    /// What Ann sees of her order now.
+    pub async fn show(&self, order: &Value) -> Value {
+        self.ann.get(&path(order)).await.unwrap().expect(200).unwrap()
+    }
+
+    /// Runs a statement behind the service's back.
+    pub async fn sql(&self, sql: &str) {
+        let mut db = PgConnection::connect(&self.database_url).await.unwrap();
+        sqlx::query(AssertSqlSafe(sql.to_owned())).execute(&mut db).await.unwrap();
+    }
+
+    /// The one row that a query gives.
+    pub async fn row<T: for<'r> FromRow<'r, PgRow> + Send + Unpin>(&self, sql: &str) -> T {
+        let mut db = PgConnection::connect(&self.database_url).await.unwrap();
+        sqlx::query_as(AssertSqlSafe(sql.to_owned())).fetch_one(&mut db).await.unwrap()
+    }
+
+    /// All columns of an order, those included that nobody is shown.
+    pub async fn everything(&self, order: &Value) -> String {
+        let (row,): (String,) = self.row(&format!("select o::text from orders o where id = '{}'", id(order))).await;
+        row
+    }
+
+    /// An order's row is changed as no request can.
+    pub async fn set_status(&self, order: &Value, status: &str) {
+        self.sql(&format!("update orders set status = '{status}' where id = '{}'", id(order))).await;
+    }
+
+    /// Subject, version and body of every event that was appended, in order.
+    pub async fn events(&self) -> Vec<(String, i64, Value)> {
+        let mut db = PgConnection::connect(&self.database_url).await.unwrap();
+        let sql = "select subject, version, payload from bus.outbox order by id";
+        let rows: Vec<(String, i64, String)> = sqlx::query_as(sql).fetch_all(&mut db).await.unwrap();
+        rows.into_iter()
+            .map(|(subject, version, body)| (subject, version, serde_json::from_str(&body).unwrap()))
+            .collect()
+    }
+}
+
+/// A user tries to order a ticket.
+pub async fn order(user: &Client, ticket: &str) -> Answer {
+    user.post("/api/orders", json!({"ticketId": ticket})).await.unwrap()
+}
+
+/// The event that announces `order` as its user sees it.
+pub fn event(subject: &str, order: &Value, reservation: i64) -> (String, i64, Value) {
+    let mut body = order.clone();
+    body["ticket"].as_object_mut().unwrap().remove("title");
+    body["ticket"]["reservation"] = json!(reservation);
+    (subject.to_owned(), order["version"].as_i64().unwrap(), body)
+}
+
+/// `order`, as it is after its last change.
+pub fn cancelled(order: &Value) -> Value {
+    let mut order = order.clone();
+    order["status"] = json!("cancelled");
+    order["version"] = json!(order["version"].as_i64().unwrap() + 1);
+    order
+}
+
+pub fn id(order: &Value) -> &str {
+    order["id"].as_str().unwrap()
+}
+
+pub fn path(order: &Value) -> String {
+    format!("/api/orders/{}", id(order))
+}
+
+/// The error body with one message.
+pub fn error(message: &str) -> Value {
+    json!({"errors": [{"message": message}]})
+}

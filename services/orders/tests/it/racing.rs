@@ -1,0 +1,206 @@
+//! Many at once. What the database holds afterwards, and what was announced, is what counts.
+
+use crate::orders::{Orders, cancelled, error, event, id, order, path, start};
+use futures::future::join_all;
+use serde_json::{Value, json};
+use sqlx::{AssertSqlSafe, Connection, PgConnection};
+use stack::{Answer, Client, eventually};
+use std::collections::HashSet;
+use std::time::Duration;
+use tokio::time::sleep;
+
+const RESERVED: &str = "Ticket is already reserved";
+
+fn users(orders: &Orders, number: usize) -> Vec<Client> {
+    (0..number).map(|number| orders.anonymous.signed_in(&format!("user {number}"))).collect()
+}
+
+/// Has the service open all the connections it may have: a race on the first few is none.
+async fn warm_up(orders: &Orders) {
+    eventually("all connections to be open", async || {
+        join_all((0..64).map(|_| orders.ann.get("/api/orders"))).await;
+        let sql =
+            "select count(*) from pg_stat_activity where datname = current_database() and application_name = 'orders'";
+        orders.row::<(i64,)>(sql).await.0 >= 16
+    })
+    .await
+    .unwrap();
+}
+
+/// Orders the ticket as soon as it is free.
+async fn win(user: &Client, ticket: &str) -> Value {
+    let won = eventually("the ticket to be free", async || {
+        let answer = order(user, ticket).await;
+        // Nothing else may come of a lost race.
+        assert!(answer.status == 201 || answer.body == error(RESERVED), "{} {}", answer.status, answer.body);
+        answer.expect(201)
+    });
+    won.await.unwrap()
+}
+
+/// Replays what was announced about one ticket, in the order it will be published: never two live orders, reservations
+/// without gaps, each version of each order once. Returns how many orders there were, and the one that lives.
+async fn replay(orders: &Orders) -> (i64, Option<String>) {
+    let (mut reservation, mut live, mut ended) = (0, None, HashSet::new());
+    for (subject, version, body) in orders.events().await {
+        let order = id(&body).to_owned();
+        match subject.as_str() {
+            "order.created" => {
+                assert_eq!((version, &live), (0, &None), "{body} while another one lives");
+                reservation += 1;
+                live = Some(order);
+            }
+            "order.cancelled" => {
+                assert_eq!((version, live.take()), (1, Some(order.clone())), "{body} does not live");
+                assert!(ended.insert(order));
+            }
+            other => panic!("{other}: {body}"),
+        }
+        assert_eq!(body["ticket"]["reservation"], reservation, "{body}");
+    }
+    let sql = "select count(*), coalesce(sum(version + 1), 0)::bigint, array_agg(reservation order by id),
+                      array_agg(id) filter (where status <> 'cancelled')
+               from orders";
+    let (rows, versions, mut reservations, alive): (i64, i64, Vec<i64>, Option<Vec<String>>) = orders.row(sql).await;
+    reservations.sort_unstable();
+    assert_eq!((rows, reservations), (reservation, (1..=reservation).collect()));
+    assert_eq!(versions, reservation + i64::try_from(ended.len()).unwrap(), "a version was not announced");
+    assert_eq!(alive.unwrap_or_default(), Vec::from_iter(live.clone()));
+    (reservation, live)
+}
+
+#[tokio::test]
+async fn of_64_who_order_a_ticket_at_once_one_gets_it() {
+    let orders = start().await;
+    warm_up(&orders).await;
+    let ticket = orders.ticket().await;
+    let users = users(&orders, 64);
+    let answers = join_all(users.iter().map(|user| order(user, &ticket))).await;
+    let (won, lost): (Vec<_>, Vec<_>) = answers.into_iter().partition(|answer| answer.status == 201);
+    for answer in lost {
+        assert_eq!((answer.status, answer.body), (400, error(RESERVED)));
+    }
+    let [won] = won.as_slice() else { panic!("{} have the ticket", won.len()) };
+    assert_eq!(orders.events().await, [event("order.created", &won.body, 1)]);
+    assert_eq!(replay(&orders).await, (1, Some(id(&won.body).to_owned())));
+}
+
+#[tokio::test]
+async fn an_order_that_is_cancelled_50_times_at_once_is_cancelled_once() {
+    let orders = start().await;
+    warm_up(&orders).await;
+    for _ in 0..5 {
+        let order = orders.any_order().await;
+        let path = path(&order);
+        for answer in join_all((0..50).map(|_| orders.ann.delete(&path))).await {
+            answer.unwrap().expect(204).unwrap();
+        }
+        assert_eq!(orders.show(&order).await, cancelled(&order));
+        let events = orders.events().await;
+        let (created, gone) = (event("order.created", &order, 1), event("order.cancelled", &cancelled(&order), 1));
+        assert_eq!(events[events.len() - 2..], [created, gone]);
+    }
+    assert_eq!(orders.events().await.len(), 10);
+}
+
+#[tokio::test]
+async fn a_ticket_that_is_ordered_and_given_up_all_the_time_never_has_two_live_orders() {
+    let orders = start().await;
+    let ticket = orders.ticket().await;
+    let users = users(&orders, 8);
+    join_all(users.iter().map(async |user| {
+        for _ in 0..12 {
+            let path = path(&win(user, &ticket).await);
+            // Somebody clicks twice.
+            for answer in join_all([user.delete(&path), user.delete(&path)]).await {
+                answer.unwrap().expect(204).unwrap();
+            }
+        }
+    }))
+    .await;
+    assert_eq!(replay(&orders).await, (8 * 12, None));
+}
+
+#[tokio::test]
+async fn title_price_and_version_of_a_ticket_that_changes_all_the_time_belong_together() {
+    let orders = start().await;
+    let ticket = orders.ticket().await;
+    let mut db = PgConnection::connect(&orders.database_url).await.unwrap();
+    let sql = "update ticket_replica set version = version + 1, price = version + 1, title = (version + 1)::text";
+    sqlx::query(sql).execute(&mut db).await.unwrap();
+    let change = async {
+        loop {
+            sqlx::query(sql).execute(&mut db).await.unwrap();
+            // Time enough for an order now and then: one is made anew whenever its ticket has changed in between.
+            sleep(Duration::from_millis(2)).await;
+        }
+    };
+    let users = users(&orders, 8);
+    let buy = join_all(users.iter().map(async |user| {
+        let mut bought = Vec::new();
+        for _ in 0..8 {
+            let order = win(user, &ticket).await;
+            let version = order["ticket"]["version"].as_i64().unwrap();
+            let expected = json!({"id": ticket, "title": version.to_string(), "price": version, "version": version});
+            assert_eq!(order["ticket"], expected);
+            user.delete(&path(&order)).await.unwrap().expect(204).unwrap();
+            bought.push(cancelled(&order));
+        }
+        // What was kept is what was answered.
+        assert_eq!(user.get("/api/orders").await.unwrap().expect(200).unwrap(), json!(bought));
+    }));
+    tokio::select! {
+        _ = buy => {}
+        () = change => {}
+    }
+    assert_eq!(replay(&orders).await, (8 * 8, None));
+    for (_, _, body) in orders.events().await {
+        assert_eq!(body["ticket"]["price"], body["ticket"]["version"], "{body}");
+    }
+}
+
+/// Lets somebody else be first: what they do is not committed before `answer` waits for it.
+async fn behind(orders: &Orders, sql: &str, end: &str, answer: impl Future<Output = anyhow::Result<Answer>>) -> Answer {
+    let mut first = PgConnection::connect(&orders.database_url).await.unwrap();
+    sqlx::query("begin").execute(&mut first).await.unwrap();
+    sqlx::query(AssertSqlSafe(sql.to_owned())).execute(&mut first).await.unwrap();
+    let let_go = async {
+        let waiting = eventually("the request to wait for a lock", async || {
+            let (waiting,): (i64,) = orders
+                .row(
+                    "select count(*) from pg_locks join pg_stat_activity using (pid)
+                     where not granted and datname = current_database()",
+                )
+                .await;
+            waiting > 0
+        });
+        waiting.await.unwrap();
+        sqlx::query(AssertSqlSafe(end.to_owned())).execute(&mut first).await.unwrap();
+    };
+    tokio::join!(answer, let_go).0.unwrap()
+}
+
+#[tokio::test]
+async fn who_loses_to_somebody_who_is_not_yet_done_is_answered_as_if_they_had_come_later() {
+    let orders = start().await;
+    // Completed by a payment as its user cancels it.
+    let (complete, refused) = ("set status = 'complete', version = version + 1", "Cannot cancel a complete order");
+    for (end, status, body) in [("commit", 400, error(refused)), ("rollback", 204, json!(null))] {
+        let path = path(&orders.any_order().await);
+        let sql = format!("update orders {complete} where id = '{}'", path.rsplit('/').next().unwrap());
+        let answer = behind(&orders, &sql, end, orders.ann.delete(&path)).await;
+        assert_eq!((answer.status, answer.body), (status, body), "{end}");
+    }
+    // Ordered by two.
+    let first = "insert into orders
+                     (id, user_id, status, expires_at, ticket_id, title, price, ticket_version, reservation, version)
+                 select id, 'bob', 'created', now() + interval '1 hour', id, title, price, version, 1, 0
+                 from ticket_replica";
+    for (end, status) in [("commit", 400), ("rollback", 201)] {
+        let ticket = orders.ticket().await;
+        let sql = format!("{first} where id = '{ticket}'");
+        let answer = behind(&orders, &sql, end, orders.ann.post("/api/orders", json!({"ticketId": ticket}))).await;
+        assert_eq!(answer.status, status, "{end}: {}", answer.body);
+        assert!(status == 201 || answer.body == error(RESERVED), "{}", answer.body);
+    }
+}
