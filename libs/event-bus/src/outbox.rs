@@ -52,19 +52,30 @@ pub struct Connection {
     inner: PoolConnection<Postgres>,
     /// Woken at the end, if events may have been appended.
     wake: Option<Arc<Notify>>,
+    /// Whether a transaction may be open on it.
+    open: bool,
 }
+
+/// How long to wait for a connection before answering that Postgres is unavailable.
+const ACQUIRE: Duration = Duration::from_secs(2);
 
 /// How long a connection that goes back to the pool may take to show that it lives. The pool itself would wait for ever
 /// for a peer that died without a word, and lose the place of the connection.
 const SIGN_OF_LIFE: Duration = Duration::from_secs(1);
 
-fn give_back(connection: &mut PoolConnection<Postgres>) {
-    tokio::spawn(timeout(SIGN_OF_LIFE, connection.return_to_pool()));
-}
-
 impl Connection {
     pub(crate) async fn acquire(db: &PgPool) -> sqlx::Result<Self> {
-        Ok(Self { inner: db.acquire().await?, wake: None })
+        let pool = db.clone();
+        let acquire = async move { Ok(Self { inner: pool.acquire().await?, wake: None, open: false }) };
+        let acquired = if db.num_idle() == 0 && db.size() < db.options().get_max_connections() {
+            // One has to be opened. On a task of its own: whoever gives up waiting must not undo what has been done, or a
+            // crowd that finds none open, on a busy machine, would begin anew for ever.
+            let opened = timeout(ACQUIRE, tokio::spawn(acquire)).await;
+            opened.map(|opened| opened.unwrap_or(Err(sqlx::Error::PoolClosed)))
+        } else {
+            timeout(ACQUIRE, acquire).await
+        };
+        acquired.unwrap_or(Err(sqlx::Error::PoolTimedOut))
     }
 
     pub(crate) fn waking(mut self, relay: &Arc<Notify>) -> Self {
@@ -79,18 +90,17 @@ impl Connection {
 /// [`rollback`](Self::rollback) came to its end – be it an error, a panic or a cancelled future – the connection is
 /// closed instead of going back to the pool, and the server rolls back.
 pub struct Transaction {
-    connection: PoolConnection<Postgres>,
+    connection: Connection,
     wake: Arc<Notify>,
-    open: bool,
 }
 
 impl Transaction {
     pub(crate) async fn begin(db: &PgPool, wake: &Arc<Notify>) -> sqlx::Result<Self> {
-        let connection = db.acquire().await?;
+        let mut connection = Connection::acquire(db).await?;
         // Open before the server knows: a cancelled BEGIN may have arrived.
-        let mut transaction = Self { connection, wake: Arc::clone(wake), open: true };
-        transaction.connection.execute("begin").await?;
-        Ok(transaction)
+        connection.open = true;
+        connection.execute("begin").await?;
+        Ok(Self { connection, wake: Arc::clone(wake) })
     }
 
     /// Puts `events` into the outbox, in this order; they are published after the commit.
@@ -127,7 +137,7 @@ impl Transaction {
     /// A connection lost in here leaves open whether the commit happened: tell nobody that it did.
     pub async fn commit(mut self) -> sqlx::Result<()> {
         self.connection.execute("commit").await?;
-        self.open = false;
+        self.connection.open = false;
         self.wake.notify_one();
         Ok(())
     }
@@ -135,14 +145,18 @@ impl Transaction {
     /// Undoes everything and returns the connection to the pool.
     pub async fn rollback(mut self) -> sqlx::Result<()> {
         self.connection.execute("rollback").await?;
-        self.open = false;
+        self.connection.open = false;
         Ok(())
     }
 }
 
 impl Drop for Connection {
     fn drop(&mut self) {
-        give_back(&mut self.inner);
+        if self.open {
+            self.inner.close_on_drop();
+        } else {
+            tokio::spawn(timeout(SIGN_OF_LIFE, self.inner.return_to_pool()));
+        }
         if let Some(relay) = &self.wake {
             relay.notify_one();
         }
@@ -160,16 +174,6 @@ impl Deref for Connection {
 impl DerefMut for Connection {
     fn deref_mut(&mut self) -> &mut PgConnection {
         &mut self.inner
-    }
-}
-
-impl Drop for Transaction {
-    fn drop(&mut self) {
-        if self.open {
-            self.connection.close_on_drop();
-        } else {
-            give_back(&mut self.connection);
-        }
     }
 }
 

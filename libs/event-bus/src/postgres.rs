@@ -15,8 +15,8 @@ const SESSION: [(&str, &str); 5] = [
     ("tcp_keepalives_idle", "10s"),
 ];
 
-/// How long to wait for a connection before answering that Postgres is unavailable.
-const ACQUIRE: Duration = Duration::from_secs(2);
+/// How long opening a connection may take, longer than anybody waits for it.
+const OPEN: Duration = Duration::from_secs(8);
 
 /// A connection that has rested this long is tried out before it is used; a busy one is not, which saves a round trip.
 const TRUSTED: Duration = Duration::from_secs(1);
@@ -27,7 +27,7 @@ pub fn pool(url: &str, application: &str, connections: u32) -> anyhow::Result<Pg
         url.parse().context("DATABASE_URL must look like postgres://user:password@host:5432/database")?;
     Ok(PgPoolOptions::new()
         .max_connections(connections)
-        .acquire_timeout(ACQUIRE)
+        .acquire_timeout(OPEN)
         .test_before_acquire(false)
         .before_acquire(|connection, meta| {
             Box::pin(async move { Ok(meta.idle_for < TRUSTED || connection.ping().await.is_ok()) })
@@ -39,7 +39,7 @@ pub fn pool(url: &str, application: &str, connections: u32) -> anyhow::Result<Pg
 pub(crate) fn pool_for_migrations(pool: &PgPool) -> PgPool {
     let options = PgConnectOptions::clone(&pool.connect_options());
     let patient = options.options([("statement_timeout", "0"), ("lock_timeout", "0")]);
-    PgPoolOptions::new().max_connections(1).acquire_timeout(ACQUIRE).connect_lazy_with(patient)
+    PgPoolOptions::new().max_connections(1).acquire_timeout(OPEN).connect_lazy_with(patient)
 }
 
 /// Whether `error` says that Postgres is unreachable, restarting or overloaded, or that the transaction lost a race it

@@ -90,6 +90,7 @@ async fn the_clock_is_that_of_postgres() {
 #[tokio::test]
 async fn orders_that_are_cancelled_as_they_expire_are_cancelled_once() {
     let orders = start_with_a_clock_that_leaps().await;
+    orders.warm_up().await;
     // More than are expired in one transaction.
     let mut made = Vec::new();
     for _ in 0..38 {

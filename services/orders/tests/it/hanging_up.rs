@@ -23,6 +23,7 @@ async fn hang_up(orders: &Orders, method: &str, path: &str, body: String, number
 #[tokio::test]
 async fn clients_that_hang_up_leave_no_connection_inside_a_transaction_and_nothing_half_done() {
     let orders = start().await;
+    orders.warm_up().await;
     let made = orders.any_orders::<50>().await;
     let tickets = orders.tickets::<250>().await;
     for round in 0..5 {

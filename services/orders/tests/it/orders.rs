@@ -2,6 +2,7 @@
 
 use clap::Parser;
 use contracts::Id;
+use futures::future::join_all;
 use serde_json::{Value, json};
 use sqlx::postgres::PgRow;
 use sqlx::{AssertSqlSafe, Connection, FromRow, PgConnection};
@@ -58,6 +59,22 @@ pub async fn start_on(postgres: Arc<Postgres>, database_url: String, options: &[
 }
 
 impl Orders {
+    /// Has the service open all the connections it may have: a race on the first few is none.
+    ///
+    /// Hardly more than one at a time. To open them all at once takes longer than a request waits for its connection
+    /// when this machine is busy, since each begins with thousands of hashes.
+    pub async fn warm_up(&self) {
+        for at_once in 1..=32 {
+            let answered = eventually("a connection for each request", async || {
+                for answer in join_all((0..at_once).map(|_| self.ann.get("/api/orders"))).await {
+                    answer?.expect(200)?;
+                }
+                anyhow::Ok(())
+            });
+            answered.await.unwrap();
+        }
+    }
+
     /// The id of a ticket that has just arrived in the replica: `Concert` for 20.5, at version 3.
     pub async fn ticket(&self) -> String {
         let [id] = self.tickets().await;

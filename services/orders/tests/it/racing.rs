@@ -15,18 +15,6 @@ fn users(orders: &Orders, number: usize) -> Vec<Client> {
     (0..number).map(|number| orders.anonymous.signed_in(&format!("user {number}"))).collect()
 }
 
-/// Has the service open all the connections it may have: a race on the first few is none.
-async fn warm_up(orders: &Orders) {
-    eventually("all connections to be open", async || {
-        join_all((0..64).map(|_| orders.ann.get("/api/orders"))).await;
-        let sql =
-            "select count(*) from pg_stat_activity where datname = current_database() and application_name = 'orders'";
-        orders.row::<(i64,)>(sql).await.0 >= 16
-    })
-    .await
-    .unwrap();
-}
-
 /// Orders the ticket as soon as it is free.
 async fn win(user: &Client, ticket: &str) -> Value {
     let won = eventually("the ticket to be free", async || {
@@ -72,7 +60,7 @@ async fn replay(orders: &Orders) -> (i64, Option<String>) {
 #[tokio::test]
 async fn of_64_who_order_a_ticket_at_once_one_gets_it() {
     let orders = start().await;
-    warm_up(&orders).await;
+    orders.warm_up().await;
     let ticket = orders.ticket().await;
     let users = users(&orders, 64);
     let answers = join_all(users.iter().map(|user| order(user, &ticket))).await;
@@ -88,7 +76,7 @@ async fn of_64_who_order_a_ticket_at_once_one_gets_it() {
 #[tokio::test]
 async fn an_order_that_is_cancelled_50_times_at_once_is_cancelled_once() {
     let orders = start().await;
-    warm_up(&orders).await;
+    orders.warm_up().await;
     for _ in 0..5 {
         let order = orders.any_order().await;
         let path = path(&order);
@@ -106,6 +94,7 @@ async fn an_order_that_is_cancelled_50_times_at_once_is_cancelled_once() {
 #[tokio::test]
 async fn a_ticket_that_is_ordered_and_given_up_all_the_time_never_has_two_live_orders() {
     let orders = start().await;
+    orders.warm_up().await;
     let ticket = orders.ticket().await;
     let users = users(&orders, 8);
     join_all(users.iter().map(async |user| {
@@ -124,6 +113,7 @@ async fn a_ticket_that_is_ordered_and_given_up_all_the_time_never_has_two_live_o
 #[tokio::test]
 async fn title_price_and_version_of_a_ticket_that_changes_all_the_time_belong_together() {
     let orders = start().await;
+    orders.warm_up().await;
     let ticket = orders.ticket().await;
     let mut db = PgConnection::connect(&orders.database_url).await.unwrap();
     let sql = "update ticket_replica set version = version + 1, price = version + 1, title = (version + 1)::text";
@@ -183,6 +173,7 @@ async fn behind(orders: &Orders, sql: &str, end: &str, answer: impl Future<Outpu
 #[tokio::test]
 async fn who_loses_to_somebody_who_is_not_yet_done_is_answered_as_if_they_had_come_later() {
     let orders = start().await;
+    orders.warm_up().await;
     // Completed by a payment as its user cancels it.
     let (complete, refused) = ("set status = 'complete', version = version + 1", "Cannot cancel a complete order");
     for (end, status, body) in [("commit", 400, error(refused)), ("rollback", 204, json!(null))] {
