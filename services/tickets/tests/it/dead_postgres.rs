@@ -4,10 +4,13 @@ use crate::tickets::{error, start_on};
 use futures::future::join_all;
 use serde_json::json;
 use sqlx::{Connection, PgConnection};
-use stack::{Postgres, Way, eventually};
+use stack::{Postgres, Way, eventually, eventually_within};
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::time::timeout;
+use tokio::io::copy_bidirectional;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::time::{sleep, timeout};
 
 const UNAVAILABLE: &str = "The service is temporarily unavailable, please try again";
 
@@ -96,4 +99,39 @@ async fn a_frozen_postgres_costs_503s_in_bounded_time_and_is_used_again_when_it_
     postgres.unpause().await.unwrap();
     eventually("an answer", async || tickets.ann.get(&ticket).await?.expect(200)).await.unwrap();
     join_all((0..64).map(|_| tickets.ticket())).await;
+}
+
+/// A way to `server` on which every connection begins late.
+async fn slow_way(server: String) -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        while let Ok((mut client, _)) = listener.accept().await {
+            let server = server.clone();
+            tokio::spawn(async move {
+                sleep(Duration::from_secs(3)).await; // longer than a request waits for a connection
+                let mut server = TcpStream::connect(server).await.unwrap();
+                let _ = copy_bidirectional(&mut client, &mut server).await;
+            });
+        }
+    });
+    address
+}
+
+#[tokio::test]
+async fn connections_that_open_slower_than_anybody_waits_are_there_for_those_who_come_later() {
+    let postgres = Postgres::shared().await.unwrap();
+    let database_url = postgres.database("tickets").await.unwrap();
+    let host = database_url.split(['@', '/']).nth(3).unwrap().to_owned();
+    let slow = slow_way(host.clone()).await;
+    let tickets = start_on(postgres, database_url.replace(&host, &slow.to_string())).await;
+    // More at once than there are connections, of which none is open.
+    let answers =
+        join_all((0..64).map(|_| tickets.ann.post("/api/tickets", json!({"title": "Early", "price": 1})))).await;
+    for answer in answers {
+        let answer = answer.unwrap();
+        assert_eq!((answer.status, answer.body), (503, error(UNAVAILABLE)));
+    }
+    let late = async || tickets.ann.post("/api/tickets", json!({"title": "Late", "price": 1})).await?.expect(201);
+    eventually_within(Duration::from_secs(10), "a connection that is open", late).await.unwrap();
 }
