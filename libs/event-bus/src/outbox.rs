@@ -109,6 +109,9 @@ impl Transaction {
     /// A second event for the same version of an aggregate violates a unique constraint.
     pub async fn append<'a, E: Event>(&mut self, events: impl IntoIterator<Item = &'a E>) -> sqlx::Result<()> {
         let events: Vec<_> = events.into_iter().map(Outgoing::new).collect();
+        if events.is_empty() {
+            return Ok(());
+        }
         let subjects: Vec<&str> = events.iter().map(|event| event.subject).collect();
         let aggregates: Vec<&str> = events.iter().map(|event| event.aggregate_id.as_str()).collect();
         let versions: Vec<i64> = events.iter().map(|event| event.version).collect();

@@ -6,7 +6,7 @@ use anyhow::{Context, ensure};
 use bootstrap::Page;
 use contracts::neighbours::Payment;
 use contracts::{Event, Id, OrderEvent, Timestamp};
-use event_bus::Outgoing;
+use event_bus::{Outgoing, trace};
 use rust_decimal::Decimal;
 use sqlx::PgConnection;
 use sqlx::types::time::OffsetDateTime;
@@ -172,7 +172,6 @@ pub async fn insert(db: &mut PgConnection, order: &Order) -> sqlx::Result<bool> 
 /// event per order. Returns how many were written: an order of which somebody else has written that version first is
 /// left alone.
 pub async fn save(db: &mut PgConnection, events: &[OrderEvent]) -> sqlx::Result<u64> {
-    let traceparent = events.first().and_then(|event| Outgoing::new(event).traceparent);
     let ids: Vec<String> = events.iter().map(|event| event.aggregate_id().to_string()).collect();
     let versions: Vec<i64> = events.iter().map(Event::version).collect();
     let statuses: Vec<&str> = events.iter().map(|event| event.snapshot().status.as_str()).collect();
@@ -193,7 +192,7 @@ pub async fn save(db: &mut PgConnection, events: &[OrderEvent]) -> sqlx::Result<
         &subjects as _,
         &payloads,
         OrderEvent::STREAM,
-        traceparent,
+        trace::current(),
     )
     .execute(db)
     .await?;
@@ -202,6 +201,9 @@ pub async fn save(db: &mut PgConnection, events: &[OrderEvent]) -> sqlx::Result<
 
 /// [`save`], for orders that are locked: nobody else can have written them.
 pub async fn save_locked(db: &mut PgConnection, events: &[OrderEvent]) -> anyhow::Result<()> {
+    if events.is_empty() {
+        return Ok(());
+    }
     let saved = save(db, events).await?;
     ensure!(saved == events.len() as u64, "{saved} of {} locked orders could be written", events.len());
     Ok(())
@@ -226,6 +228,9 @@ pub async fn insert_payments<'a>(db: &mut PgConnection, payments: &[&'a Payment]
 
 /// Notes that these payments must be given back.
 pub async fn owe_refunds(db: &mut PgConnection, payments: &[&Payment]) -> sqlx::Result<()> {
+    if payments.is_empty() {
+        return Ok(());
+    }
     let ids: Vec<String> = payments.iter().map(|payment| payment.id.to_string()).collect();
     sqlx::query!("update payments set refund_due = true where id = any($1)", &ids).execute(db).await?;
     Ok(())

@@ -22,7 +22,6 @@ impl Handler for OrderEvents {
                 updates.push(TicketEvent::Updated(ticket.snapshot()));
             }
         }
-        store::save_all(tx, tickets.values()).await?;
-        Ok(tx.append(&updates).await?)
+        Ok(store::save_followed(tx, tickets.values(), &updates).await?)
     }
 }

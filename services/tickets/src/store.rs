@@ -4,7 +4,7 @@ use crate::ticket::{Heard, Ticket};
 use anyhow::Context;
 use bootstrap::Page;
 use contracts::{Id, TicketEvent};
-use event_bus::Outgoing;
+use event_bus::{Outgoing, Transaction};
 use rust_decimal::Decimal;
 use sqlx::PgConnection;
 use std::collections::BTreeMap;
@@ -135,8 +135,13 @@ pub async fn save(db: &mut PgConnection, ticket: &Ticket) -> sqlx::Result<bool> 
     Ok(saved.rows_affected() == 1)
 }
 
-/// Writes how far locked tickets have followed their orders, where they have. The caller appends their events.
-pub async fn save_all(db: &mut PgConnection, tickets: impl Iterator<Item = &Ticket>) -> sqlx::Result<()> {
+/// Writes how far locked tickets have followed their orders, where they have, and appends `updates`, an event for each of
+/// the versions on the way there.
+pub async fn save_followed(
+    tx: &mut Transaction,
+    tickets: impl Iterator<Item = &Ticket>,
+    updates: &[TicketEvent],
+) -> sqlx::Result<()> {
     let (mut ids, mut orders, mut versions, mut heard) = (Vec::new(), Vec::new(), Vec::new(), (Vec::new(), Vec::new()));
     for ticket in tickets {
         ids.push(ticket.id.to_string());
@@ -159,7 +164,7 @@ pub async fn save_all(db: &mut PgConnection, tickets: impl Iterator<Item = &Tick
         &heard.0,
         &heard.1,
     )
-    .execute(db)
+    .execute(&mut **tx)
     .await?;
-    Ok(())
+    tx.append(updates).await
 }
