@@ -40,6 +40,12 @@ async fn what_expires_while_every_replica_is_dead_is_cancelled_after_the_restart
     let mut system = System::start_with(1, 2, "2s").await?;
     let ticket = system.tickets(1).await?.remove(0);
     system.order(0, "buyer", &ticket).await?;
+    stack::eventually("the ticket to be held", async || {
+        let seen = system.see(&ticket).await?;
+        ensure!(seen["orderId"].is_string(), "{seen}");
+        anyhow::Ok(())
+    })
+    .await?;
     for service in &mut system.orders {
         service.signal(Signal::Kill).await?;
         service.exited().await?;
