@@ -1,16 +1,12 @@
 //! What must be true once nothing moves any more: nothing is lost, doubled or stuck, and everybody agrees.
 
-use crate::system::{Stored, System, count};
+use crate::system::{PLACES, Stored, System, count};
 use anyhow::{Result, ensure};
 use async_nats::jetstream;
 use sqlx::{AssertSqlSafe, Connection, PgConnection};
 use stack::eventually_within;
 use std::collections::{BTreeMap, HashMap};
 use std::time::Duration;
-
-/// Whose place is in which stream.
-const PLACES: [(&str, &str); 4] =
-    [("TICKETS", "orders"), ("ORDERS", "tickets"), ("PAYMENTS", "orders"), ("EXPIRATION", "orders")];
 
 impl System {
     /// Waits until nothing moves any more: outboxes empty, subscriptions caught up, no dead letters, the replica equal to

@@ -8,6 +8,10 @@ use sqlx::{AssertSqlSafe, Connection, PgConnection};
 use stack::{Client, JWT_KEY, Nats, Postgres, Process, free_port};
 use std::path::Path;
 
+/// Whose place is in which stream.
+pub const PLACES: [(&str, &str); 4] =
+    [("TICKETS", "orders"), ("ORDERS", "tickets"), ("PAYMENTS", "orders"), ("EXPIRATION", "orders")];
+
 pub struct System {
     pub postgres: Postgres,
     pub nats: Nats,
@@ -60,6 +64,10 @@ impl System {
         }
         for service in self.tickets.iter_mut().chain(&mut self.orders) {
             service.wait_ready().await?;
+        }
+        // Ready says nothing of NATS.
+        for (stream, service) in PLACES {
+            stack::eventually("streams and consumers", async || self.place(stream, service).await).await?;
         }
         Ok(())
     }
