@@ -42,8 +42,8 @@ use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use topology::Drift;
 
-/// Connections for the relay, the subscriptions and the question whether Postgres is there, apart from those for requests,
-/// so that neither starves the other.
+/// Connections for the relay, the subscriptions, answers to other services, and the question whether Postgres is there,
+/// apart from those for requests, so that neither starves the other.
 const CONNECTIONS: u32 = 6;
 
 /// How long Postgres may take to show that it is there.
