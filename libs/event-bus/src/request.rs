@@ -37,10 +37,9 @@ pub(crate) async fn ask<Q: Serialize, A: DeserializeOwned>(
     if let Some(traceparent) = trace::current() {
         headers.insert("traceparent", traceparent);
     }
-    let request =
-        async_nats::Request::new().payload(serde_json::to_vec(question)?.into()).headers(headers).timeout(Some(ANSWER));
+    let request = async_nats::Request::new().payload(serde_json::to_vec(question)?.into()).headers(headers);
     let answer = bus.nats.send_request(endpoint.subject(), request);
-    // The client's own limit does not cover a connection that takes nothing.
+    // The client's own limit would not cover a connection that takes nothing.
     let answer = timeout(ANSWER, answer).await.context("no answer in time")??;
     if let Some(headers) = &answer.headers
         && let Some(code) = headers.get(NATS_SERVICE_ERROR_CODE)
