@@ -7,7 +7,7 @@ use axum::Router;
 use axum::extract::FromRef;
 use axum::routing::get;
 use bootstrap::{ApiError, Caller, Config, Keys, Running, Service};
-use event_bus::Bus;
+use event_bus::{Bus, Schema};
 use sqlx::migrate::Migrator;
 
 #[derive(clap::Parser)]
@@ -38,11 +38,16 @@ impl FromRef<App> for Keys {
 }
 
 fn main() -> ExitCode {
-    bootstrap::main(std::env::args_os(), start)
+    bootstrap::main(std::env::args_os(), &schema(), start)
+}
+
+/// Nothing but the tables of the bus.
+fn schema() -> Schema {
+    Schema::new(Migrator::DEFAULT, "")
 }
 
 async fn start(config: HelloConfig) -> anyhow::Result<Running> {
-    let bus = Bus::open(config.service.bus("hello"), Migrator::DEFAULT).await?;
+    let bus = Bus::open(config.service.bus("hello"), schema()).await?;
     let routes = Router::new()
         .route("/hello", get(hello))
         // For the process tests: a request that keeps the service from stopping.

@@ -4,12 +4,14 @@ use std::ffi::{OsStr, OsString};
 use std::fmt;
 use std::net::SocketAddr;
 use std::num::{NonZeroU32, NonZeroUsize};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::builder::{BoolishValueParser, Resettable};
-use clap::{ArgAction, Args, Command, Parser};
+use clap::{Arg, ArgAction, Args, Command, FromArgMatches as _, Parser, Subcommand as _};
 use tracing_subscriber::EnvFilter;
 
+use crate::task::Task;
 use crate::telemetry::LogFormat;
 
 /// Flags and environment variables of every service; flatten it into the service's own parser.
@@ -25,16 +27,9 @@ pub struct Config {
     #[arg(long, env, default_value = "16")]
     pub database_connections: NonZeroU32,
 
-    /// NATS servers, separated by commas; http:// is read as nats://
-    #[arg(
-        long,
-        env,
-        hide_env_values = true,
-        default_value = "nats://127.0.0.1:4222",
-        value_delimiter = ',',
-        value_parser = nats_server
-    )]
-    pub nats_url: Vec<String>,
+    /// How NATS is reached.
+    #[command(flatten)]
+    pub nats: NatsConfig,
 
     /// Name of this process in the connection lists of NATS and Postgres [default: the name of the service]
     #[arg(long, env)]
@@ -64,13 +59,9 @@ pub struct Config {
     #[arg(long, env, default_value = "20s", value_parser = duration)]
     pub stop_grace: Duration,
 
-    /// What to log, as in `info,sqlx=warn,event_bus=debug`
-    #[arg(long, env = "RUST_LOG", default_value = "info,async_nats=warn,sqlx=warn", value_parser = log_filter)]
-    pub log: String,
-
-    /// How log lines look
-    #[arg(long, env, default_value = "text")]
-    pub log_format: LogFormat,
+    /// What is logged, and how.
+    #[command(flatten)]
+    pub log: LogConfig,
 }
 
 impl Config {
@@ -81,10 +72,57 @@ impl Config {
             client: self.nats_client_id.clone().unwrap_or_else(|| service.to_owned()),
             database_url: self.database_url.clone(),
             database_connections: self.database_connections.get(),
-            nats_url: self.nats_url.join(","),
+            nats: self.nats.settings(),
             provision: self.provision,
         }
     }
+}
+
+/// NATS, as a service and as `provision` needs to know it.
+#[derive(Args, Clone)]
+#[group(skip)]
+pub struct NatsConfig {
+    /// NATS servers, separated by commas: `nats://user:password@host:4222,nats://other:4222`; the user is the same for all
+    #[arg(
+        long,
+        env,
+        hide_env_values = true,
+        default_value = "nats://127.0.0.1:4222",
+        value_delimiter = ',',
+        value_parser = nats_server
+    )]
+    pub nats_url: Vec<String>,
+
+    /// File with the certificates to check those of NATS against (PEM); connections are encrypted then
+    #[arg(long, env)]
+    pub nats_ca: Option<PathBuf>,
+
+    /// Servers that keep each stream, when streams are created or updated: 1, or 3 in a cluster
+    #[arg(long, env, default_value = "1", value_parser = clap::value_parser!(u8).range(1..=5))]
+    pub stream_replicas: u8,
+}
+
+impl NatsConfig {
+    pub(crate) fn settings(&self) -> event_bus::NatsSettings {
+        event_bus::NatsSettings {
+            url: self.nats_url.join(","),
+            authority: self.nats_ca.clone(),
+            stream_replicas: self.stream_replicas,
+        }
+    }
+}
+
+/// Logs.
+#[derive(Args, Clone)]
+#[group(skip)]
+pub struct LogConfig {
+    /// What to log, as in `info,sqlx=warn,event_bus=debug`
+    #[arg(long = "log", env = "RUST_LOG", default_value = "info,async_nats=warn,sqlx=warn", value_parser = log_filter)]
+    pub filter: String,
+
+    /// How log lines look
+    #[arg(long = "log-format", env = "LOG_FORMAT", default_value = "text")]
+    pub format: LogFormat,
 }
 
 /// The one key that tokens are verified with.
@@ -100,20 +138,33 @@ pub struct JwtConfig {
     pub jwt_public_key: Option<String>,
 }
 
+/// What a process is asked for.
+pub(crate) enum Asked<C> {
+    Serve(C),
+    Do(Task),
+}
+
 /// Reads the configuration from the command line and the environment; ends the process with help if that fails.
 ///
 /// A variable that is empty counts as absent, because compose files and charts pass on what is not set as empty.
-pub fn parse<C: Parser>(args: impl IntoIterator<Item = OsString>) -> C {
-    let command = ignore_variables(C::command(), |name| std::env::var_os(name).is_some_and(|value| value.is_empty()));
+pub(crate) fn parse<C: Parser>(args: impl IntoIterator<Item = OsString>) -> Asked<C> {
+    // Beside a task, nothing is required of the configuration.
+    let command = Task::augment_subcommands(C::command()).subcommand_required(false).subcommand_negates_reqs(true);
+    let command = ignore_variables(command, &|name| std::env::var_os(name).is_some_and(|value| value.is_empty()));
     let matches = command.get_matches_from(args);
-    C::from_arg_matches(&matches).unwrap_or_else(|error| error.exit())
+    let asked = match matches.subcommand_name() {
+        Some(_) => Task::from_arg_matches(&matches).map(Asked::Do),
+        None => C::from_arg_matches(&matches).map(Asked::Serve),
+    };
+    asked.unwrap_or_else(|error| error.exit())
 }
 
-fn ignore_variables(command: Command, ignored: impl Fn(&OsStr) -> bool) -> Command {
-    command.mut_args(|arg| match arg.get_env() {
+fn ignore_variables(command: Command, ignored: &impl Fn(&OsStr) -> bool) -> Command {
+    let ignore = |arg: Arg| match arg.get_env() {
         Some(name) if ignored(name) => arg.env(Resettable::Reset),
         _ => arg,
-    })
+    };
+    command.mut_args(ignore).mut_subcommands(|command| ignore_variables(command, ignored))
 }
 
 fn nats_server(address: &str) -> Result<String, String> {
@@ -150,7 +201,7 @@ impl fmt::Debug for Config {
         f.debug_struct("Config")
             .field("database_url", &without_credentials(&self.database_url))
             .field("database_connections", &self.database_connections)
-            .field("nats_url", &self.nats_url.iter().map(|url| without_credentials(url)).collect::<Vec<_>>())
+            .field("nats", &self.nats)
             .field("nats_client_id", &self.nats_client_id)
             .field("provision", &self.provision)
             .field("http_addr", &self.http_addr)
@@ -158,8 +209,17 @@ impl fmt::Debug for Config {
             .field("request_timeout", &self.request_timeout)
             .field("max_requests", &self.max_requests)
             .field("stop_grace", &self.stop_grace)
-            .field("log", &self.log)
-            .field("log_format", &self.log_format)
+            .field("log", &self.log.filter)
+            .finish()
+    }
+}
+
+impl fmt::Debug for NatsConfig {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("NatsConfig")
+            .field("nats_url", &self.nats_url.iter().map(|url| without_credentials(url)).collect::<Vec<_>>())
+            .field("nats_ca", &self.nats_ca)
+            .field("stream_replicas", &self.stream_replicas)
             .finish()
     }
 }
@@ -206,7 +266,7 @@ mod tests {
     #[test]
     fn several_nats_servers_are_read_and_http_is_tolerated() {
         let config = parse(&["--jwt-key=a", "--nats-url=http://one:4222, nats://two:4222,three"]).unwrap();
-        assert_eq!(config.nats_url, ["nats://one:4222", "nats://two:4222", "three"]);
+        assert_eq!(config.nats.nats_url, ["nats://one:4222", "nats://two:4222", "three"]);
         assert!(parse(&["--jwt-key=a", "--nats-url=one,,two"]).is_err());
     }
 
@@ -236,7 +296,7 @@ mod tests {
         let command = Cli::command().mut_arg("jwt_key", |arg| arg.env("CARGO_PKG_NAME"));
         let arguments = REQUIRED.iter().chain(&["--jwt-public-key=b"]);
         assert!(command.clone().try_get_matches_from(arguments.clone()).is_err());
-        let command = ignore_variables(command, |name| name == "CARGO_PKG_NAME");
+        let command = ignore_variables(command, &|name| name == "CARGO_PKG_NAME");
         assert!(command.try_get_matches_from(arguments).is_ok());
     }
 }

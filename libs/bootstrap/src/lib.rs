@@ -34,6 +34,7 @@ pub mod http;
 pub mod identity;
 mod page;
 pub mod run;
+mod task;
 pub mod telemetry;
 
 pub use body::{Field, JsonBody};

@@ -23,17 +23,20 @@ mod pull;
 mod relay;
 mod request;
 mod retry;
+mod schema;
 mod subscription;
 mod topology;
 pub mod trace;
 
+pub use nats::NatsSettings;
 pub use outbox::{Connection, Outgoing, Transaction};
 pub use retry::Backoff;
+pub use schema::{Schema, migrate};
 pub use subscription::Handler;
+pub use topology::provision;
 
 use contracts::{Endpoint, Event, Id};
 use serde::{Serialize, de::DeserializeOwned};
-use sqlx::migrate::Migrator;
 use sqlx::{Connection as _, PgPool};
 use std::sync::Arc;
 use std::time::Duration;
@@ -60,8 +63,8 @@ pub struct Settings {
     pub database_url: String,
     /// Connections for requests at most.
     pub database_connections: u32,
-    /// NATS servers, comma-separated.
-    pub nats_url: String,
+    /// How to reach NATS.
+    pub nats: NatsSettings,
     /// Whether to create streams and consumers, or to trust that somebody with more rights has.
     pub provision: bool,
 }
@@ -77,30 +80,30 @@ pub struct Bus {
     jetstream: async_nats::jetstream::Context,
     /// Tells the relay that something was committed.
     wake: Arc<Notify>,
-    /// Those of the bus, then those of the service.
-    migrations: Arc<[Migrator; 2]>,
+    schema: Arc<Schema>,
     migrated: Arc<OnceCell<()>>,
-    provision: bool,
+    /// How many servers keep each stream, if we create the streams.
+    provision: Option<u8>,
 }
 
 impl Bus {
-    /// A bus that connects by and by: neither Postgres nor NATS needs to be there yet. `migrations` are those of the
-    /// service; the relay and the subscriptions bring the database up to date before they do anything else.
+    /// A bus that connects by and by: neither Postgres nor NATS needs to be there yet. The relay and the subscriptions
+    /// bring the database up to date before they do anything else; where the role may not, they wait until somebody has.
     ///
     /// # Errors
-    /// A malformed URL.
-    pub async fn open(settings: Settings, migrations: Migrator) -> anyhow::Result<Self> {
+    /// A malformed URL, or an authority that cannot be read.
+    pub async fn open(settings: Settings, schema: Schema) -> anyhow::Result<Self> {
         let pool = |connections| postgres::pool(&settings.database_url, &settings.client, connections);
-        let nats = nats::connect(&settings.nats_url, settings.service, &settings.client).await?;
+        let nats = nats::connect(&settings.nats, settings.service, &settings.client).await?;
         Ok(Self {
             requests: pool(settings.database_connections)?,
             db: pool(CONNECTIONS)?,
             jetstream: async_nats::jetstream::new(nats.clone()),
             nats,
             wake: Arc::default(),
-            migrations: Arc::new([sqlx::migrate!(), migrations].map(tolerant)),
+            schema: Arc::new(schema),
             migrated: Arc::default(),
-            provision: settings.provision,
+            provision: settings.provision.then_some(settings.nats.stream_replicas),
         })
     }
 
@@ -205,30 +208,18 @@ impl Bus {
     async fn migrate(&self) {
         let what = "preparing the database";
         let mut backoff = retry::Backoff::default();
-        while let Err(error) = self.try_to_migrate().await {
+        while let Err(error) = self.schema.prepare(&self.db).await {
             sleep(backoff.fail(what, &error)).await;
         }
         backoff.succeed(what);
     }
 
-    async fn try_to_migrate(&self) -> anyhow::Result<()> {
-        // A connection that is closed however this ends: a migration that fails leaves its advisory lock behind, and
-        // nobody could migrate while it is held.
-        let db = postgres::pool_for_migrations(&self.db);
-        let result = async {
-            for migrations in &*self.migrations {
-                migrations.run(&db).await?;
-            }
-            Ok(())
-        };
-        let result = result.await;
-        db.close().await;
-        result
-    }
-
     async fn provision(&self, drift: Drift) -> anyhow::Result<()> {
         self.connected()?;
-        if self.provision { topology::provision(&self.nats, drift).await } else { Ok(()) }
+        match self.provision {
+            Some(replicas) => topology::ensure(&self.nats, replicas, drift).await,
+            None => Ok(()),
+        }
     }
 
     /// A stream or a consumer may be what is missing. If this does not help, what failed fails again and says why.
@@ -248,12 +239,6 @@ impl Bus {
         );
         Ok(())
     }
-}
-
-/// During a rolling update an older version of the service starts on a database that a newer one has migrated already.
-fn tolerant(mut migrations: Migrator) -> Migrator {
-    migrations.set_ignore_missing(true);
-    migrations
 }
 
 /// The aggregate and the version in an event id: see [`Event::event_id`].

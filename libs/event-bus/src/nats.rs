@@ -1,18 +1,43 @@
 //! The connection to NATS.
 
-use anyhow::Context;
-use async_nats::{Client, ConnectOptions, Event};
+use anyhow::{Context, ensure};
+use async_nats::{Client, ConnectOptions, Event, ServerAddr};
+use percent_encoding::percent_decode_str;
+use std::path::PathBuf;
 use std::time::Duration;
 
-/// Connects to one of the servers in `urls`, a comma-separated list, and keeps connecting for ever: the returned
-/// client is usable at once, its requests fail until a server is there. `client` is shown by `nats server report`.
-pub async fn connect(urls: &str, service: &str, client: &str) -> anyhow::Result<Client> {
-    let servers = urls
+/// How to reach NATS, and how much of it there is.
+#[derive(Clone, Debug)]
+pub struct NatsSettings {
+    /// Servers, comma-separated. User and password of the first that has some are those for all.
+    pub url: String,
+    /// The certificates that servers' certificates are checked against, PEM. With it, connections are encrypted.
+    pub authority: Option<PathBuf>,
+    /// How many servers keep each stream.
+    pub stream_replicas: u8,
+}
+
+/// Connects to one of the servers and keeps connecting for ever: the returned client is usable at once, its requests
+/// fail until a server is there. `client` is shown by `nats server report`.
+pub(crate) async fn connect(settings: &NatsSettings, service: &str, client: &str) -> anyhow::Result<Client> {
+    let servers = settings
+        .url
         .split(',')
         .map(|url| url.trim().replacen("http://", "nats://", 1).parse())
-        .collect::<Result<Vec<async_nats::ServerAddr>, _>>()
+        .collect::<Result<Vec<ServerAddr>, _>>()
         .context("NATS_URL must be a list like nats://host:4222,nats://user:password@other:4222")?;
-    ConnectOptions::new()
+    let mut options = ConnectOptions::new();
+    if let Some(user) = servers.iter().find(|server| server.has_user_pass()) {
+        // The client library does not look for them there.
+        let decode = |text: Option<&str>| percent_decode_str(text.unwrap_or_default()).decode_utf8_lossy().into_owned();
+        options = options.user_and_password(decode(user.username()), decode(user.password()));
+    }
+    if let Some(authority) = &settings.authority {
+        // Now, because a connection that is tried for ever would not say it.
+        ensure!(authority.is_file(), "NATS_CA: there is no file {}", authority.display());
+        options = options.add_root_certificates(authority.clone()).require_tls(true);
+    }
+    options
         .name(client)
         // Of its own, so that permissions can keep one service from reading another's answers.
         .custom_inbox_prefix(format!("_INBOX_{service}"))

@@ -16,15 +16,14 @@ const SESSION: [(&str, &str); 5] = [
 ];
 
 /// How long opening a connection may take, longer than anybody waits for it.
-const OPEN: Duration = Duration::from_secs(8);
+pub(crate) const OPEN: Duration = Duration::from_secs(8);
 
 /// A connection that has rested this long is tried out before it is used; a busy one is not, which saves a round trip.
 const TRUSTED: Duration = Duration::from_secs(1);
 
 /// A pool of at most `connections` to the database at `url`. Connects when first used, so Postgres may come up later.
 pub fn pool(url: &str, application: &str, connections: u32) -> anyhow::Result<PgPool> {
-    let options: PgConnectOptions =
-        url.parse().context("DATABASE_URL must look like postgres://user:password@host:5432/database")?;
+    let options = options(url, application)?;
     Ok(PgPoolOptions::new()
         .max_connections(connections)
         .acquire_timeout(OPEN)
@@ -32,14 +31,14 @@ pub fn pool(url: &str, application: &str, connections: u32) -> anyhow::Result<Pg
         .before_acquire(|connection, meta| {
             Box::pin(async move { Ok(meta.idle_for < TRUSTED || connection.ping().await.is_ok()) })
         })
-        .connect_lazy_with(options.application_name(application).options(SESSION)))
+        .connect_lazy_with(options))
 }
 
-/// A single connection to the database of `pool`, on which a statement may take as long as it needs.
-pub(crate) fn pool_for_migrations(pool: &PgPool) -> PgPool {
-    let options = PgConnectOptions::clone(&pool.connect_options());
-    let patient = options.options([("statement_timeout", "0"), ("lock_timeout", "0")]);
-    PgPoolOptions::new().max_connections(1).acquire_timeout(OPEN).connect_lazy_with(patient)
+/// How `application` connects to the database at `url`.
+pub(crate) fn options(url: &str, application: &str) -> anyhow::Result<PgConnectOptions> {
+    let options: PgConnectOptions =
+        url.parse().context("DATABASE_URL must look like postgres://user:password@host:5432/database")?;
+    Ok(options.application_name(application).options(SESSION))
 }
 
 /// Whether `error` says that Postgres is unreachable, restarting or overloaded, or that the transaction lost a race it

@@ -1,6 +1,7 @@
 //! How long to wait before trying again.
 
 use std::time::Duration;
+use tokio::time::{Instant, sleep};
 
 /// A random time between half of `ceiling` and all of it, so that replicas do not come back in step.
 pub(crate) fn jitter(ceiling: Duration) -> Duration {
@@ -36,6 +37,23 @@ impl Backoff {
     pub fn succeed(&mut self, what: &str) {
         if std::mem::take(self).warned {
             tracing::info!("{what}: works again");
+        }
+    }
+}
+
+/// Tries for as long as `patience` while it fails for a reason that may pass.
+pub(crate) async fn patiently<T>(
+    patience: Duration,
+    what: &str,
+    may_pass: impl Fn(&anyhow::Error) -> bool,
+    attempt: impl AsyncFn() -> anyhow::Result<T>,
+) -> anyhow::Result<T> {
+    let deadline = Instant::now() + patience;
+    let mut backoff = Backoff::default();
+    loop {
+        match attempt().await {
+            Err(error) if may_pass(&error) && Instant::now() < deadline => sleep(backoff.fail(what, &error)).await,
+            outcome => return outcome,
         }
     }
 }

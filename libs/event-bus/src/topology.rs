@@ -2,8 +2,11 @@
 //!
 //! The files go to the server as they are, so that every option it has can be set there, known to the client or not.
 
+use crate::nats::{self, NatsSettings};
+use crate::retry::patiently;
 use anyhow::{Context, bail, ensure};
 use async_nats::Client;
+use async_nats::connection::State;
 use bytes::Bytes;
 use serde_json::{Map, Value, json};
 use std::time::Duration;
@@ -40,10 +43,25 @@ pub(crate) enum Drift {
 /// How long the server may take for one answer.
 const ANSWER: Duration = Duration::from_secs(3);
 
+/// Creates what is missing and mends what has drifted, once and not as a part of a service, which then needs no right to.
+///
+/// # Errors
+/// It did not work for all of `patience`.
+pub async fn provision(settings: &NatsSettings, patience: Duration) -> anyhow::Result<()> {
+    let nats = nats::connect(settings, "provisioner", "provisioner").await?;
+    let provision = async || {
+        // Whatever is asked before would wait.
+        ensure!(nats.connection_state() == State::Connected, "NATS is not connected");
+        self::ensure(&nats, settings.stream_replicas, Drift::Mend).await
+    };
+    patiently(patience, "provisioning streams and consumers", |_| true, provision).await
+}
+
 /// Creates what is missing. Doing it twice, or from several replicas at once, changes nothing.
-pub(crate) async fn provision(nats: &Client, drift: Drift) -> anyhow::Result<()> {
+pub(crate) async fn ensure(nats: &Client, replicas: u8, drift: Drift) -> anyhow::Result<()> {
     for (name, file) in STREAMS {
-        let wanted = serde_json::from_str(file).context("a stream's file is not JSON")?;
+        let mut wanted: Value = serde_json::from_str(file).context("a stream's file is not JSON")?;
+        wanted["num_replicas"] = replicas.into();
         match find(nats, &format!("STREAM.INFO.{name}"), STREAM_NOT_FOUND).await? {
             None => call(nats, &format!("STREAM.CREATE.{name}"), &wanted).await?,
             Some(found) if drift == Drift::Mend => {

@@ -17,7 +17,7 @@ pub mod ticket_events;
 use api::App;
 use bootstrap::{Keys, Running, Service};
 use contracts::OrderEvent;
-use event_bus::Bus;
+use event_bus::{Bus, Schema};
 use expiration_events::ExpirationEvents;
 use payment_events::PaymentEvents;
 use std::ffi::OsString;
@@ -49,15 +49,20 @@ fn order_ttl(text: &str) -> Result<Duration, String> {
     if ttl > Duration::from_hours(366 * 24) { Err("at most a year".to_owned()) } else { Ok(ttl) }
 }
 
-/// The process: runs until it is told to stop.
+/// The tables, and what the role that the service runs as may do with them.
+pub fn schema() -> Schema {
+    Schema::new(sqlx::migrate!(), include_str!("../grants.sql"))
+}
+
+/// The process: runs until it is told to stop, or does one of the tasks around a service.
 pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
-    bootstrap::main(args, start)
+    bootstrap::main(args, &schema(), start)
 }
 
 /// Starts the service; Postgres and NATS may come up later.
 pub async fn start(config: Config) -> anyhow::Result<Running> {
     let keys = Keys::new(&config.service)?;
-    let bus = Bus::open(config.service.bus("orders"), sqlx::migrate!()).await?;
+    let bus = Bus::open(config.service.bus("orders"), schema()).await?;
     let mut service = Service::new(&config.service);
     service.spawn("relay", |stop| bus.clone().relay::<OrderEvent>(stop));
     service.spawn("ticket events", |stop| bus.clone().subscribe("orders", TicketEvents, stop));

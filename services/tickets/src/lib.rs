@@ -12,7 +12,7 @@ use api::App;
 use bootstrap::{Keys, Running, Service};
 use contracts::TicketEvent;
 use contracts::endpoint::SHOW_TICKET;
-use event_bus::Bus;
+use event_bus::{Bus, Schema};
 use order_events::OrderEvents;
 use std::ffi::OsString;
 use std::process::ExitCode;
@@ -31,15 +31,20 @@ impl AsRef<bootstrap::Config> for Config {
     }
 }
 
-/// The process: runs until it is told to stop.
+/// The tables, and what the role that the service runs as may do with them.
+pub fn schema() -> Schema {
+    Schema::new(sqlx::migrate!(), include_str!("../grants.sql"))
+}
+
+/// The process: runs until it is told to stop, or does one of the tasks around a service.
 pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
-    bootstrap::main(args, start)
+    bootstrap::main(args, &schema(), start)
 }
 
 /// Starts the service; Postgres and NATS may come up later.
 pub async fn start(config: Config) -> anyhow::Result<Running> {
     let keys = Keys::new(&config.service)?;
-    let bus = Bus::open(config.service.bus("tickets"), sqlx::migrate!()).await?;
+    let bus = Bus::open(config.service.bus("tickets"), schema()).await?;
     let mut service = Service::new(&config.service);
     service.spawn("relay", |stop| bus.clone().relay::<TicketEvent>(stop));
     service.spawn("order events", |stop| bus.clone().subscribe("tickets", OrderEvents, stop));

@@ -5,28 +5,33 @@ use std::process::ExitCode;
 
 use anyhow::Context as _;
 use clap::Parser;
+use event_bus::Schema;
 use tokio::runtime::Runtime;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tracing::{error, info, warn};
 
 use super::Running;
-use crate::config::{self, Config};
+use crate::config::{self, Asked, Config};
 use crate::telemetry;
 
-/// Runs a service until SIGTERM or SIGINT, then stops it within the configured grace.
+/// Runs a service until SIGTERM or SIGINT, then stops it within the configured grace. Or does one of the tasks around it:
+/// `migrate` brings its database to `schema`, `provision` the streams to their files, `health` asks whether it can serve.
 ///
-/// The exit code is 0 after a clean stop; 130 or 143 if a second signal came while stopping, which ends the process at
+/// The exit code is 0 after a clean stop or a task that is done; 130 or 143 if a second signal came while stopping, which ends the process at
 /// once; 2 if the configuration is wrong; 1 if it could not start, did not stop in time, or if a part of it ended by
 /// itself.
-pub fn main<C, F>(args: impl IntoIterator<Item = OsString>, start: fn(C) -> F) -> ExitCode
+pub fn main<C, F>(args: impl IntoIterator<Item = OsString>, schema: &Schema, start: fn(C) -> F) -> ExitCode
 where
     C: Parser + AsRef<Config>,
     F: Future<Output = anyhow::Result<Running>>,
 {
     let name = C::command().get_name().to_owned();
-    let config: C = config::parse(args);
-    let Config { log, log_format, .. } = config.as_ref();
-    let runtime = telemetry::init(*log_format, log).and_then(|()| Ok(Runtime::new()?));
+    let asked: Asked<C> = config::parse(args);
+    let log = match &asked {
+        Asked::Serve(config) => &config.as_ref().log,
+        Asked::Do(task) => task.log(),
+    };
+    let runtime = telemetry::init(log.format, &log.filter).and_then(|()| Ok(Runtime::new()?));
     let runtime = match runtime {
         Ok(runtime) => runtime,
         Err(error) => {
@@ -34,8 +39,14 @@ where
             return ExitCode::FAILURE;
         }
     };
-    info!(service = name, config = ?config.as_ref(), "starting");
-    let code = runtime.block_on(live(start(config))).unwrap_or_else(|error| {
+    let outcome = match asked {
+        Asked::Serve(config) => {
+            info!(service = name, config = ?config.as_ref(), "starting");
+            runtime.block_on(live(start(config)))
+        }
+        Asked::Do(task) => runtime.block_on(task.run(schema)).map(|()| ExitCode::SUCCESS),
+    };
+    let code = outcome.unwrap_or_else(|error| {
         error!(error = format!("{error:#}"), "ended");
         ExitCode::FAILURE
     });

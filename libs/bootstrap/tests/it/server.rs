@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use axum::Router;
 use bootstrap::{Config, Running, Service};
 use clap::Parser as _;
-use event_bus::Bus;
+use event_bus::{Bus, Schema};
 use reqwest::{Response, StatusCode};
 use serde_json::{Value, json};
 use sqlx::migrate::Migrator;
@@ -26,7 +26,7 @@ pub fn config(options: &[&str]) -> Config {
 
 /// Nothing listens there: what needs Postgres finds it unreachable.
 pub async fn no_bus() -> Bus {
-    Bus::open(config(&["--nats-url=127.0.0.1:1"]).bus("test"), Migrator::DEFAULT).await.unwrap()
+    Bus::open(config(&["--nats-url=127.0.0.1:1"]).bus("test"), Schema::new(Migrator::DEFAULT, "")).await.unwrap()
 }
 
 pub async fn start(routes: Router) -> Running {

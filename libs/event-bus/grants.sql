@@ -1,0 +1,7 @@
+-- What a service does with the tables of the bus. By hand: psql --set role=… --file grants.sql, as their owner.
+grant usage on schema bus to :"role";
+grant select, insert, delete on bus.outbox to :"role";
+grant select, insert, update (last_seq) on bus.relay to :"role";
+grant select, insert, update on bus.dead_letters to :"role";
+-- is the database up to date?
+grant select on bus._migrations to :"role";

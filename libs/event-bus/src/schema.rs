@@ -1,0 +1,141 @@
+//! The tables of a service in its database, those of the bus among them, and who may do what with them.
+//!
+//! Whoever starts a service may have it migrate by itself, as the owner of the database; or migrates beforehand
+//! ([`migrate`]), and starts it as a role that can do nothing but its work.
+
+use crate::postgres::{self, is_outage};
+use crate::retry::patiently;
+use anyhow::Context;
+use sqlx::migrate::{Migrate, MigrateError, Migrator};
+use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
+use sqlx::{AssertSqlSafe, PgPool};
+use std::time::Duration;
+
+/// What the bus lets the role of a service do.
+const GRANTS: &str = include_str!("../grants.sql");
+
+/// The tables of a service and of its bus.
+#[derive(Debug)]
+pub struct Schema {
+    /// Those of the bus, then those of the service.
+    migrations: [Migrator; 2],
+    /// Likewise.
+    grants: [&'static str; 2],
+}
+
+impl Schema {
+    /// `grants` says what the role that the service runs as may do with its tables, and is all that it may do: statements
+    /// for psql, in which the role is `:"role"`.
+    pub fn new(migrations: Migrator, grants: &'static str) -> Self {
+        Self { migrations: [sqlx::migrate!(), migrations].map(tolerant), grants: [GRANTS, grants] }
+    }
+
+    /// Brings the tables up to date, if they are not. Replicas may do it at once.
+    pub(crate) async fn prepare(&self, db: &PgPool) -> anyhow::Result<()> {
+        let db = single(PgConnectOptions::clone(&db.connect_options()));
+        let prepared = self.prepare_on(&db).await;
+        db.close().await;
+        prepared
+    }
+
+    async fn prepare_on(&self, db: &PgPool) -> anyhow::Result<()> {
+        for migrations in &self.migrations {
+            // Asked first, because the role of a service can do no more than ask.
+            if !is_current(migrations, db).await? {
+                migrations.run(db).await.map_err(advise)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The tables have to be up to date.
+    async fn grant(&self, db: &PgPool, role: &str) -> anyhow::Result<()> {
+        let role = format!("\"{}\"", role.replace('"', "\"\""));
+        let grants = self.grants.concat().replace(":\"role\"", &role);
+        let mut tx = db.begin().await?;
+        // Postgres refuses grants that come at once.
+        let statements = [
+            "select pg_advisory_xact_lock(hashtext('grants'))",
+            &format!("revoke all on all tables in schema public, bus from {role}"),
+            &grants,
+        ];
+        for sql in statements {
+            #[expect(clippy::disallowed_methods, reason = "no query can be prepared that has a role in it")]
+            sqlx::raw_sql(AssertSqlSafe(sql)).execute(&mut *tx).await?;
+        }
+        Ok(tx.commit().await?)
+    }
+}
+
+/// Brings the database at `url` up to date, as the role of that URL, which has to own it. Then `role`, if there is one,
+/// may do what the service does, and no more. Doing it again changes nothing.
+///
+/// # Errors
+/// Postgres was away for all of `patience`; or it refused.
+pub async fn migrate(url: &str, schema: &Schema, role: Option<&str>, patience: Duration) -> anyhow::Result<()> {
+    let options = postgres::options(url, "migrate")?;
+    let migrate = async || {
+        let db = single(options.clone());
+        let migrated = async {
+            schema.prepare_on(&db).await?;
+            match role {
+                Some(role) => schema.grant(&db, role).await.with_context(|| format!("granting to {role}")),
+                None => Ok(()),
+            }
+        };
+        let migrated = migrated.await;
+        db.close().await;
+        migrated
+    };
+    let away =
+        |error: &anyhow::Error| error.chain().any(|cause| cause.downcast_ref::<sqlx::Error>().is_some_and(is_outage));
+    patiently(patience, "migrating", away, migrate).await
+}
+
+/// A single connection, on which a statement may take as long as it needs. To be closed however things end: a migration
+/// that fails leaves its advisory lock behind, and nobody could migrate while it is held.
+fn single(options: PgConnectOptions) -> PgPool {
+    let patient = options.options([("statement_timeout", "0"), ("lock_timeout", "0")]);
+    PgPoolOptions::new().max_connections(1).acquire_timeout(postgres::OPEN).connect_lazy_with(patient)
+}
+
+/// Whether all of `wanted` have been applied, and are what was applied.
+async fn is_current(wanted: &Migrator, db: &PgPool) -> anyhow::Result<bool> {
+    let applied = match db.acquire().await?.list_applied_migrations(&wanted.table_name).await {
+        Ok(applied) => applied,
+        // No such table, or no such schema, or none that we may see.
+        Err(MigrateError::Execute(sqlx::Error::Database(error)))
+            if error.code().is_some_and(|code| code.starts_with("42")) =>
+        {
+            return Ok(false);
+        }
+        Err(error) => return Err(error.into()),
+    };
+    let is_applied = |wanted: &sqlx::migrate::Migration| {
+        applied.iter().any(|applied| (applied.version, &applied.checksum) == (wanted.version, &wanted.checksum))
+    };
+    Ok(wanted.iter().all(is_applied))
+}
+
+fn advise(error: MigrateError) -> anyhow::Error {
+    const INSUFFICIENT_PRIVILEGE: &str = "42501";
+    let refused = match &error {
+        MigrateError::Execute(sqlx::Error::Database(cause))
+        | MigrateError::ExecuteMigration(sqlx::Error::Database(cause), _) => {
+            cause.code().as_deref() == Some(INSUFFICIENT_PRIVILEGE)
+        }
+        _ => false,
+    };
+    let error = anyhow::Error::new(error);
+    if refused {
+        error.context("the database is not up to date: run the service's command `migrate` as its owner")
+    } else {
+        error
+    }
+}
+
+/// During a rolling update an older version of the service starts on a database that a newer one has migrated already.
+fn tolerant(mut migrations: Migrator) -> Migrator {
+    migrations.set_ignore_missing(true);
+    migrations
+}
