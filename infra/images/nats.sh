@@ -1,6 +1,7 @@
-# The official image has nothing but the server in it: whatever works with this one must not need a shell in there.
+# The official image of this name has the server, and the few tools of busybox; here of those only wget, for health checks.
 # sysusers: without naming the small one, apt takes all of systemd.
-packages=nats-server,systemd-standalone-sysusers
+packages=nats-server,busybox,systemd-standalone-sysusers
+options=(--customize-hook='ln -s busybox "$1/usr/bin/wget"')
 changes=(
     'ENTRYPOINT ["nats-server"]'
     'CMD ["--http_port", "8222"]'

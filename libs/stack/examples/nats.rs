@@ -5,6 +5,6 @@
 #[expect(clippy::print_stdout, reason = "whoever started it reads this")]
 async fn main() -> anyhow::Result<()> {
     let nats = stack::Nats::start().await?;
-    println!("{} in container {}", nats.url(), nats.id());
+    println!("{} in container {}", nats.server(), nats.id());
     Ok(tokio::signal::ctrl_c().await?)
 }

@@ -36,8 +36,8 @@ pub struct Container {
 pub(crate) enum Probe {
     /// A client can connect to this URL and ask something.
     Postgres(String),
-    /// JetStream answers at the first URL and says that it is healthy at the second.
-    Nats(String, String),
+    /// JetStream answers and says that it is healthy.
+    Nats(crate::nats::Access),
 }
 
 impl Probe {
@@ -45,7 +45,7 @@ impl Probe {
         match self {
             // Boxed, because a client in the making is large, and this is part of every test's future.
             Self::Postgres(url) => Box::pin(crate::postgres::answers(url)).await,
-            Self::Nats(url, monitoring) => Box::pin(crate::nats::answers(url, monitoring)).await,
+            Self::Nats(access) => Box::pin(access.answers()).await,
         }
     }
 }

@@ -2,63 +2,178 @@ use crate::container::{Container, Probe};
 use crate::images::Image;
 use crate::port::free_port;
 use anyhow::{Context, Result};
-use async_nats::{ConnectOptions, jetstream};
+use async_nats::{Client, ConnectOptions, ServerAddr, jetstream};
+use futures::future::try_join_all;
 use std::ops::Deref;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 use testcontainers::core::Mount;
 use testcontainers::{ContainerRequest, GenericImage, ImageExt};
 
-const CONFIGURATION: &str = include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/../../infra/nats/nats.conf"));
+macro_rules! configuration {
+    ($($name:literal),*) => {
+        [$(($name, include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/../../infra/nats/", $name)))),*]
+    };
+}
+
+/// All of `infra/nats`; one of them is given to the server, and includes others.
+const CONFIGURATION: [(&str, &str); 7] = configuration!(
+    "nats.conf",
+    "users.conf",
+    "cluster.conf",
+    "routes.conf",
+    "tls.conf",
+    "cluster-tls.conf",
+    "certificates.conf"
+);
+
+/// The users of `users.conf`. Here their passwords are their names: only this machine can reach the server.
+const USERS: [&str; 7] = ["tickets", "orders", "payments", "expiration", "provisioner", "monitor", "admin"];
+
 const PORT: u16 = 4222;
 const MONITORING_PORT: u16 = 8222;
 
-/// NATS with JetStream, configured by `infra/nats/nats.conf`: a message is on disk before it is acknowledged.
+/// NATS with JetStream, configured by `infra/nats`: a message is on disk before it is acknowledged, and nobody may do
+/// more than `users.conf` says.
 #[derive(Debug)]
 pub struct Nats {
     container: Container,
+    access: Access,
+    name: String,
+}
+
+/// What makes a server another one than `nats.conf` describes.
+#[derive(Clone, Debug, Default)]
+pub struct NatsSetup {
+    /// The file of `infra/nats` that the server is given, if not `nats.conf`.
+    pub configuration: Option<&'static str>,
+    /// What is encrypted with, if the store is.
+    pub store_key: String,
+    /// Certificate, key and authority, as `certificates.conf` expects them; and where the authority is on this machine,
+    /// for clients.
+    pub certificates: Option<(Vec<u8>, Vec<u8>, PathBuf)>,
+    /// Name of the container, of the server, and, without a cluster, of a volume that keeps the data.
+    pub name: Option<String>,
+    /// For clients, and for monitoring.
+    pub ports: Option<(u16, u16)>,
+    /// A network of Docker's, and all servers on it.
+    pub cluster: Option<(String, Vec<String>)>,
+}
+
+/// How clients get in.
+#[derive(Clone, Debug)]
+pub(crate) struct Access {
     port: u16,
     monitoring_port: u16,
+    authority: Option<PathBuf>,
 }
 
 impl Nats {
     /// A server of your own. Streams have fixed names, so every test needs one.
     pub async fn start() -> Result<Self> {
-        Self::start_with(free_port(), free_port(), |request| request).await
+        Self::start_with(NatsSetup::default()).await
     }
 
     /// A server under a fixed container name, whose data stays in the volume of the same name when it is removed.
     pub async fn start_named(name: &str, port: u16, monitoring_port: u16) -> Result<Self> {
-        Self::start_with(port, monitoring_port, |request| {
-            request.with_container_name(name).with_mount(Mount::volume_mount(name, "/data"))
-        })
+        let ports = Some((port, monitoring_port));
+        Self::start_with(NatsSetup { name: Some(name.to_owned()), ports, ..NatsSetup::default() }).await
+    }
+
+    /// Three servers that are one cluster, each with a container of its own.
+    pub async fn start_cluster() -> Result<Vec<Self>> {
+        static CLUSTERS: AtomicU32 = AtomicU32::new(0);
+        let number = CLUSTERS.fetch_add(1, Ordering::Relaxed);
+        let network = format!("stack-{}-{number}", std::process::id());
+        let names: Vec<_> = (0..3).map(|node| format!("{network}-nats-{node}")).collect();
+        // Together, because one alone does not become healthy.
+        try_join_all(names.iter().map(|name| {
+            Self::start_with(NatsSetup {
+                configuration: Some("cluster.conf"),
+                name: Some(name.clone()),
+                cluster: Some((network.clone(), names.clone())),
+                ..NatsSetup::default()
+            })
+        }))
         .await
     }
 
-    async fn start_with(
-        port: u16,
-        monitoring_port: u16,
-        configure: impl FnOnce(ContainerRequest<GenericImage>) -> ContainerRequest<GenericImage>,
-    ) -> Result<Self> {
-        let probe = Probe::Nats(url(port), monitoring_url(monitoring_port));
+    /// A server that differs in something.
+    pub async fn start_with(setup: NatsSetup) -> Result<Self> {
+        let (port, monitoring_port) = setup.ports.unwrap_or_else(|| (free_port(), free_port()));
+        let authority = setup.certificates.as_ref().map(|(_, _, authority)| authority.clone());
+        let access = Access { port, monitoring_port, authority };
+        let name = setup.name.clone().unwrap_or_else(|| "ticketing".to_owned());
         let ports = [(port, PORT), (monitoring_port, MONITORING_PORT)];
-        let container = Container::start(Image::Nats, &ports, probe, |request| {
-            let request = request
-                .with_copy_to("/etc/nats/nats.conf", CONFIGURATION.as_bytes().to_vec())
-                .with_cmd(["--config", "/etc/nats/nats.conf"]);
-            configure(request)
+        let container = Container::start(Image::Nats, &ports, Probe::Nats(access.clone()), |request| {
+            setup.configure(request, &name)
         })
         .await?;
-        Ok(Self { container, port, monitoring_port })
+        Ok(Self { container, access, name })
     }
 
-    /// Where clients connect.
+    /// Where clients connect, for whom everything is allowed. For [`connect`](crate::connect), and the `nats` command.
     pub fn url(&self) -> String {
-        url(self.port)
+        self.url_of("admin")
+    }
+
+    /// The same for a user of `users.conf`.
+    pub fn url_of(&self, user: &str) -> String {
+        nats_url(user, &self.server())
+    }
+
+    /// Where the server listens: `127.0.0.1:4222`.
+    pub fn server(&self) -> String {
+        self.access.server()
+    }
+
+    /// Its name in the cluster.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// A client for whom everything is allowed.
+    pub async fn connect(&self) -> Result<Client> {
+        self.access.connect().await
     }
 
     /// Where the server tells about itself over HTTP (`/jsz`, `/connz`, `/healthz`).
     pub fn monitoring_url(&self) -> String {
-        monitoring_url(self.monitoring_port)
+        self.access.monitoring_url()
+    }
+}
+
+impl NatsSetup {
+    fn configure(self, request: ContainerRequest<GenericImage>, name: &str) -> ContainerRequest<GenericImage> {
+        let configuration = format!("/etc/nats/{}", self.configuration.unwrap_or("nats.conf"));
+        let mut request = request
+            .with_cmd(["--config", &configuration, "--name", name])
+            .with_env_var("NATS_STORE_KEY", quoted(&self.store_key));
+        for (file, text) in CONFIGURATION {
+            request = request.with_copy_to(format!("/etc/nats/{file}"), text.as_bytes().to_vec());
+        }
+        for user in USERS {
+            request = request.with_env_var(format!("NATS_{}_PASSWORD", user.to_uppercase()), quoted(user));
+        }
+        if let Some((certificate, key, authority)) = self.certificates {
+            request = request
+                .with_copy_to("/etc/nats/tls/tls.crt", certificate)
+                .with_copy_to("/etc/nats/tls/tls.key", key)
+                .with_copy_to("/etc/nats/tls/ca.crt", authority);
+        }
+        if let Some((network, servers)) = self.cluster {
+            let routes: Vec<_> =
+                servers.iter().map(|name| format!("\"nats-route://route:route@{name}:6222\"")).collect();
+            request = request
+                .with_container_name(name)
+                .with_network(network)
+                .with_env_var("NATS_ROUTE_PASSWORD", quoted("route"))
+                .with_env_var("NATS_ROUTES", format!("[{}]", routes.join(",")));
+        } else if let Some(name) = self.name {
+            request = request.with_container_name(&name).with_mount(Mount::volume_mount(name, "/data"));
+        }
+        request
     }
 }
 
@@ -70,18 +185,53 @@ impl Deref for Nats {
     }
 }
 
-fn url(port: u16) -> String {
-    format!("nats://127.0.0.1:{port}")
+impl Access {
+    fn server(&self) -> String {
+        format!("127.0.0.1:{}", self.port)
+    }
+
+    fn monitoring_url(&self) -> String {
+        format!("http://127.0.0.1:{}", self.monitoring_port)
+    }
+
+    async fn connect(&self) -> Result<Client> {
+        let mut options = ConnectOptions::new();
+        if let Some(authority) = &self.authority {
+            options = options.add_root_certificates(authority.clone()).require_tls(true);
+        }
+        connect_with(options, &nats_url("admin", &self.server())).await
+    }
+
+    pub(crate) async fn answers(&self) -> Result<()> {
+        // It is healthy when it has recovered every stream and consumer.
+        crate::Client::new(&self.monitoring_url()).get("/healthz").await?.expect(200)?;
+        jetstream::new(self.connect().await?).query_account().await.context("JetStream does not answer")?;
+        Ok(())
+    }
 }
 
-fn monitoring_url(port: u16) -> String {
-    format!("http://127.0.0.1:{port}")
+/// Where `user` connects to these servers, comma-separated `host:port`, with his name as password.
+pub fn nats_url(user: &str, servers: &str) -> String {
+    servers.split(',').map(|server| format!("nats://{user}:{user}@{server}")).collect::<Vec<_>>().join(",")
 }
 
-pub(crate) async fn answers(url: &str, monitoring: &str) -> Result<()> {
-    // It is healthy when it has recovered every stream and consumer.
-    crate::Client::new(monitoring).get("/healthz").await?.expect(200)?;
-    let nats = ConnectOptions::new().connection_timeout(Duration::from_secs(2)).connect(url).await?;
-    jetstream::new(nats).query_account().await.context("JetStream does not answer")?;
-    Ok(())
+/// A client of one of these servers, comma-separated URLs with user and password, which `async_nats::connect` would
+/// overlook.
+pub async fn connect(urls: &str) -> Result<Client> {
+    connect_with(ConnectOptions::new(), urls).await
+}
+
+async fn connect_with(mut options: ConnectOptions, urls: &str) -> Result<Client> {
+    let servers = urls.split(',').map(str::parse).collect::<Result<Vec<ServerAddr>, _>>()?;
+    if let Some((user, password)) = servers.iter().find_map(|server| Some((server.username()?, server.password()?))) {
+        options = options
+            .user_and_password(user.to_owned(), password.to_owned())
+            .custom_inbox_prefix(format!("_INBOX_{user}"));
+    }
+    Ok(options.connection_timeout(Duration::from_secs(2)).connect(servers).await?)
+}
+
+/// As the server's configuration reads it: whatever is in the quotes is text.
+fn quoted(text: &str) -> String {
+    format!("\"{text}\"")
 }

@@ -10,15 +10,19 @@ use testcontainers::core::Mount;
 use testcontainers::{ContainerRequest, GenericImage, ImageExt};
 use tokio::sync::Mutex;
 
-/// The superuser and its password, in containers that only this machine can reach.
+/// The superuser. Here every password is the name of the role: only this machine can reach the server.
 const USER: &str = "postgres";
 const PORT: u16 = 5432;
+
+/// Makes databases and roles of the services.
+const ROLES: &str = include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/../../infra/postgres/roles.sql"));
 
 /// The usual 4096 hashes of a password that everybody knows protect nothing, and cost an unoptimised build 20 ms of CPU for
 /// every connection: services that open all of theirs as they start would keep the machine busy with that.
 const QUICK_LOGIN: &str = "-c scram_iterations=16";
 
-/// Postgres as in production – every commit is on disk before it is acknowledged – with room for 300 connections.
+/// Postgres as in production – every commit is on disk before it is acknowledged, and the databases `tickets` and `orders`
+/// have the roles of `infra/postgres` – with room for 300 connections.
 #[derive(Debug)]
 pub struct Postgres {
     container: Container,
@@ -58,11 +62,16 @@ impl Postgres {
         port: u16,
         configure: impl FnOnce(ContainerRequest<GenericImage>) -> ContainerRequest<GenericImage>,
     ) -> Result<Self> {
-        let probe = Probe::Postgres(url(port, USER));
+        let probe = Probe::Postgres(url(port, USER, USER));
         let container = Container::start(Image::Postgres, &[(port, PORT)], probe, |request| {
             let request = request
                 .with_env_var("POSTGRES_PASSWORD", USER)
                 .with_env_var("POSTGRES_INITDB_ARGS", QUICK_LOGIN)
+                .with_env_var("TICKETS_OWNER_PASSWORD", "tickets_owner")
+                .with_env_var("TICKETS_PASSWORD", "tickets")
+                .with_env_var("ORDERS_OWNER_PASSWORD", "orders_owner")
+                .with_env_var("ORDERS_PASSWORD", "orders")
+                .with_copy_to("/docker-entrypoint-initdb.d/roles.sql", ROLES.as_bytes().to_vec())
                 .with_cmd(["-c", "max_connections=300"]);
             configure(request)
         })
@@ -74,21 +83,19 @@ impl Postgres {
     pub async fn database(&self, hint: &str) -> Result<String> {
         let name = format!("{hint}_{}", self.databases.fetch_add(1, Ordering::Relaxed));
         self.execute(format!(r#"create database "{name}""#), hint).await?;
-        Ok(url(self.port, &name))
+        Ok(url(self.port, USER, &name))
     }
 
-    /// The URL of the database of that name, which is created if there is none yet.
-    pub async fn database_named(&self, name: &str) -> Result<String> {
-        if answers(&url(self.port, name)).await.is_err() {
-            self.execute(format!(r#"create database "{name}""#), name).await?;
-        }
-        Ok(url(self.port, name))
+    /// The URL of a database as that role sees it: `tickets` and `orders` each belong to a role `…_owner`, and the
+    /// service runs as a role of its name. `postgres` may do everything, everywhere.
+    pub fn url(&self, role: &str, database: &str) -> String {
+        url(self.port, role, database)
     }
 
     async fn execute(&self, sql: String, name: &str) -> Result<()> {
         let plain = |c: char| c.is_ascii_alphanumeric() || c == '_' || c == '-';
         ensure!(name.chars().all(plain), "{name:?} is not a plain name");
-        let mut db = PgConnection::connect(&url(self.port, USER)).await?;
+        let mut db = PgConnection::connect(&url(self.port, USER, USER)).await?;
         // The name is plain, as just checked.
         db.execute(AssertSqlSafe(sql.clone())).await.context(sql)?;
         Ok(db.close().await?)
@@ -103,8 +110,8 @@ impl Deref for Postgres {
     }
 }
 
-fn url(port: u16, database: &str) -> String {
-    format!("postgres://{USER}:{USER}@127.0.0.1:{port}/{database}")
+fn url(port: u16, role: &str, database: &str) -> String {
+    format!("postgres://{role}:{role}@127.0.0.1:{port}/{database}")
 }
 
 pub(crate) async fn answers(url: &str) -> Result<()> {

@@ -1,7 +1,7 @@
 use crate::up::Up;
 use anyhow::{Context, Error, Result, anyhow};
 use futures::future::{select_all, try_join_all};
-use stack::{Nats, Postgres, Process, announced, free_port_from, images, left_over, say};
+use stack::{Nats, Postgres, Process, announced, free_port_from, images, left_over, prepare, say};
 use std::io::{IsTerminal, Write, stdout};
 use std::path::PathBuf;
 use std::time::Duration;
@@ -21,15 +21,8 @@ pub(crate) struct System {
     /// Before the servers, so that it is dropped before them.
     pub(crate) tickets: Vec<Process>,
     pub(crate) orders: Vec<Process>,
-    pub(crate) databases: Databases,
     pub(crate) nats: Nats,
-    postgres: Postgres,
-}
-
-/// The URL of each service's database.
-pub(crate) struct Databases {
-    pub(crate) tickets: String,
-    pub(crate) orders: String,
+    pub(crate) postgres: Postgres,
 }
 
 impl System {
@@ -37,12 +30,10 @@ impl System {
         tokio::try_join!(images::ensure(images::Image::Postgres), images::ensure(images::Image::Nats))?;
         remove_left_overs(up.fresh).await?;
         let (postgres, nats) = announced("starting Postgres and NATS", start_servers()).await?;
-        let databases = Databases {
-            tickets: postgres.database_named("tickets").await?,
-            orders: postgres.database_named("orders").await?,
-        };
-        let (tickets, orders) = spawn_services(up, &databases, &nats)?;
-        let mut system = Self { tickets, orders, databases, nats, postgres };
+        let prepared = announced("preparing databases and streams", prepare(&postgres, &nats)).await;
+        prepared.context("data of an older version? `cargo up --fresh` starts without")?;
+        let (tickets, orders) = spawn_services(up, &postgres, &nats)?;
+        let mut system = Self { tickets, orders, nats, postgres };
         announced("waiting for the services", try_join_all(system.services().map(Process::wait_ready))).await?;
         Ok(system)
     }
@@ -101,24 +92,25 @@ async fn start_servers() -> Result<(Postgres, Nats)> {
     tokio::try_join!(Postgres::start_named(POSTGRES, postgres), Nats::start_named(NATS, nats, monitoring))
 }
 
-fn spawn_services(up: &Up, databases: &Databases, nats: &Nats) -> Result<(Vec<Process>, Vec<Process>)> {
+fn spawn_services<'a>(up: &Up, postgres: &'a Postgres, nats: &'a Nats) -> Result<(Vec<Process>, Vec<Process>)> {
     let binary = std::env::current_exe().context("cannot find my own binary")?;
-    let mut spawner = Spawner { binary, nats_url: nats.url(), next_port: 3003, spawned: 0 };
-    let tickets = spawner.spawn("tickets", up.tickets, 3001, &databases.tickets)?;
-    let orders = spawner.spawn("orders", up.orders, 3002, &databases.orders)?;
+    let mut spawner = Spawner { binary, postgres, nats, next_port: 3003, spawned: 0 };
+    let tickets = spawner.spawn("tickets", up.tickets, 3001)?;
+    let orders = spawner.spawn("orders", up.orders, 3002)?;
     Ok((tickets, orders))
 }
 
-struct Spawner {
+struct Spawner<'a> {
     binary: PathBuf,
-    nats_url: String,
+    postgres: &'a Postgres,
+    nats: &'a Nats,
     /// Where replicas are looked for a port, past those that have been given out and may not be bound yet.
     next_port: u16,
     spawned: usize,
 }
 
-impl Spawner {
-    fn spawn(&mut self, service: &str, replicas: u8, first_port: u16, database: &str) -> Result<Vec<Process>> {
+impl Spawner<'_> {
+    fn spawn(&mut self, service: &str, replicas: u8, first_port: u16) -> Result<Vec<Process>> {
         (1..=replicas)
             .map(|replica| {
                 let name = if replicas == 1 { service.to_owned() } else { format!("{service}-{replica}") };
@@ -128,11 +120,12 @@ impl Spawner {
                 };
                 self.next_port = self.next_port.max(port + 1);
                 let env = [
-                    ("DATABASE_URL", database),
-                    ("NATS_URL", &self.nats_url),
-                    ("NATS_CLIENT_ID", &name),
-                    ("JWT_KEY", stack::JWT_KEY),
-                    ("STOP_GRACE", &format!("{}s", STOP_GRACE.as_secs())),
+                    ("DATABASE_URL", self.postgres.url(service, service)),
+                    ("NATS_URL", self.nats.url_of(service)),
+                    ("PROVISION", "false".to_owned()),
+                    ("NATS_CLIENT_ID", name.clone()),
+                    ("JWT_KEY", stack::JWT_KEY.to_owned()),
+                    ("STOP_GRACE", format!("{}s", STOP_GRACE.as_secs())),
                 ];
                 let printer = printer(&name, COLOURS[self.spawned % COLOURS.len()]);
                 self.spawned += 1;

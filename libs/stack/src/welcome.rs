@@ -5,8 +5,7 @@ use std::io::{Write, stdout};
 /// Says where everything is, and what can be done with it by copy and paste.
 pub(crate) fn welcome(system: &System) {
     let (tickets, orders) = (addresses(&system.tickets), addresses(&system.orders));
-    let (nats, monitoring) = (system.nats.url(), system.nats.monitoring_url());
-    let databases = &system.databases;
+    let (nats, monitoring) = (system.nats.url_of("monitor"), system.nats.monitoring_url());
     let text = format!(
         "
 Ready. Ctrl-C ends it.
@@ -26,8 +25,8 @@ The copy of the tickets that orders keeps:
 docker exec {POSTGRES} psql -U postgres orders -c 'select * from ticket_replica'
 
 ",
-        databases.tickets,
-        databases.orders,
+        system.postgres.url("tickets_owner", "tickets"),
+        system.postgres.url("orders_owner", "orders"),
         stack::session(&system.tickets[0].address(), &system.orders[0].address()),
     );
     // A closed output is no reason to stop the system.

@@ -3,7 +3,7 @@
 use async_nats::HeaderMap;
 use contracts::ticket::TicketSnapshot;
 use contracts::{Event, Id, TicketEvent};
-use event_bus::{Bus, Settings};
+use event_bus::{Bus, NatsSettings, Schema, Settings};
 use sqlx::migrate::Migrator;
 use sqlx::{Connection, PgConnection};
 use stack::{Nats, Postgres, eventually};
@@ -59,14 +59,14 @@ impl Harness {
             client: "test".to_owned(),
             database_url: self.database_url.clone(),
             database_connections: 8,
-            nats_url: nats_url.to_owned(),
+            nats: NatsSettings { url: nats_url.to_owned(), authority: None, stream_replicas: 1 },
             provision: self.provision,
         };
-        Bus::open(settings, Migrator::DEFAULT).await.unwrap()
+        Bus::open(settings, Schema::new(Migrator::DEFAULT, "")).await.unwrap()
     }
 
     pub async fn jetstream(&self) -> async_nats::jetstream::Context {
-        async_nats::jetstream::new(async_nats::connect(self.nats.url()).await.unwrap())
+        async_nats::jetstream::new(self.nats.connect().await.unwrap())
     }
 
     /// Takes the deduplication window away, as far as the server allows: that the window has seen an event must not be

@@ -6,8 +6,8 @@ use stack::{Way, eventually};
 
 async fn a_publish_that_arrives_after_a_takeover_is_refused(backlog: i64, published_meanwhile: i64) {
     let mut harness = Harness::start().await;
-    let way = Way::to(harness.nats.url().trim_start_matches("nats://")).await.unwrap();
-    let stale = harness.relay_through(&format!("nats://{}", way.address())).await;
+    let way = Way::to(&harness.nats.server()).await.unwrap();
+    let stale = harness.relay_through(&stack::nats_url("admin", &way.address().to_string())).await;
     let first = Id::generate();
     append(&stale, first, 0..1).await;
     harness.published().await;

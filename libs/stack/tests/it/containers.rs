@@ -72,7 +72,7 @@ async fn all_tests_share_one_postgres_and_have_a_database_each() -> Result<()> {
 #[tokio::test]
 async fn nats_keeps_its_streams_and_its_address_through_every_fault() -> Result<()> {
     let nats = Nats::start().await?;
-    let jetstream = jetstream::new(async_nats::connect(nats.url()).await?);
+    let jetstream = jetstream::new(nats.connect().await?);
     let facts = stream::Config { name: "FACTS".to_owned(), subjects: vec!["fact".to_owned()], ..Default::default() };
     jetstream.create_stream(facts).await?;
     publish(&jetstream, "first").await?;
@@ -110,7 +110,7 @@ async fn nats_writes_to_disk_before_it_acknowledges() -> Result<()> {
 #[tokio::test]
 async fn the_address_in_dockers_network_and_the_log_are_the_servers_own() -> Result<()> {
     let nats = Nats::start().await?;
-    async_nats::connect(format!("nats://{}", nats.address().await?)).await?;
+    stack::connect(&stack::nats_url("admin", &nats.address().await?.to_string())).await?;
     let log = nats.logs().await?;
     ensure!(log.contains("Server is ready"), "{log}");
     Ok(())

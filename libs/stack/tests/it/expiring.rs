@@ -1,6 +1,7 @@
 //! Orders that nobody pays.
 
-use crate::system::{System, count};
+use crate::records::count;
+use crate::system::System;
 use anyhow::{Result, ensure};
 use futures::{StreamExt, TryStreamExt, stream};
 use stack::{Signal, eventually_within};

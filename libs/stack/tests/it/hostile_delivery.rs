@@ -17,8 +17,8 @@ const TICKETS: usize = 20;
 /// Brings every message of `stream` from one server to the other twice. At any moment half of what is on its way arrives,
 /// in random order, so that messages overtake each other by far.
 async fn carry(stream: &str, from: &str, to: &str) -> Result<()> {
-    let source = jetstream::new(async_nats::connect(from).await?).get_stream(stream).await?;
-    let target = jetstream::new(async_nats::connect(to).await?);
+    let source = jetstream::new(stack::connect(from).await?).get_stream(stream).await?;
+    let target = jetstream::new(stack::connect(to).await?);
     let mut messages = source.create_consumer(consumer::pull::OrderedConfig::default()).await?.messages().await?;
     let mut under_way = Vec::new();
     loop {
@@ -56,10 +56,9 @@ async fn fifty_rounds_of_order_and_cancel_on_twenty_tickets_end_with_every_ticke
     // Each service has a server of its own, and the test is the network between them.
     let mut system = System::start(2, 0).await?;
     let far = Nats::start().await?;
-    system.orders_nats = far.url();
+    stack::provision(&far.server(), 1).await?;
+    system.orders_nats = far.server();
     system.add(0, 2).await?;
-    let jetstream = jetstream::new(async_nats::connect(far.url()).await?);
-    stack::eventually("the stream of orders", async || jetstream.get_stream("ORDERS").await).await?;
 
     let (near, far) = (system.nats.url(), far.url());
     let network = async { tokio::try_join!(carry("TICKETS", &near, &far), carry("ORDERS", &far, &near)).map(drop) };

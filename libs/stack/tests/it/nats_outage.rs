@@ -59,6 +59,7 @@ async fn a_broker_that_lost_its_data_is_reported_as_an_error_and_http_goes_on() 
     system.settled().await?;
     system.jetstream().await?.delete_stream("TICKETS").await?;
     system.nats.restart().await?;
+    stack::provision(&system.nats.server(), 1).await?;
     system.seller(0).post("/api/tickets", json!({"title": "After", "price": 5})).await?.expect(201)?;
     stack::eventually("the error", async || {
         let log = system.tickets[0].logs();
@@ -73,8 +74,9 @@ async fn a_broker_that_lost_its_data_is_reported_as_an_error_and_http_goes_on() 
 }
 
 #[tokio::test]
-async fn a_consumer_that_was_deleted_is_made_anew_and_catches_up() -> Result<()> {
-    let system = System::start(1, 1).await?;
+async fn a_consumer_that_was_deleted_is_made_anew_by_services_that_may_and_catches_up() -> Result<()> {
+    let mut system = System { nats_user: Some("admin"), ..System::prepared().await? };
+    system.add(1, 1).await?;
     write_until(&system, 0, Instant::now() + Duration::from_millis(300)).await?;
     system.settled().await?;
     system.jetstream().await?.get_stream("TICKETS").await?.delete_consumer("orders").await?;

@@ -1,6 +1,7 @@
 //! A ticket that was made a moment ago can be ordered, however far behind the stream is.
 
-use crate::system::{System, count};
+use crate::records::count;
+use crate::system::System;
 use anyhow::{Context, Result, ensure};
 use futures::StreamExt;
 use serde_json::{Value, json};
@@ -31,7 +32,7 @@ async fn order_nothing(buyer: &Client) -> Result<Duration> {
 
 /// Asks all replicas of tickets, as `nats micro` does.
 async fn micro(system: &System, verb: &str) -> Result<Vec<Value>> {
-    let nats = async_nats::connect(system.nats.url()).await?;
+    let nats = system.nats.connect().await?;
     let inbox = nats.new_inbox();
     let mut answers = nats.subscribe(inbox.clone()).await?;
     nats.publish_with_reply(format!("$SRV.{verb}.tickets"), inbox, "".into()).await?;

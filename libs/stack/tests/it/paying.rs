@@ -1,6 +1,7 @@
 //! What a payments service says, and what an external timer says.
 
-use crate::system::{System, count};
+use crate::records::count;
+use crate::system::System;
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 use sqlx::{Connection, PgConnection};

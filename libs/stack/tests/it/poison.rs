@@ -1,6 +1,7 @@
 //! Messages in the stream that are no events, and events that come twice or in the wrong order.
 
-use crate::system::{System, count};
+use crate::records::count;
+use crate::system::System;
 use anyhow::{Context, Result, ensure};
 use async_nats::HeaderMap;
 use serde_json::{Value, json};

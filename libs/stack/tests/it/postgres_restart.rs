@@ -1,6 +1,7 @@
 //! Postgres restarts under load, for both services at once.
 
-use crate::system::{System, count};
+use crate::records::count;
+use crate::system::System;
 use anyhow::{Result, bail, ensure};
 use serde_json::json;
 use stack::{Answer, eventually};

@@ -1,6 +1,7 @@
 //! A relay that dies or freezes at the worst moment, with its events in the stream but not yet out of the outbox.
 
-use crate::system::{System, count};
+use crate::records::count;
+use crate::system::System;
 use anyhow::{Result, ensure};
 use serde_json::json;
 use sqlx::{Connection, PgConnection};
@@ -45,7 +46,7 @@ async fn kill_nine_between_publish_and_delete_loses_and_doubles_nothing() -> Res
     drop(holder);
     ensure!(count(&system.tickets_db, OUTBOX).await? == 20, "the killed relay has deleted its rows");
 
-    system.tickets[0] = system.spawn_tickets(&system.nats.url())?;
+    system.tickets[0] = system.spawn_tickets()?;
     system.tickets[0].wait_ready().await?;
     create(&system.seller(0), 3).await?;
     system.settled().await?;
@@ -65,7 +66,7 @@ async fn a_single_event_that_was_published_before_the_crash_is_not_published_aga
     system.tickets[0].signal(Signal::Kill).await?;
     drop(holder);
 
-    system.tickets[0] = system.spawn_tickets(&system.nats.url())?;
+    system.tickets[0] = system.spawn_tickets()?;
     system.tickets[0].wait_ready().await?;
     system.settled().await?;
     ensure!(system.stream().await?.len() == 2);
@@ -92,7 +93,7 @@ async fn a_relay_frozen_after_publishing_is_taken_over_and_harmless_when_it_thaw
     system.tickets[0].signal(Signal::Stop).await?;
     drop(holder);
 
-    let successor = system.spawn_tickets(&system.nats.url())?;
+    let successor = system.spawn_tickets()?;
     system.tickets.push(successor);
     system.tickets[1].wait_ready().await?;
     create(&system.seller(1), 20).await?;

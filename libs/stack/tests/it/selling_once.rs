@@ -1,6 +1,7 @@
 //! Many want the same ticket.
 
-use crate::system::{System, count, id};
+use crate::records::count;
+use crate::system::{System, id};
 use anyhow::{Result, ensure};
 use futures::future::try_join_all;
 use serde_json::json;

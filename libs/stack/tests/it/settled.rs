@@ -1,6 +1,6 @@
 //! What must be true once nothing moves any more: nothing is lost, doubled or stuck, and everybody agrees.
 
-use crate::system::{PLACES, Stored, System, count};
+use crate::records::{PLACES, Records, Stored, count};
 use anyhow::{Result, ensure};
 use async_nats::jetstream;
 use sqlx::{AssertSqlSafe, Connection, PgConnection};
@@ -8,7 +8,7 @@ use stack::eventually_within;
 use std::collections::{BTreeMap, HashMap};
 use std::time::Duration;
 
-impl System {
+impl Records {
     /// Waits until nothing moves any more: outboxes empty, subscriptions caught up, no dead letters, the replica equal to
     /// its source row by row, each ticket held by its live order and by no other. Then every version of every ticket and
     /// order must be in its stream, once, in order, and said to be what it is.

@@ -80,7 +80,7 @@ async fn a_stop_ends_in_time_while_nats_is_frozen() -> Result<()> {
         ensure!(service.stop(Duration::from_secs(10)).await?.success(), "it failed:\n{}", service.last_lines(20));
     }
     system.nats.unpause().await?;
-    system.tickets = vec![system.spawn_tickets(&system.nats.url())?];
+    system.tickets = vec![system.spawn_tickets()?];
     system.orders = vec![system.spawn_orders()?];
     system.settled().await
 }
@@ -88,11 +88,11 @@ async fn a_stop_ends_in_time_while_nats_is_frozen() -> Result<()> {
 #[tokio::test]
 async fn services_started_before_postgres_and_nats_become_ready_when_those_do() -> Result<()> {
     let (postgres, nats) = tokio::try_join!(Postgres::start(), Nats::start())?;
-    let (tickets_db, orders_db) = (postgres.database("tickets").await?, postgres.database("orders").await?);
     tokio::try_join!(postgres.stop(), nats.stop())?;
 
-    let mut system = System::new(postgres, nats, tickets_db, orders_db);
-    system.tickets.push(system.spawn_tickets(&system.nats.url())?);
+    let servers = nats.server();
+    let mut system = System::new(postgres, nats, &servers);
+    system.tickets.push(system.spawn_tickets()?);
     system.orders.push(system.spawn_orders()?);
     for service in system.tickets.iter().chain(&system.orders) {
         eventually("the process to live", async || service.client().get("/healthz").await?.expect(200)).await?;
@@ -102,11 +102,13 @@ async fn services_started_before_postgres_and_nats_become_ready_when_those_do() 
     ensure!(refused["errors"][0]["message"].is_string(), "{refused}");
 
     system.postgres.start_again().await?;
+    stack::migrate(&system.postgres).await?;
     for service in system.tickets.iter_mut().chain(&mut system.orders) {
         service.wait_ready().await?;
     }
     // Without NATS still: everything HTTP promises works.
     system.seller(0).post("/api/tickets", json!({"title": "On time", "price": 5})).await?.expect(201)?;
     system.nats.start_again().await?;
+    stack::provision(&system.nats.server(), 1).await?;
     system.settled().await
 }

@@ -1,36 +1,27 @@
 //! Both services with replicas, their servers, and what is in them. What must be true of it: see `settled`.
 
+use crate::records::{PLACES, Records};
 use anyhow::{Context, Result, ensure};
-use async_nats::jetstream::{self, consumer};
 use futures::{StreamExt, TryStreamExt, stream};
 use serde_json::{Value, json};
-use sqlx::{AssertSqlSafe, Connection, PgConnection};
-use stack::{Client, JWT_KEY, Nats, Postgres, Process, free_port};
+use stack::{Client, JWT_KEY, Nats, Postgres, Process, free_port, nats_url};
+use std::ops::Deref;
 use std::path::Path;
-
-/// Whose place is in which stream.
-pub const PLACES: [(&str, &str); 4] =
-    [("TICKETS", "orders"), ("ORDERS", "tickets"), ("PAYMENTS", "orders"), ("EXPIRATION", "orders")];
 
 pub struct System {
     pub postgres: Postgres,
     pub nats: Nats,
-    pub tickets_db: String,
-    pub orders_db: String,
+    /// Read through the system: `system.stream()`.
+    pub records: Records,
     pub tickets: Vec<Process>,
     pub orders: Vec<Process>,
-    /// Where orders reach NATS, and what is set beside that.
+    /// Where tickets reach NATS: `host:port`, or several of them, comma-separated.
+    pub tickets_nats: String,
+    /// Where orders do.
     pub orders_nats: String,
+    /// Who the services are to NATS, if not themselves.
+    pub nats_user: Option<&'static str>,
     pub order_ttl: &'static str,
-}
-
-/// One message of a stream of ours.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Stored {
-    pub subject: String,
-    pub id: String,
-    pub version: i64,
-    pub body: Value,
 }
 
 impl System {
@@ -41,23 +32,43 @@ impl System {
 
     /// The same, with orders that expire after `order_ttl`.
     pub async fn start_with(tickets: usize, orders: usize, order_ttl: &'static str) -> Result<Self> {
-        let (postgres, nats) = tokio::try_join!(Postgres::start(), Nats::start())?;
-        let (tickets_db, orders_db) = (postgres.database("tickets").await?, postgres.database("orders").await?);
-        let mut system = Self { order_ttl, ..Self::new(postgres, nats, tickets_db, orders_db) };
+        let mut system = Self { order_ttl, ..Self::prepared().await? };
         system.add(tickets, orders).await?;
         Ok(system)
     }
 
-    /// No service yet.
-    pub fn new(postgres: Postgres, nats: Nats, tickets_db: String, orders_db: String) -> Self {
-        let (tickets, orders) = (Vec::new(), Vec::new());
-        Self { orders_nats: nats.url(), postgres, nats, tickets_db, orders_db, tickets, orders, order_ttl: "15m" }
+    /// Databases and streams, and no service yet.
+    pub async fn prepared() -> Result<Self> {
+        let (postgres, nats) = tokio::try_join!(Postgres::start(), Nats::start())?;
+        stack::prepare(&postgres, &nats).await?;
+        let servers = nats.server();
+        Ok(Self::new(postgres, nats, &servers))
+    }
+
+    /// No service yet, and NATS at `servers`: `host:port`, or several of them, comma-separated.
+    pub fn new(postgres: Postgres, nats: Nats, servers: &str) -> Self {
+        let records = Records {
+            nats_url: nats_url("admin", servers),
+            tickets_db: postgres.url("postgres", "tickets"),
+            orders_db: postgres.url("postgres", "orders"),
+        };
+        Self {
+            postgres,
+            nats,
+            records,
+            tickets: Vec::new(),
+            orders: Vec::new(),
+            tickets_nats: servers.to_owned(),
+            orders_nats: servers.to_owned(),
+            nats_user: None,
+            order_ttl: "15m",
+        }
     }
 
     /// This many more replicas of each service, ready.
     pub async fn add(&mut self, tickets: usize, orders: usize) -> Result<()> {
         for _ in 0..tickets {
-            self.tickets.push(self.spawn_tickets(&self.nats.url())?);
+            self.tickets.push(self.spawn_tickets()?);
         }
         for _ in 0..orders {
             self.orders.push(self.spawn_orders()?);
@@ -72,34 +83,34 @@ impl System {
         Ok(())
     }
 
-    /// One more replica of tickets, which reaches NATS at `nats_url`.
-    pub fn spawn_tickets(&self, nats_url: &str) -> Result<Process> {
-        self.spawn_at("tickets", free_port(), &self.tickets_db, nats_url)
+    /// One more replica of tickets.
+    pub fn spawn_tickets(&self) -> Result<Process> {
+        self.spawn_at("tickets", free_port())
     }
 
     /// One more replica of orders.
     pub fn spawn_orders(&self) -> Result<Process> {
-        self.spawn_at("orders", free_port(), &self.orders_db, &self.orders_nats)
+        self.spawn_at("orders", free_port())
     }
 
     /// Whatever listened on `port` comes back there.
     pub fn respawn(&self, port: u16) -> Result<Process> {
-        if self.tickets.iter().any(|process| process.port() == port) {
-            self.spawn_at("tickets", port, &self.tickets_db, &self.nats.url())
-        } else {
-            self.spawn_at("orders", port, &self.orders_db, &self.orders_nats)
-        }
+        let is_tickets = self.tickets.iter().any(|process| process.port() == port);
+        self.spawn_at(if is_tickets { "tickets" } else { "orders" }, port)
     }
 
-    fn spawn_at(&self, service: &str, port: u16, database_url: &str, nats_url: &str) -> Result<Process> {
+    /// As every deployment starts it, with the rights of the service and no others.
+    fn spawn_at(&self, service: &str, port: u16) -> Result<Process> {
+        let servers = if service == "tickets" { &self.tickets_nats } else { &self.orders_nats };
         let env = [
-            ("DATABASE_URL", database_url),
-            ("NATS_URL", nats_url),
-            ("JWT_KEY", JWT_KEY),
-            ("ORDER_TTL", self.order_ttl),
+            ("DATABASE_URL", self.postgres.url(service, service)),
+            ("NATS_URL", nats_url(self.nats_user.unwrap_or(service), servers)),
+            ("PROVISION", self.nats_user.is_some().to_string()),
+            ("JWT_KEY", JWT_KEY.to_owned()),
+            ("ORDER_TTL", self.order_ttl.to_owned()),
             // There are many services on this machine, and every connection costs its start some time.
-            ("DATABASE_CONNECTIONS", "6"),
-            ("RUST_LOG", "info,event_bus=debug"),
+            ("DATABASE_CONNECTIONS", "6".to_owned()),
+            ("RUST_LOG", "info,event_bus=debug".to_owned()),
         ];
         Process::spawn_at(Path::new(env!("CARGO_BIN_EXE_stack")), service, port, env, |_| {})
     }
@@ -139,87 +150,16 @@ impl System {
     pub async fn see(&self, ticket: &str) -> Result<Value> {
         self.seller(0).get(&format!("/api/tickets/{ticket}")).await?.expect(200)
     }
+}
 
-    pub async fn tickets_rows(&self) -> Result<Vec<String>> {
-        rows(&self.tickets_db, "tickets").await
-    }
+impl Deref for System {
+    type Target = Records;
 
-    pub async fn replica_rows(&self) -> Result<Vec<String>> {
-        rows(&self.orders_db, "ticket_replica").await
-    }
-
-    pub async fn jetstream(&self) -> Result<jetstream::Context> {
-        Ok(jetstream::new(async_nats::connect(self.nats.url()).await?))
-    }
-
-    /// Publishes past all services, as their neighbours do.
-    pub async fn publish(&self, subject: &'static str, body: Value) -> Result<()> {
-        self.jetstream().await?.publish(subject, body.to_string().into()).await?.await?;
-        Ok(())
-    }
-
-    /// Everything that is in the stream of tickets, in order.
-    pub async fn stream(&self) -> Result<Vec<Stored>> {
-        self.stored("TICKETS").await
-    }
-
-    /// Everything that our services have published to `stream`, in order.
-    pub async fn stored(&self, stream: &str) -> Result<Vec<Stored>> {
-        let stream = self.jetstream().await?.get_stream(stream).await?;
-        let count = usize::try_from(stream.cached_info().state.messages)?;
-        if count == 0 {
-            return Ok(Vec::new());
-        }
-        let consumer = stream.create_consumer(consumer::pull::OrderedConfig::default()).await?;
-        let mut messages = consumer.messages().await?;
-        let mut stored = Vec::with_capacity(count);
-        while stored.len() < count {
-            let message = messages.try_next().await?.context("the stream ended early")?;
-            let body: Value = serde_json::from_slice(&message.payload)?;
-            let id = id(&body)?;
-            let version = body["version"].as_i64().context("an event without version")?;
-            let event_id = message.headers.as_ref().and_then(|headers| headers.get("Nats-Msg-Id"));
-            ensure!(event_id.is_some_and(|event_id| event_id.as_str() == format!("{id}-{version}")), "{event_id:?}");
-            stored.push(Stored { subject: message.subject.to_string(), id, version, body });
-        }
-        Ok(stored)
-    }
-
-    /// The place of orders in the stream of tickets.
-    pub async fn consumer(&self) -> Result<consumer::Info> {
-        self.place("TICKETS", "orders").await
-    }
-
-    /// The place of a service in a stream.
-    pub async fn place(&self, stream: &str, service: &str) -> Result<consumer::Info> {
-        Ok(self.jetstream().await?.get_stream(stream).await?.consumer_info(service).await?)
-    }
-
-    /// Waits until a service has applied all that is in a stream.
-    pub async fn caught_up(&self, stream: &str, service: &str) -> Result<()> {
-        let what = format!("{service} to catch up with {stream}");
-        stack::eventually(&what, async || {
-            let place = self.place(stream, service).await?;
-            let (pending, unacked) = (place.num_pending, place.num_ack_pending);
-            ensure!(pending == 0 && unacked == 0, "{pending} to deliver, {unacked} to acknowledge");
-            anyhow::Ok(())
-        })
-        .await
+    fn deref(&self) -> &Records {
+        &self.records
     }
 }
 
 pub fn id(body: &Value) -> Result<String> {
     Ok(body["id"].as_str().with_context(|| format!("{body} has no id"))?.to_owned())
-}
-
-/// What a copy must have in common with its source, one text per ticket.
-async fn rows(database_url: &str, table: &str) -> Result<Vec<String>> {
-    let mut db = PgConnection::connect(database_url).await?;
-    let sql = format!("select concat_ws('|', id, title, price, user_id, version, order_id) from {table} order by id");
-    Ok(sqlx::query_scalar(AssertSqlSafe(sql)).fetch_all(&mut db).await?)
-}
-
-pub async fn count(database_url: &str, sql: &'static str) -> Result<i64> {
-    let mut db = PgConnection::connect(database_url).await?;
-    Ok(sqlx::query_scalar(sql).fetch_one(&mut db).await?)
 }

@@ -1,0 +1,198 @@
+//! Who may do what at NATS. `infra/nats/users.conf` says it; the server is asked.
+
+use anyhow::{Context, Result, bail, ensure};
+use stack::{Nats, provision};
+use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
+use tokio::net::TcpStream;
+
+/// What a user tries: to publish to a subject, or to subscribe to one.
+#[derive(Clone, Copy, Debug)]
+enum Try {
+    Publish(&'static str),
+    Subscribe(&'static str),
+    /// As a member of the queue group.
+    Join(&'static str, &'static str),
+}
+
+use Try::{Join, Publish, Subscribe};
+
+const REFUSED: [(&str, Try); 62] = [
+    // The events of others, and those that are nobody's.
+    ("orders", Publish("ticket.created")),
+    ("orders", Publish("ticket.updated")),
+    ("orders", Publish("payment.created")),
+    ("orders", Publish("expiration.complete")),
+    ("orders", Publish("order.refunded")),
+    ("tickets", Publish("order.created")),
+    ("tickets", Publish("order.cancelled")),
+    ("tickets", Publish("order.completed")),
+    ("tickets", Publish("payment.created")),
+    ("tickets", Publish("ticket.deleted")),
+    ("payments", Publish("order.completed")),
+    ("payments", Publish("ticket.updated")),
+    ("expiration", Publish("order.cancelled")),
+    ("expiration", Publish("payment.created")),
+    ("provisioner", Publish("ticket.created")),
+    ("monitor", Publish("ticket.created")),
+    // What is stored.
+    ("orders", Publish("$JS.API.STREAM.PURGE.ORDERS")),
+    ("orders", Publish("$JS.API.STREAM.PURGE.TICKETS")),
+    ("orders", Publish("$JS.API.STREAM.DELETE.ORDERS")),
+    ("orders", Publish("$JS.API.STREAM.MSG.DELETE.ORDERS")),
+    ("orders", Publish("$JS.API.STREAM.MSG.GET.TICKETS")),
+    ("tickets", Publish("$JS.API.STREAM.PURGE.TICKETS")),
+    ("tickets", Publish("$JS.API.STREAM.DELETE.TICKETS")),
+    ("tickets", Publish("$JS.API.STREAM.MSG.DELETE.TICKETS")),
+    ("tickets", Publish("$JS.API.STREAM.MSG.GET.ORDERS")),
+    ("tickets", Publish("$JS.API.DIRECT.GET.ORDERS")),
+    ("provisioner", Publish("$JS.API.STREAM.PURGE.TICKETS")),
+    ("provisioner", Publish("$JS.API.STREAM.DELETE.TICKETS")),
+    ("provisioner", Publish("$JS.API.STREAM.MSG.GET.TICKETS")),
+    ("monitor", Publish("$JS.API.STREAM.PURGE.TICKETS")),
+    ("monitor", Publish("$JS.API.STREAM.DELETE.TICKETS")),
+    // Streams and consumers: whoever makes a consumer can read every stream.
+    ("orders", Publish("$JS.API.STREAM.CREATE.MINE")),
+    ("orders", Publish("$JS.API.STREAM.UPDATE.ORDERS")),
+    ("orders", Publish("$JS.API.CONSUMER.CREATE.TICKETS")),
+    ("orders", Publish("$JS.API.CONSUMER.CREATE.TICKETS.mine.ticket.created")),
+    ("orders", Publish("$JS.API.CONSUMER.DURABLE.CREATE.TICKETS.orders")),
+    ("orders", Publish("$JS.API.CONSUMER.DELETE.TICKETS.orders")),
+    ("tickets", Publish("$JS.API.STREAM.CREATE.MINE")),
+    ("tickets", Publish("$JS.API.STREAM.UPDATE.TICKETS")),
+    ("tickets", Publish("$JS.API.CONSUMER.CREATE.ORDERS")),
+    ("tickets", Publish("$JS.API.CONSUMER.DURABLE.CREATE.ORDERS.tickets")),
+    ("tickets", Publish("$JS.API.CONSUMER.DELETE.ORDERS.tickets")),
+    ("monitor", Publish("$JS.API.CONSUMER.CREATE.TICKETS")),
+    ("monitor", Publish("$JS.API.CONSUMER.DELETE.TICKETS.orders")),
+    ("provisioner", Publish("$JS.API.CONSUMER.DELETE.TICKETS.orders")),
+    // The places of others.
+    ("orders", Publish("$JS.API.CONSUMER.MSG.NEXT.ORDERS.tickets")),
+    ("orders", Publish("$JS.ACK.ORDERS.tickets.1.1.1.1.0")),
+    ("tickets", Publish("$JS.API.CONSUMER.MSG.NEXT.TICKETS.orders")),
+    ("tickets", Publish("$JS.ACK.TICKETS.orders.1.1.1.1.0")),
+    ("tickets", Publish("$JS.ACK._.account.TICKETS.orders.1.1.1.1.0")),
+    ("monitor", Publish("$JS.API.CONSUMER.MSG.NEXT.TICKETS.orders")),
+    ("monitor", Publish("$JS.ACK.TICKETS.orders.1.1.1.1.0")),
+    // What others are told.
+    ("orders", Subscribe("_INBOX_tickets.>")),
+    ("orders", Subscribe("_INBOX.>")),
+    ("orders", Subscribe("ticket.created")),
+    ("orders", Subscribe(">")),
+    ("orders", Join("tickets.show", "tickets")),
+    ("tickets", Subscribe("_INBOX_orders.>")),
+    // Beside the queue group it would hear every question and answer it twice.
+    ("tickets", Subscribe("tickets.show")),
+    ("tickets", Subscribe("order.*")),
+    ("monitor", Subscribe("_INBOX_orders.>")),
+    ("payments", Subscribe("_INBOX_monitor.>")),
+];
+
+/// Without these, refusing everything would do.
+const ALLOWED: [(&str, Try); 22] = [
+    ("tickets", Publish("ticket.created")),
+    ("tickets", Publish("ticket.updated")),
+    ("tickets", Publish("$JS.API.STREAM.INFO.TICKETS")),
+    ("tickets", Publish("$JS.API.CONSUMER.MSG.NEXT.ORDERS.tickets")),
+    ("tickets", Publish("$JS.ACK.ORDERS.tickets.1.1.1.1.0")),
+    // as NATS 2.16 has it
+    ("tickets", Publish("$JS.ACK._.account.ORDERS.tickets.1.1.1.1.0.token")),
+    ("tickets", Subscribe("_INBOX_tickets.one")),
+    ("tickets", Join("tickets.show", "tickets")),
+    ("orders", Publish("order.created")),
+    ("orders", Publish("order.cancelled")),
+    ("orders", Publish("order.completed")),
+    ("orders", Publish("tickets.show")),
+    ("orders", Publish("$JS.API.CONSUMER.MSG.NEXT.TICKETS.orders")),
+    ("orders", Publish("$JS.ACK._.account.PAYMENTS.orders.1.1.1.1.0.token")),
+    ("orders", Subscribe("_INBOX_orders.one")),
+    ("payments", Publish("payment.created")),
+    ("expiration", Publish("expiration.complete")),
+    ("provisioner", Publish("$JS.API.STREAM.CREATE.TICKETS")),
+    ("monitor", Publish("$JS.API.STREAM.INFO.TICKETS")),
+    ("monitor", Subscribe("order.*")),
+    ("monitor", Subscribe("_INBOX_monitor.>")),
+    ("admin", Publish("$JS.API.STREAM.MSG.DELETE.ORDERS")),
+];
+
+/// A connection on which NATS' own words are spoken: a client library would hide its answers.
+struct Wire(BufReader<TcpStream>);
+
+impl Wire {
+    async fn open(nats: &Nats, connect: &str) -> Result<Self> {
+        let mut wire = Self(BufReader::new(TcpStream::connect(nats.server()).await?));
+        wire.0.get_mut().write_all(format!("CONNECT {connect}\r\n").as_bytes()).await?;
+        Ok(wire)
+    }
+
+    async fn user(nats: &Nats, user: &str) -> Result<Self> {
+        Self::open(nats, &format!(r#"{{"verbose": false, "user": "{user}", "pass": "{user}"}}"#)).await
+    }
+
+    /// Every error until the server has dealt with `command`.
+    async fn errors(&mut self, command: &str) -> Result<Vec<String>> {
+        self.0.get_mut().write_all(format!("{command}PING\r\n").as_bytes()).await?;
+        let (mut errors, mut line) = (Vec::new(), String::new());
+        loop {
+            line.clear();
+            if self.0.read_line(&mut line).await? == 0 {
+                bail!("the server closed the connection after {errors:?}");
+            }
+            match line.split_once(' ').unwrap_or((line.trim(), "")) {
+                ("PONG", _) => return Ok(errors),
+                ("-ERR", error) => errors.push(error.trim().to_owned()),
+                _ => {}
+            }
+        }
+    }
+}
+
+async fn violations(nats: &Nats, user: &str, what: Try) -> Result<Vec<String>> {
+    let command = match what {
+        Publish(subject) => format!("PUB {subject} 0\r\n\r\n"),
+        Subscribe(subject) => format!("SUB {subject} 1\r\n"),
+        Join(subject, queue) => format!("SUB {subject} {queue} 1\r\n"),
+    };
+    let mut wire = Wire::user(nats, user).await?;
+    wire.errors(&command).await.with_context(|| format!("{user}: {what:?}"))
+}
+
+#[tokio::test]
+async fn nobody_may_do_more_than_his_work() -> Result<()> {
+    let nats = Nats::start().await?;
+    provision(&nats.server(), 1).await?;
+    let mut surprises = Vec::new();
+    for (user, what) in REFUSED {
+        let errors = violations(&nats, user, what).await?;
+        if !errors.iter().any(|error| error.contains("Permissions Violation")) {
+            surprises.push(format!("{user} is not refused {what:?}: {errors:?}"));
+        }
+    }
+    for (user, what) in ALLOWED {
+        let errors = violations(&nats, user, what).await?;
+        if !errors.is_empty() {
+            surprises.push(format!("{user} is refused {what:?}: {errors:?}"));
+        }
+    }
+    ensure!(surprises.is_empty(), "{surprises:#?}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn nobody_connects_without_a_name_and_its_password() -> Result<()> {
+    let nats = Nats::start().await?;
+    for who in [
+        "{}",
+        r#"{"user": "tickets"}"#,
+        r#"{"user": "tickets", "pass": ""}"#,
+        r#"{"user": "tickets", "pass": "orders"}"#,
+        r#"{"user": "nobody", "pass": "nobody"}"#,
+        r#"{"auth_token": "tickets"}"#,
+        r#"{"user": "admin", "pass": "$NATS_ADMIN_PASSWORD"}"#,
+    ] {
+        let mut wire = Wire::open(&nats, who).await?;
+        let refused = wire.errors("").await.err().with_context(|| format!("{who} was let in"))?.to_string();
+        ensure!(refused.contains("Authorization Violation"), "{who}: {refused}");
+    }
+    ensure!(Wire::user(&nats, "tickets").await?.errors("").await?.is_empty());
+    Ok(())
+}

@@ -1,0 +1,125 @@
+//! Who may do what in Postgres: `infra/postgres/roles.sql` and the `grants.sql` of the services say it; the server is
+//! asked.
+
+use anyhow::{Context, Result, ensure};
+use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection};
+use stack::Postgres;
+
+/// Insufficient privilege.
+const REFUSAL: &str = "42501";
+
+const REFUSED: [(&str, &str); 31] = [
+    // definitions
+    ("tickets", "create table mine ()"),
+    ("tickets", "create table bus.mine ()"),
+    ("tickets", "create temporary table mine ()"),
+    ("tickets", "create schema mine"),
+    ("tickets", "create function mine() returns int language sql as 'select 1'"),
+    ("tickets", "alter table tickets add column mine text"),
+    ("tickets", "alter table tickets disable trigger all"),
+    ("tickets", "drop table tickets"),
+    ("tickets", "drop index tickets_unreserved"),
+    ("tickets", "drop schema bus cascade"),
+    ("tickets", "create role mine"),
+    ("tickets", "create database mine"),
+    ("tickets", "set role tickets_owner"),
+    ("tickets", "copy tickets to '/tmp/tickets'"),
+    ("tickets", "copy tickets to program 'id'"),
+    // data
+    ("tickets", "truncate tickets"),
+    ("tickets", "truncate bus.outbox"),
+    ("tickets", "delete from tickets"),
+    ("tickets", "delete from bus.relay"),
+    ("tickets", "delete from bus.dead_letters"),
+    ("tickets", "update bus.outbox set payload = ''"),
+    ("tickets", "update bus.relay set stream = 'ORDERS'"),
+    ("tickets", "update _sqlx_migrations set checksum = ''"),
+    ("tickets", "insert into bus._migrations select * from bus._migrations"),
+    ("orders", "truncate orders"),
+    ("orders", "delete from orders"),
+    ("orders", "delete from payments"),
+    ("orders", "update payments set stripe_id = 'mine'"),
+    ("orders", "drop index one_live_order_per_ticket"),
+    ("orders", "alter table orders drop constraint orders_status_check"),
+    ("orders", "create table mine ()"),
+];
+
+async fn migrated() -> Result<Postgres> {
+    let postgres = Postgres::start().await?;
+    stack::migrate(&postgres).await?;
+    Ok(postgres)
+}
+
+/// The state that Postgres answers with.
+fn state(error: &sqlx::Error) -> Option<String> {
+    Some(error.as_database_error()?.code()?.into_owned())
+}
+
+#[tokio::test]
+async fn a_service_can_do_nothing_but_its_work() -> Result<()> {
+    let postgres = migrated().await?;
+    let mut surprises = Vec::new();
+    for (role, sql) in REFUSED {
+        let mut db = PgConnection::connect(&postgres.url(role, role)).await?;
+        let outcome = db.execute(AssertSqlSafe(sql)).await;
+        if outcome.as_ref().err().and_then(state).as_deref() != Some(REFUSAL) {
+            surprises.push(format!("{role}: {sql}: {outcome:?}"));
+        }
+    }
+    // It sees its tables, or the refusals above would say nothing.
+    for (role, sql) in [("tickets", "select from tickets, bus.outbox"), ("orders", "select from orders, payments")] {
+        let mut db = PgConnection::connect(&postgres.url(role, role)).await?;
+        db.execute(sql).await.context(sql)?;
+    }
+    ensure!(surprises.is_empty(), "{surprises:#?}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn no_role_of_a_service_gets_into_the_database_of_another() -> Result<()> {
+    let postgres = migrated().await?;
+    for (role, database) in [
+        ("tickets", "orders"),
+        ("tickets_owner", "orders"),
+        ("tickets", "postgres"),
+        ("tickets", "template1"),
+        ("orders", "tickets"),
+        ("orders_owner", "tickets"),
+        ("orders", "postgres"),
+    ] {
+        let refused = PgConnection::connect(&postgres.url(role, database)).await.err();
+        let refused = refused.with_context(|| format!("{role} gets into {database}"))?;
+        ensure!(state(&refused).as_deref() == Some(REFUSAL), "{role}, {database}: {refused}");
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_forgotten_session_of_a_service_ends_by_itself() -> Result<()> {
+    let postgres = Postgres::start().await?;
+    for role in ["tickets", "orders"] {
+        let mut db = PgConnection::connect(&postgres.url(role, role)).await?;
+        for (setting, expected) in
+            [("statement_timeout", "8s"), ("lock_timeout", "5s"), ("idle_in_transaction_session_timeout", "10s")]
+        {
+            let shown: String = sqlx::query_scalar(AssertSqlSafe(format!("show {setting}"))).fetch_one(&mut db).await?;
+            ensure!(shown == expected, "{role}: {setting} is {shown}");
+        }
+    }
+    Ok(())
+}
+
+/// A release may need less than the one before.
+#[tokio::test]
+async fn migrating_takes_away_what_a_service_does_not_need_any_more() -> Result<()> {
+    let postgres = migrated().await?;
+    let mut owner = PgConnection::connect(&postgres.url("tickets_owner", "tickets")).await?;
+    owner.execute("grant delete on tickets to tickets; grant update (id) on tickets to tickets").await?;
+    stack::migrate(&postgres).await?;
+    let mut db = PgConnection::connect(&postgres.url("tickets", "tickets")).await?;
+    for sql in ["delete from tickets", "update bus.relay set stream = 'ORDERS'"] {
+        ensure!(db.execute(sql).await.err().as_ref().and_then(state).as_deref() == Some(REFUSAL), "{sql}");
+    }
+    db.execute("select from tickets").await?;
+    Ok(())
+}
