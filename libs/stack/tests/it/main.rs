@@ -2,17 +2,22 @@
 
 #![allow(clippy::disallowed_methods, reason = "tests look into tables, and publish what no relay would")]
 
+mod closed_nats;
+mod closed_postgres;
 mod containers;
+mod encrypted_nats;
 mod expiring;
 mod following;
 mod hostile_delivery;
 mod killing;
+mod nats_cluster;
 mod nats_outage;
 mod new_tickets;
 mod paying;
 mod poison;
 mod postgres_restart;
 mod races;
+mod records;
 mod relay_crashes;
 mod selling_once;
 mod settled;

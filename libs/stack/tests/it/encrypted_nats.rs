@@ -1,0 +1,112 @@
+//! What is optional at NATS: encrypted connections, and an encrypted store.
+
+use anyhow::{Context, Result, ensure};
+use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
+use serde_json::json;
+use stack::{JWT_KEY, Nats, NatsSetup, Postgres, Process, eventually};
+use std::path::{Path, PathBuf};
+use tokio::process::Command;
+
+/// An authority of its own for a server at 127.0.0.1; its certificate is a file that ends with the test.
+struct Authority {
+    file: PathBuf,
+    certificate: Vec<u8>,
+    key: Vec<u8>,
+}
+
+impl Authority {
+    fn new() -> Result<Self> {
+        let mut params = CertificateParams::default();
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        let authority = CertifiedIssuer::self_signed(params, KeyPair::generate()?)?;
+        let key = KeyPair::generate()?;
+        let certificate = CertificateParams::new(vec!["127.0.0.1".to_owned()])?.signed_by(&key, &authority)?;
+        let file = std::env::temp_dir().join(format!("stack-{}-{:x}.pem", std::process::id(), rand::random::<u64>()));
+        std::fs::write(&file, authority.pem())?;
+        Ok(Self { file, certificate: certificate.pem().into(), key: key.serialize_pem().into() })
+    }
+
+    async fn server(&self) -> Result<Nats> {
+        let certificates = Some((self.certificate.clone(), self.key.clone(), self.file.clone()));
+        Nats::start_with(NatsSetup { configuration: Some("tls.conf"), certificates, ..NatsSetup::default() }).await
+    }
+}
+
+impl Drop for Authority {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(&self.file);
+    }
+}
+
+/// The binary of the services, asked to do a task.
+fn task(name: &str, service: &str, nats_url: &str, authority: &Path) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_stack"));
+    command.args([service, name]).envs([("NATS_URL", nats_url), ("PATIENCE", "5s")]).env("NATS_CA", authority);
+    command
+}
+
+#[tokio::test]
+async fn services_and_provisioning_work_over_encrypted_connections_and_over_no_others() -> Result<()> {
+    let (authority, stranger) = (Authority::new()?, Authority::new()?);
+    let (postgres, nats) = tokio::try_join!(Postgres::start(), authority.server())?;
+    stack::migrate(&postgres).await?;
+    let provisioner = nats.url_of("provisioner");
+    for (wrong, why) in [(Path::new(""), "without encryption"), (&stranger.file, "with another authority")] {
+        let output = task("provision", "tickets", &provisioner, wrong).output().await?;
+        ensure!(output.status.code() == Some(1), "provisioned {why}: {output:?}");
+    }
+    let output = task("provision", "tickets", &provisioner, &authority.file).output().await?;
+    ensure!(output.status.success(), "{output:?}");
+
+    let spawn = |service: &str| {
+        let env = [
+            ("DATABASE_URL", postgres.url(service, service)),
+            ("NATS_URL", nats.url_of(service)),
+            ("NATS_CA", authority.file.display().to_string()),
+            ("PROVISION", "false".to_owned()),
+            ("JWT_KEY", JWT_KEY.to_owned()),
+        ];
+        Process::spawn(Path::new(env!("CARGO_BIN_EXE_stack")), service, env)
+    };
+    let (mut tickets, mut orders) = (spawn("tickets")?, spawn("orders")?);
+    tokio::try_join!(tickets.wait_ready(), orders.wait_ready())?;
+    let body = json!({"title": "Concert", "price": 20});
+    let ticket = tickets.client().signed_in("ann").post("/api/tickets", body).await?.expect(201)?;
+    let order = json!({"ticketId": ticket["id"]});
+    eventually("the order", async || {
+        orders.client().signed_in("bob").post("/api/orders", order.clone()).await?.expect(201)
+    })
+    .await?;
+    let path = format!("/api/tickets/{}", ticket["id"].as_str().context("no id")?);
+    eventually("the ticket to be held", async || {
+        ensure!(tickets.client().get(&path).await?.expect(200)?["orderId"].is_string());
+        anyhow::Ok(())
+    })
+    .await
+}
+
+/// Whether the words are in any file of the store.
+async fn stored_as_text(nats: &Nats, words: &str) -> Result<bool> {
+    let client = nats.connect().await?;
+    stack::provision(&nats.server(), 1).await?;
+    let jetstream = async_nats::jetstream::new(client);
+    jetstream.publish("payment.created", format!("{{\"{words}\": 1}}").into()).await?.await?;
+    let output = Command::new("docker").args(["cp", &format!("{}:/data", nats.id()), "-"]).output().await?;
+    ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    Ok(output.stdout.windows(words.len()).any(|window| window == words.as_bytes()))
+}
+
+#[tokio::test]
+async fn with_a_key_the_store_is_unreadable_and_survives_a_restart() -> Result<()> {
+    let words = "words that nobody else shall read";
+    ensure!(stored_as_text(&Nats::start().await?, words).await?, "the test looks in the wrong place");
+
+    let setup = NatsSetup { store_key: "a key".to_owned(), ..NatsSetup::default() };
+    let nats = Nats::start_with(setup).await?;
+    ensure!(!stored_as_text(&nats, words).await?, "it is stored as it is");
+    nats.restart().await?;
+    let stream = async_nats::jetstream::new(nats.connect().await?).get_stream("PAYMENTS").await?;
+    let message = stream.get_raw_message(1).await?;
+    ensure!(String::from_utf8_lossy(&message.payload).contains(words), "{message:?}");
+    Ok(())
+}

@@ -1,0 +1,143 @@
+//! NATS as three servers: one may die at any moment, and all of them one after the other.
+
+use crate::system::System;
+use anyhow::{Context, Result, ensure};
+use serde_json::json;
+use stack::{Nats, Postgres, eventually_within};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+use tokio::time::{Instant, sleep};
+
+/// How soon events must flow again when a server has died.
+const RESUMES: Duration = Duration::from_secs(10);
+
+struct Cluster {
+    system: System,
+    /// Those that the system does not hold.
+    others: Vec<Nats>,
+}
+
+impl Cluster {
+    async fn start() -> Result<Self> {
+        let (postgres, mut nodes) = tokio::try_join!(Postgres::start(), Nats::start_cluster())?;
+        let servers = nodes.iter().map(Nats::server).collect::<Vec<_>>().join(",");
+        tokio::try_join!(stack::migrate(&postgres), stack::provision(&servers, 3))?;
+        let mut system = System::new(postgres, nodes.remove(0), &servers);
+        system.add(2, 2).await?;
+        Ok(Self { system, others: nodes })
+    }
+
+    fn nodes(&self) -> impl Iterator<Item = &Nats> {
+        std::iter::once(&self.system.nats).chain(&self.others)
+    }
+
+    /// The server that decides what is stored in `stream`.
+    async fn leader(&self, stream: &str) -> Result<&Nats> {
+        let info = self.system.jetstream().await?.get_stream(stream).await?.cached_info().clone();
+        let leader = info.cluster.and_then(|cluster| cluster.leader).context("there is no leader")?;
+        self.nodes().find(|node| node.name() == leader).context(leader)
+    }
+
+    /// Waits until every server has everything again.
+    async fn complete(&self) -> Result<()> {
+        eventually_within(Duration::from_mins(1), "all copies to be current", async || {
+            for stream in ["TICKETS", "ORDERS", "PAYMENTS", "EXPIRATION"] {
+                let info = self.system.jetstream().await?.get_stream(stream).await?.cached_info().clone();
+                let copies = info.cluster.context("no cluster")?.replicas;
+                ensure!(copies.len() == 2 && copies.iter().all(|copy| copy.current), "{stream}: {copies:?}");
+            }
+            anyhow::Ok(())
+        })
+        .await
+    }
+
+    /// The longest time that a ticket, once it was answered, was not yet in the other service.
+    async fn longest_way(&self, stop: &AtomicBool) -> Result<Duration> {
+        let mut longest = Duration::ZERO;
+        while !stop.load(Ordering::Relaxed) {
+            let ticket = self.system.ticket().await?;
+            let (answered, row) = (Instant::now(), format!("{ticket}|"));
+            eventually_within(Duration::from_mins(1), "the ticket to arrive", async || {
+                ensure!(self.system.replica_rows().await?.iter().any(|known| known.starts_with(&row)));
+                anyhow::Ok(())
+            })
+            .await?;
+            longest = longest.max(answered.elapsed());
+        }
+        Ok(longest)
+    }
+
+    /// Creates, changes, orders and cancels at all replicas; every answer must be a success.
+    async fn write(&self, writer: usize, stop: &AtomicBool) -> Result<usize> {
+        let mut written = 0_usize;
+        while !stop.load(Ordering::Relaxed) {
+            let seller = self.system.seller(writer);
+            let ticket = seller.post("/api/tickets", json!({"title": "Concert", "price": 5})).await?.expect(201)?;
+            let ticket = ticket["id"].as_str().context("no id")?.to_owned();
+            let edit = json!({"title": "Concert", "price": 6});
+            seller.put(&format!("/api/tickets/{ticket}"), edit).await?.expect(200)?;
+            written += 2;
+            // One whose ticket is not known yet, and cannot be asked for, is a 404: HTTP does not wait for NATS.
+            let buyer = self.system.buyer(writer, "buyer");
+            let ordered = buyer.post("/api/orders", json!({"ticketId": ticket})).await?;
+            ensure!([201, 404].contains(&ordered.status), "{}: {}", ordered.status, ordered.body);
+            if ordered.status == 201 && written.is_multiple_of(4) {
+                let order = ordered.body["id"].as_str().context("no id")?;
+                buyer.delete(&format!("/api/orders/{order}")).await?.expect(204)?;
+            }
+        }
+        Ok(written)
+    }
+
+    /// `fault`, in the middle of a load during which no request fails, and after which nothing is missing.
+    async fn survives(&self, fault: impl AsyncFnOnce() -> Result<()>) -> Result<Duration> {
+        let stop = AtomicBool::new(false);
+        let writers = futures::future::try_join_all((0..4).map(|writer| self.write(writer, &stop)));
+        let faults = async {
+            sleep(Duration::from_secs(2)).await; // in the middle of the load
+            let outcome = fault().await;
+            sleep(Duration::from_secs(2)).await; // and the load goes on
+            stop.store(true, Ordering::Relaxed);
+            outcome
+        };
+        let (written, longest, ()) = futures::try_join!(writers, self.longest_way(&stop), faults)?;
+        ensure!(written.iter().sum::<usize>() > 50, "there was hardly any load: {written:?}");
+        self.system.settled().await?;
+        Ok(longest)
+    }
+}
+
+#[tokio::test]
+async fn a_cluster_keeps_every_stream_three_times() -> Result<()> {
+    let cluster = Cluster::start().await?;
+    cluster.complete().await?;
+    cluster.leader("TICKETS").await?;
+    Ok(())
+}
+
+#[tokio::test]
+async fn the_death_of_the_leader_and_a_rolling_restart_lose_double_and_fail_nothing() -> Result<()> {
+    let cluster = Cluster::start().await?;
+    cluster.complete().await?;
+    let longest = cluster
+        .survives(async || {
+            let leader = cluster.leader("TICKETS").await?;
+            leader.kill().await?;
+            sleep(RESUMES).await; // it stays away for longer than the others may take
+            leader.start_again().await
+        })
+        .await?;
+    ensure!(longest < RESUMES, "events did not flow for {longest:?} after the leader had been killed");
+
+    let longest = cluster
+        .survives(async || {
+            for node in cluster.nodes() {
+                node.restart().await?;
+                cluster.complete().await?;
+            }
+            Ok(())
+        })
+        .await?;
+    ensure!(longest < RESUMES, "events did not flow for {longest:?} during the rolling restart");
+    Ok(())
+}
