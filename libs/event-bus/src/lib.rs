@@ -215,11 +215,9 @@ impl Bus {
     }
 
     async fn provision(&self, drift: Drift) -> anyhow::Result<()> {
+        let Some(replicas) = self.provision else { return Ok(()) };
         self.connected()?;
-        match self.provision {
-            Some(replicas) => topology::ensure(&self.nats, replicas, drift).await,
-            None => Ok(()),
-        }
+        topology::ensure(&self.nats, replicas, drift).await
     }
 
     /// A stream or a consumer may be what is missing. If this does not help, what failed fails again and says why.
