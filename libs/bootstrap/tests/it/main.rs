@@ -13,3 +13,4 @@ mod process;
 mod request_ids;
 mod server;
 mod stopping;
+mod tasks;

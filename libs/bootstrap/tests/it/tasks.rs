@@ -1,0 +1,84 @@
+//! What the binary of a service does beside serving, as commands of their own.
+
+use std::process::{Command, Output};
+
+use stack::{Postgres, free_port};
+
+fn hello(arguments: &[&str], variables: &[(&str, &str)]) -> Output {
+    let tests = std::env::current_exe().unwrap();
+    let program = tests.parent().unwrap().parent().unwrap().join("examples/hello");
+    let mut command = Command::new(program);
+    for variable in ["DATABASE_URL", "NATS_URL", "JWT_KEY", "RUST_LOG"] {
+        command.env_remove(variable);
+    }
+    command.args(arguments).envs(variables.iter().copied()).output().unwrap()
+}
+
+fn text(output: &[u8]) -> String {
+    String::from_utf8_lossy(output).into_owned()
+}
+
+/// It failed, and said why.
+fn assert_fails(output: &Output, code: i32, reason: &str) {
+    assert_eq!(output.status.code(), Some(code), "{output:?}");
+    let said = text(&output.stdout) + &text(&output.stderr);
+    assert!(said.contains(reason), "{said}");
+}
+
+#[tokio::test]
+async fn migrate_needs_nothing_but_the_database_and_can_be_repeated() {
+    let postgres = Postgres::shared().await.unwrap();
+    let url = postgres.database("tasks").await.unwrap();
+    for _ in 0..2 {
+        let output = hello(&["migrate"], &[("DATABASE_URL", &url), ("DATABASE_ROLE", "tickets"), ("NATS_URL", "")]);
+        assert!(output.status.success(), "{output:?}");
+    }
+    let refused = hello(&["migrate", "--database-role", "nobody \"; drop"], &[("DATABASE_URL", &url)]);
+    assert_fails(&refused, 1, "granting to nobody");
+}
+
+#[tokio::test]
+async fn migrate_waits_for_postgres_for_a_while_and_for_nothing_else() {
+    let url = format!("postgres://127.0.0.1:{}/none", free_port());
+    let begun = std::time::Instant::now();
+    let output = hello(&["migrate", "--database-url", &url, "--patience", "1s"], &[]);
+    assert_fails(&output, 1, "refused");
+    assert!(begun.elapsed().as_secs_f32() >= 1.0, "it gave up at once");
+
+    let postgres = Postgres::shared().await.unwrap();
+    let wrong = postgres.url("postgres", "there_is_none");
+    assert_fails(&hello(&["migrate", "--database-url", &wrong, "--patience", "10m"], &[]), 1, "does not exist");
+}
+
+#[test]
+fn provision_says_what_it_waited_for() {
+    let url = format!("127.0.0.1:{}", free_port());
+    let output = hello(&["provision", "--nats-url", &url, "--patience", "1s"], &[]);
+    assert_fails(&output, 1, "NATS is not connected");
+    let output = hello(&["provision", "--nats-url", &url, "--nats-ca", "/none"], &[]);
+    assert_fails(&output, 1, "NATS_CA: there is no file /none");
+}
+
+#[tokio::test]
+async fn health_is_that_of_the_service_at_the_address() {
+    let nobody = format!("127.0.0.1:{}", free_port());
+    assert_fails(&hello(&["health"], &[("HTTP_ADDR", &nobody)]), 1, "nothing answers");
+
+    // Without Postgres it lives, and cannot serve.
+    let running = crate::server::start(axum::Router::new()).await;
+    let port = running.address.port().to_string();
+    let ask = move |host: &str| hello(&["health", "--http-addr", &format!("{host}:{port}")], &[]);
+    let asked = tokio::task::spawn_blocking(move || [ask("127.0.0.1"), ask("0.0.0.0")]).await.unwrap();
+    for output in asked {
+        assert_fails(&output, 1, "is not ready: HTTP/1.1 503");
+    }
+}
+
+#[test]
+fn a_task_that_does_not_exist_is_a_mistake_and_help_lists_those_that_do() {
+    assert_fails(&hello(&["upgrade"], &[]), 2, "unexpected argument");
+    let help = text(&hello(&["--help"], &[]).stdout);
+    for task in ["migrate", "provision", "health"] {
+        assert!(help.contains(task), "{help}");
+    }
+}
