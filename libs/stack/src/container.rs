@@ -73,7 +73,7 @@ impl Container {
         let port = ports.first().context("a server has a port")?.1;
         let create = async move {
             let running = request.start().await?;
-            let reaper = Reaper::watch(running.id())?;
+            let reaper = Reaper::watch(["docker", "rm", "--force", "--volumes", running.id()])?;
             Ok(Self { running: Some(running), probe, port, _reaper: reaper })
         };
         // Not here: a request to Docker that is cancelled may still make a container, which nobody would remove. There

@@ -15,6 +15,7 @@ use tokio::sync::OnceCell;
 use tokio::time::timeout;
 
 const NAMES: &str = include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/../../infra/images/names"));
+const BUILD_SERVICES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../infra/docker/build");
 const BUILD: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../infra/images/build");
 
 /// A registry that cannot be reached must not hold up anybody: Docker itself would try for minutes.
@@ -59,6 +60,15 @@ pub async fn ensure(image: Image) -> Result<()> {
         Image::Nats => &NATS,
     };
     once.get_or_try_init(|| provide(image)).await.copied()
+}
+
+/// Compiles the services as they are now, and makes `ticketing/tickets` and `ticketing/orders` of them: a matter of seconds
+/// where little has changed, and of many minutes the first time.
+pub async fn build_services() -> Result<()> {
+    let output = Command::new(BUILD_SERVICES).stdin(Stdio::null()).kill_on_drop(true).output().await;
+    let output = output.with_context(|| format!("cannot run {BUILD_SERVICES}"))?;
+    ensure!(output.status.success(), "infra/docker/build failed:\n{}", String::from_utf8_lossy(&output.stderr));
+    Ok(())
 }
 
 async fn provide(image: Image) -> Result<()> {

@@ -35,6 +35,7 @@ pub use postgres::Postgres;
 pub use prepare::{migrate, prepare, provision};
 pub use process::{Process, Signal, end_with_parent};
 pub use progress::{announced, say};
+pub use reaper::Reaper;
 pub use session::session;
 pub use token::{JWT_KEY, cookie, token};
 pub use way::Way;

@@ -2,16 +2,18 @@ use anyhow::{Context, Result};
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, Stdio};
 
-/// Removes a container when this process ends in a way that runs no destructors: Ctrl-C, SIGKILL, abort.
+/// Runs a command when this process ends in a way that runs no destructors: Ctrl-C, SIGKILL, abort.
 ///
 /// It is a shell that waits for the end of its standard input, whose other end only we hold.
 #[derive(Debug)]
-pub(crate) struct Reaper(Child);
+pub struct Reaper(Child);
 
 impl Reaper {
-    pub(crate) fn watch(container: &str) -> Result<Self> {
+    /// To be dropped once what `command` would remove has been removed.
+    pub fn watch<'a>(command: impl IntoIterator<Item = &'a str>) -> Result<Self> {
         let shell = Command::new("sh")
-            .args(["-c", "cat; exec docker rm --force --volumes \"$0\"", container])
+            .args(["-c", "cat; exec \"$@\"", "reaper"])
+            .args(command)
             // Its own process group: Ctrl-C in the terminal must end us, not the one who cleans up after us.
             .process_group(0)
             .stdin(Stdio::piped())

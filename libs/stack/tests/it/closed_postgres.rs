@@ -3,7 +3,8 @@
 
 use anyhow::{Context, Result, ensure};
 use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection};
-use stack::Postgres;
+use stack::{JWT_KEY, Postgres, Process, eventually, free_port};
+use std::path::Path;
 
 /// Insufficient privilege.
 const REFUSAL: &str = "42501";
@@ -107,6 +108,24 @@ async fn a_forgotten_session_of_a_service_ends_by_itself() -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// It cannot migrate, and waits for whoever can.
+#[tokio::test]
+async fn a_service_that_is_started_too_early_says_what_is_missing_and_becomes_ready_when_it_is_there() -> Result<()> {
+    let postgres = Postgres::start().await?;
+    let env = [
+        ("DATABASE_URL", postgres.url("tickets", "tickets")),
+        ("NATS_URL", format!("127.0.0.1:{}", free_port())),
+        ("JWT_KEY", JWT_KEY.to_owned()),
+    ];
+    let mut tickets = Process::spawn(Path::new(env!("CARGO_BIN_EXE_stack")), "tickets", env)?;
+    eventually("the advice", async || tickets.logs().contains("run the service's command `migrate` as its owner"))
+        .await?;
+    tickets.client().get("/healthz").await?.expect(200)?;
+    tickets.client().get("/readyz").await?.expect(503)?;
+    stack::migrate(&postgres).await?;
+    tickets.wait_ready().await
 }
 
 /// A release may need less than the one before.

@@ -4,12 +4,14 @@
 
 mod closed_nats;
 mod closed_postgres;
+mod compose;
 mod containers;
 mod encrypted_nats;
 mod expiring;
 mod following;
 mod hostile_delivery;
 mod killing;
+mod load;
 mod nats_cluster;
 mod nats_outage;
 mod new_tickets;
@@ -19,6 +21,7 @@ mod postgres_restart;
 mod races;
 mod records;
 mod relay_crashes;
+mod rolling_restart;
 mod selling_once;
 mod settled;
 mod starting_and_stopping;

@@ -1,0 +1,178 @@
+//! `docker-compose.yml` as it is: whoever starts it has a system that sells tickets, and survives what people do to it.
+
+use crate::load::Load;
+use crate::records::Records;
+use anyhow::{Context, Result, ensure};
+use reqwest::Method;
+use serde_json::{Value, json};
+use stack::images::{self, Image};
+use stack::{Answer, Client, Reaper, announced, eventually_within, free_port, nats_url};
+use std::path::Path;
+use std::process::{Command, Output};
+use std::time::Duration;
+use tokio::task::spawn_blocking;
+
+const ROOT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../..");
+
+/// A project of its own, on ports of its own, for each variable that the file has for one.
+#[derive(Clone)]
+struct Compose {
+    command: Vec<String>,
+    ports: [(&'static str, u16); 5],
+}
+
+/// Takes everything away at the end, also that of a test that fails or is killed.
+struct Up {
+    compose: Compose,
+    _reaper: Reaper,
+}
+
+impl Compose {
+    async fn up() -> Result<Up> {
+        tokio::try_join!(images::ensure(Image::Postgres), images::ensure(Image::Nats))?;
+        announced("compiling the services and making their images", images::build_services()).await?;
+        let plugin =
+            Command::new("docker").args(["compose", "version"]).output().is_ok_and(|tried| tried.status.success());
+        let program: &[&str] = if plugin { &["docker", "compose"] } else { &["docker-compose"] };
+        let project = format!("ticketing-test-{}", std::process::id());
+        let file = format!("{ROOT}/docker-compose.yml");
+        let options = ["--project-name", &project, "--file", &file];
+        let command = program.iter().chain(&options).map(|&word| word.to_owned()).collect();
+        let names = ["TICKETS_PORT", "ORDERS_PORT", "POSTGRES_PORT", "NATS_PORT", "NATS_MONITORING_PORT"];
+        let compose = Self { command, ports: names.map(|name| (name, free_port())) };
+        let down = compose.command.iter().map(String::as_str).chain(["down", "--volumes", "--timeout", "1"]);
+        let up = Up { _reaper: Reaper::watch(down)?, compose: compose.clone() };
+        announced("docker compose up", compose.run(&["up", "--detach", "--no-build"])).await?;
+        Ok(up)
+    }
+
+    async fn run(&self, arguments: &[&str]) -> Result<String> {
+        let mut command = self.command(arguments);
+        let what = format!("{command:?}");
+        let output = spawn_blocking(move || command.output()).await?;
+        let Output { status, stdout, stderr } =
+            output.with_context(|| format!("cannot run {what}; is Compose installed?"))?;
+        ensure!(status.success(), "{what}: {}", String::from_utf8_lossy(&stderr));
+        Ok(String::from_utf8(stdout)?)
+    }
+
+    fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(&self.command[0]);
+        command.args(&self.command[1..]).args(arguments);
+        command.envs(self.ports.iter().map(|(name, port)| (name, port.to_string())));
+        command
+    }
+
+    /// Where the port of that variable leads.
+    fn address(&self, variable: &str) -> String {
+        let port = self.ports.iter().find(|(name, _)| *name == variable).map_or(0, |(_, port)| *port);
+        format!("127.0.0.1:{port}")
+    }
+
+    fn client(&self, variable: &str) -> Client {
+        Client::new(&format!("http://{}", self.address(variable)))
+    }
+
+    /// What Docker knows about the container of a service.
+    async fn inspect(&self, service: &str) -> Result<Value> {
+        let id = self.run(&["ps", "--quiet", service]).await?.trim().to_owned();
+        let output = tokio::process::Command::new("docker").args(["inspect", &id]).output().await?;
+        let inspected: Value = serde_json::from_slice(&output.stdout)?;
+        inspected.get(0).cloned().with_context(|| format!("{service} has no container"))
+    }
+
+    async fn healthy(&self, service: &str) -> Result<()> {
+        eventually_within(Duration::from_mins(1), &format!("{service} to be healthy"), async || {
+            let state = &self.inspect(service).await?["State"];
+            ensure!(state["Health"]["Status"] == "healthy", "{state}");
+            anyhow::Ok(())
+        })
+        .await
+    }
+}
+
+impl Drop for Up {
+    fn drop(&mut self) {
+        let down = self.compose.command(&["down", "--volumes", "--timeout", "5"]).output();
+        if !down.is_ok_and(|output| output.status.success()) {
+            stack::say("could not take down what compose has started");
+        }
+    }
+}
+
+#[tokio::test]
+async fn the_compose_file_makes_a_system_that_loses_nothing_while_each_container_is_restarted() -> Result<()> {
+    let up = Compose::up().await?;
+    let compose = &up.compose;
+    for service in ["postgres", "nats", "tickets", "orders"] {
+        compose.healthy(service).await?;
+    }
+    the_services_are_closed(compose).await?;
+    the_session_works(compose).await?;
+
+    let database = |name: &str| format!("postgres://postgres:postgres@{}/{name}", compose.address("POSTGRES_PORT"));
+    let nats = compose.address("NATS_PORT");
+    let records =
+        Records { nats_url: nats_url("admin", &nats), tickets_db: database("tickets"), orders_db: database("orders") };
+    let clients = |variable| vec![compose.client(variable)];
+    let load = Load::new(clients("TICKETS_PORT"), clients("ORDERS_PORT"), &nats).await?;
+    let restarts = async {
+        for service in ["tickets", "orders", "nats", "postgres", "tickets"] {
+            tokio::time::sleep(Duration::from_secs(2)).await; // as long as the load lets it live
+            announced(&format!("restarting {service}"), compose.run(&["restart", service])).await?;
+            compose.healthy(service).await?;
+        }
+        Ok(())
+    };
+    load.during(restarts).await?;
+    records.settled().await?;
+    load.was_told_the_truth(&records, 20).await?;
+
+    // As after an update of the file: the tasks run again, and everything is still there.
+    let before = records.tickets_rows().await?;
+    compose.run(&["up", "--detach", "--no-build", "--force-recreate"]).await?;
+    compose.healthy("tickets").await?;
+    ensure!(records.tickets_rows().await? == before);
+    records.settled().await
+}
+
+/// A service runs as nobody, can write nowhere and become nobody else; its image is small and has no shell.
+async fn the_services_are_closed(compose: &Compose) -> Result<()> {
+    for service in ["tickets", "orders"] {
+        let container = compose.inspect(service).await?;
+        let (config, host) = (&container["Config"], &container["HostConfig"]);
+        ensure!(config["User"] == "65532:65532", "{config}");
+        ensure!(host["ReadonlyRootfs"] == true && host["CapDrop"][0] == "ALL", "{host}");
+        ensure!(host["SecurityOpt"][0] == "no-new-privileges:true", "{host}");
+
+        let image = config["Image"].as_str().context("no image")?;
+        let docker = async |arguments: &[&str]| tokio::process::Command::new("docker").args(arguments).output().await;
+        let size = docker(&["image", "inspect", "--format", "{{.Size}}", image]).await?.stdout;
+        let size: u64 = String::from_utf8(size)?.trim().parse()?;
+        ensure!(size < 25_000_000, "{image} has {size} bytes");
+        let id = container["Id"].as_str().context("no id")?;
+        let shell = docker(&["exec", id, "sh", "-c", "true"]).await?;
+        ensure!(!shell.status.success(), "{image} has a shell");
+    }
+    Ok(())
+}
+
+/// What `cargo up` prints works here too, and so does the token that the README has for those who cannot run it.
+async fn the_session_works(compose: &Compose) -> Result<()> {
+    let [tickets, orders] = ["TICKETS_PORT", "ORDERS_PORT"].map(|port| format!("http://{}", compose.address(port)));
+    let session = stack::session(&tickets, &orders);
+    let output =
+        tokio::process::Command::new("bash").args(["-ec", &session]).current_dir(Path::new(ROOT)).output().await?;
+    let printed = String::from_utf8(output.stdout)?;
+    ensure!(output.status.success(), "{printed}\n{}", String::from_utf8_lossy(&output.stderr));
+    let last: Value = serde_json::from_str(printed.lines().last().unwrap_or_default()).context(printed.clone())?;
+    ensure!(last[0]["status"] == "cancelled", "{printed}");
+
+    let readme = std::fs::read_to_string(format!("{ROOT}/README.md"))?;
+    let token =
+        readme.lines().find_map(|line| line.trim().strip_prefix("ALICE=ey")).context("the README has no token")?;
+    let create = compose.client("TICKETS_PORT").request(Method::POST, "/api/tickets").bearer_auth(format!("ey{token}"));
+    let ticket = Answer::to(create.json(&json!({"title": "Concert", "price": 20}))).await?.expect(201)?;
+    ensure!(ticket["userId"] == "alice", "{ticket}");
+    Ok(())
+}

@@ -1,0 +1,159 @@
+//! Users who do everything at once, and remember what they were told.
+
+use crate::records::Records;
+use crate::system::id;
+use anyhow::{Context, Result, ensure};
+use async_nats::jetstream;
+use futures::future::try_join_all;
+use rand::seq::IndexedRandom;
+use serde_json::{Value, json};
+use sqlx::{Connection, PgConnection};
+use stack::{Client, nats_url};
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+use tokio::time::sleep;
+
+const USERS: usize = 8;
+
+/// What clients were told with 2xx, and what the broker confirmed to the payments service.
+#[derive(Default)]
+struct Seen {
+    /// As the body of the answer was.
+    tickets: Vec<Value>,
+    orders: Vec<Value>,
+    cancelled: Vec<String>,
+    /// Payment and order are named alike.
+    paid: Vec<String>,
+}
+
+pub struct Load {
+    tickets: Vec<Client>,
+    orders: Vec<Client>,
+    payments: jetstream::Context,
+    seen: Mutex<Seen>,
+    stop: AtomicBool,
+}
+
+impl Load {
+    /// At these replicas, and at these servers of NATS (`host:port`, comma-separated).
+    pub async fn new(tickets: Vec<Client>, orders: Vec<Client>, nats: &str) -> Result<Self> {
+        let payments = jetstream::new(stack::connect(&nats_url("payments", nats)).await?);
+        Ok(Self { tickets, orders, payments, seen: Mutex::default(), stop: AtomicBool::new(false) })
+    }
+
+    /// Users do what users do, until `fault` is over.
+    pub async fn during(&self, fault: impl Future<Output = Result<()>>) -> Result<()> {
+        let names: Vec<_> = (0..USERS).map(|number| format!("user {number}")).collect();
+        let users = try_join_all(names.iter().map(|name| self.user(name)));
+        let fault = async {
+            let outcome = fault.await;
+            self.stop.store(true, Ordering::Relaxed);
+            outcome
+        };
+        futures::try_join!(users, fault).map(drop)
+    }
+
+    /// One user, who does this and that at random replicas until told to stop. Whatever fails has failed.
+    async fn user(&self, name: &str) -> Result<()> {
+        while !self.stop.load(Ordering::Relaxed) {
+            // A service that is down answers at once; let it come back.
+            if self.act(name).await.is_err() {
+                sleep(Duration::from_millis(10)).await;
+            }
+        }
+        Ok(())
+    }
+
+    async fn act(&self, name: &str) -> Result<()> {
+        let tickets = self.tickets.choose(&mut rand::rng()).context("a replica")?.signed_in(name);
+        let orders = self.orders.choose(&mut rand::rng()).context("a replica")?.signed_in(name);
+        let mine = |item: &&Value| item["userId"] == name;
+        let pick = |items: &[Value], mine: &dyn Fn(&&Value) -> bool| {
+            let items: Vec<_> = items.iter().filter(mine).collect();
+            items.choose(&mut rand::rng()).map(|item| (**item).clone()).context("there is none yet")
+        };
+        match rand::random_range(0..10) {
+            0..3 => {
+                let price = rand::random_range(1..1000);
+                let body = json!({"title": name, "price": price});
+                let ticket = tickets.post("/api/tickets", body).await?.expect(201)?;
+                self.saw(|seen| seen.tickets.push(ticket));
+            }
+            3..5 => {
+                let ticket = self.saw(|seen| pick(&seen.tickets, &mine))?;
+                let body = json!({"title": name, "price": rand::random_range(1..1000)});
+                let ticket = tickets.put(&format!("/api/tickets/{}", id(&ticket)?), body).await?.expect(200)?;
+                self.saw(|seen| seen.tickets.push(ticket));
+            }
+            5..8 => {
+                let ticket = self.saw(|seen| pick(&seen.tickets, &|_| true))?;
+                let order = orders.post("/api/orders", json!({"ticketId": ticket["id"]})).await?.expect(201)?;
+                self.saw(|seen| seen.orders.push(order));
+            }
+            8 => {
+                let order = id(&self.saw(|seen| pick(&seen.orders, &mine))?)?;
+                orders.delete(&format!("/api/orders/{order}")).await?.expect(204)?;
+                self.saw(|seen| seen.cancelled.push(order));
+            }
+            _ => {
+                let order = id(&self.saw(|seen| pick(&seen.orders, &mine))?)?;
+                let payment = json!({"id": order, "orderId": order, "stripeId": "pi"});
+                self.payments.publish("payment.created", payment.to_string().into()).await?.await?;
+                self.saw(|seen| seen.paid.push(order));
+            }
+        }
+        Ok(())
+    }
+
+    fn saw<T>(&self, what: impl FnOnce(&mut Seen) -> T) -> T {
+        what(&mut self.seen.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Whatever a client was told is true, in a system that has settled; of each kind there were enough.
+    pub async fn was_told_the_truth(self, records: &Records, at_least: usize) -> Result<()> {
+        let Seen { tickets, orders, cancelled, paid } = self.seen.into_inner().unwrap_or_else(PoisonError::into_inner);
+        for (what, seen) in [
+            ("tickets", tickets.len()),
+            ("orders", orders.len()),
+            ("cancels", cancelled.len()),
+            ("payments", paid.len()),
+        ] {
+            ensure!(seen >= at_least, "only {seen} {what}: this test tests nothing");
+        }
+        // Every version that a client was shown is what the stream, which agrees with the table, holds under its number.
+        let stream = records.stream().await?;
+        let announced: HashMap<_, _> =
+            stream.iter().map(|stored| ((&*stored.id, stored.version), &stored.body)).collect();
+        for ticket in &tickets {
+            let key = (ticket["id"].as_str().context("an id")?, ticket["version"].as_i64().context("a version")?);
+            ensure!(
+                announced.get(&key) == Some(&ticket),
+                "a client saw {ticket}, announced is {:?}",
+                announced.get(&key)
+            );
+        }
+        let mut db = PgConnection::connect(&records.orders_db).await?;
+        let sql = "select orders.id, user_id, ticket_id, status, refund_due
+                   from orders left join payments on payments.id = orders.id";
+        let rows: Vec<(String, String, String, String, Option<bool>)> = sqlx::query_as(sql).fetch_all(&mut db).await?;
+        let rows: HashMap<_, _> =
+            rows.into_iter().map(|(id, user, ticket, status, due)| (id, (user, ticket, status, due))).collect();
+        for order in &orders {
+            let (user, ticket, ..) = rows.get(&id(order)?).with_context(|| format!("{order} is lost"))?;
+            ensure!(order["userId"] == json!(user) && order["ticket"]["id"] == json!(ticket), "{order} is another one");
+        }
+        for order in &cancelled {
+            let (.., status, _) = &rows[order];
+            ensure!(status == "cancelled", "{order} was cancelled with 204 and is {status}");
+        }
+        for order in &paid {
+            let (.., status, refund_due) = &rows[order];
+            let settled =
+                matches!((status.as_str(), refund_due), ("complete", Some(false)) | ("cancelled", Some(true)));
+            ensure!(settled, "{order} was paid: it is {status}, and the refund due for it: {refund_due:?}");
+        }
+        Ok(())
+    }
+}
