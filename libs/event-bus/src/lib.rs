@@ -49,6 +49,9 @@ use topology::Drift;
 /// apart from those for requests, so that neither starves the other.
 const CONNECTIONS: u32 = 6;
 
+/// How often to look whether NATS is there, at the start.
+const CONNECTING: Duration = Duration::from_millis(50);
+
 /// How long Postgres may take to show that it is there.
 const READY: Duration = Duration::from_secs(1);
 
@@ -190,11 +193,15 @@ impl Bus {
         let _ = timeout(READY, async { tokio::join!(self.requests.close(), self.db.close()) }).await;
     }
 
-    /// Waits for the tables, and for streams and consumers where we create them. `false`: stopped before.
+    /// Waits for the tables, for NATS, and for streams and consumers where we create them. `false`: stopped before.
     async fn prepared(&self, stop: &CancellationToken) -> bool {
         let mut backoff = retry::Backoff::default();
         let prepare = async {
             self.migrated.get_or_init(|| self.migrate()).await;
+            // Without a word: to connect takes a moment, and the client says by itself what keeps it from it.
+            while self.connected().is_err() {
+                sleep(CONNECTING).await;
+            }
             while let Err(error) = self.provision(Drift::Mend).await {
                 sleep(backoff.fail("provisioning streams and consumers", &error)).await;
             }

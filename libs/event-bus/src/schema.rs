@@ -8,8 +8,9 @@ use crate::retry::patiently;
 use anyhow::Context;
 use sqlx::migrate::{Migrate, MigrateError, Migrator};
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
-use sqlx::{AssertSqlSafe, PgPool};
+use sqlx::{AssertSqlSafe, ConnectOptions, Connection, PgPool};
 use std::time::Duration;
+use tokio::time::timeout;
 
 /// What the bus lets the role of a service do.
 const GRANTS: &str = include_str!("../grants.sql");
@@ -75,6 +76,9 @@ impl Schema {
 pub async fn migrate(url: &str, schema: &Schema, role: Option<&str>, patience: Duration) -> anyhow::Result<()> {
     let options = postgres::options(url, "migrate")?;
     let migrate = async || {
+        // A pool would keep the reason to itself.
+        let there = timeout(postgres::OPEN, options.connect()).await.unwrap_or(Err(sqlx::Error::PoolTimedOut));
+        there.context("Postgres does not let us in")?.close().await?;
         let db = single(options.clone());
         let migrated = async {
             schema.prepare_on(&db).await?;
