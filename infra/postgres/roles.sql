@@ -4,7 +4,11 @@
 
 \set ON_ERROR_STOP on
 
--- Of the environment, so that they are in no file and in no list of processes. One that is missing is a syntax error below.
+-- Passwords are those of the environment, so that they are in no file and in no list of processes; and in no log of the server.
+-- One that is missing is a syntax error below.
+set log_statement = 'none';
+set log_min_duration_statement = -1;
+set log_min_error_statement = 'panic';
 \getenv tickets_owner_password TICKETS_OWNER_PASSWORD
 \getenv tickets_password TICKETS_PASSWORD
 \getenv orders_owner_password ORDERS_OWNER_PASSWORD
@@ -24,7 +28,7 @@ from unnest(array['tickets', 'orders']) as name
 where not exists (select from pg_database where datname = name) \gexec
 
 -- By default everybody may connect to every database, and fill its disk with temporary tables.
-revoke all on database tickets, orders, postgres, template1 from public;
+revoke all on database tickets, orders from public;
 grant connect on database tickets to tickets;
 grant connect on database orders to orders;
 

@@ -1,4 +1,5 @@
--- What a service does with the tables of the bus. By hand: psql --set role=… --file grants.sql, as their owner.
+-- What a service does with the tables of the bus. By hand: psql --set role=… --file grants.sql, as their owner. What is
+-- taken out of here is taken away from the release before, which still serves then: leave it in for one release.
 grant usage on schema bus to :"role";
 grant select, insert, delete on bus.outbox to :"role";
 grant select, insert, update (last_seq) on bus.relay to :"role";

@@ -10,6 +10,7 @@ use bootstrap::{ApiError, Caller, Config, Keys, Running, Service};
 use event_bus::{Bus, Schema};
 use sqlx::migrate::Migrator;
 
+/// Greets
 #[derive(clap::Parser)]
 struct HelloConfig {
     #[command(flatten)]

@@ -11,7 +11,8 @@ use event_bus::Schema;
 
 use crate::config::{LogConfig, NatsConfig, duration};
 
-/// Ends with 0 when it is done, with 1 and the reason otherwise.
+// Not documentation: that would take the place of what the service says of itself in `--help`.
+// Ends with 0 when it is done, with 1 and the reason otherwise.
 #[derive(Subcommand)]
 pub(crate) enum Task {
     Migrate(Migrate),

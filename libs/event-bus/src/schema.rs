@@ -5,7 +5,7 @@
 
 use crate::postgres::{self, is_outage};
 use crate::retry::patiently;
-use anyhow::Context;
+use anyhow::{Context, ensure};
 use sqlx::migrate::{Migrate, MigrateError, Migrator};
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 use sqlx::{AssertSqlSafe, ConnectOptions, Connection, PgPool};
@@ -34,7 +34,11 @@ impl Schema {
     /// Brings the tables up to date, if they are not. Replicas may do it at once.
     pub(crate) async fn prepare(&self, db: &PgPool) -> anyhow::Result<()> {
         let db = single(PgConnectOptions::clone(&db.connect_options()));
-        let prepared = self.prepare_on(&db).await;
+        let prepared = async {
+            self.prepare_on(&db).await?;
+            Self::usable(&db).await
+        };
+        let prepared = prepared.await;
         db.close().await;
         prepared
     }
@@ -46,6 +50,18 @@ impl Schema {
                 migrations.run(db).await.map_err(advise)?;
             }
         }
+        Ok(())
+    }
+
+    /// Whether the tables are there and the role of `db` may use them: grants come a moment after migrations.
+    async fn usable(db: &PgPool) -> anyhow::Result<()> {
+        let granted = sqlx::query_scalar!(
+            r#"
+            select bool_and(has_table_privilege(oid, 'select')) as "granted!" from pg_class
+            where relkind = 'r' and relowner = (select relowner from pg_class where oid = 'bus.outbox'::regclass)
+            "#
+        );
+        ensure!(granted.fetch_one(db).await?, "this role may not use all tables: run `migrate` with --database-role");
         Ok(())
     }
 

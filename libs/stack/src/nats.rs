@@ -89,12 +89,12 @@ impl Nats {
         let names: Vec<_> = (0..3).map(|node| format!("{network}-nats-{node}")).collect();
         // Together, because one alone does not become healthy.
         try_join_all(names.iter().map(|name| {
-            Self::start_with(NatsSetup {
+            Box::pin(Self::start_with(NatsSetup {
                 configuration: Some("cluster.conf"),
                 name: Some(name.clone()),
                 cluster: Some((network.clone(), names.clone())),
                 ..NatsSetup::default()
-            })
+            }))
         }))
         .await
     }

@@ -17,7 +17,8 @@ pub async fn prepare(postgres: &Postgres, nats: &Nats) -> Result<()> {
 pub async fn migrate(postgres: &Postgres) -> Result<()> {
     let migrate = async |service: &str, schema: Schema| {
         let url = postgres.url(&format!("{service}_owner"), service);
-        let migrated = event_bus::migrate(&url, &schema, Some(service), PATIENCE).await;
+        // Boxed, like what follows: a client in the making is large, and this is part of every test's future.
+        let migrated = Box::pin(event_bus::migrate(&url, &schema, Some(service), PATIENCE)).await;
         migrated.with_context(|| format!("cannot prepare the database of {service}"))
     };
     tokio::try_join!(migrate("tickets", tickets::schema()), migrate("orders", orders::schema())).map(drop)
@@ -26,5 +27,6 @@ pub async fn migrate(postgres: &Postgres) -> Result<()> {
 /// Makes the streams and consumers, each kept by `replicas` of these servers (comma-separated `host:port`).
 pub async fn provision(servers: &str, replicas: u8) -> Result<()> {
     let url = nats_url("provisioner", servers);
-    event_bus::provision(&NatsSettings { url, authority: None, stream_replicas: replicas }, PATIENCE).await
+    let settings = NatsSettings { url, authority: None, stream_replicas: replicas };
+    Box::pin(event_bus::provision(&settings, PATIENCE)).await
 }

@@ -78,6 +78,7 @@ async fn health_is_that_of_the_service_at_the_address() {
 fn a_task_that_does_not_exist_is_a_mistake_and_help_lists_those_that_do() {
     assert_fails(&hello(&["upgrade"], &[]), 2, "unrecognized subcommand");
     let help = text(&hello(&["--help"], &[]).stdout);
+    assert!(help.starts_with("Greets"), "{help}");
     for task in ["migrate", "provision", "health"] {
         assert!(help.contains(task), "{help}");
     }

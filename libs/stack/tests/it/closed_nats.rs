@@ -16,7 +16,7 @@ enum Try {
 
 use Try::{Join, Publish, Subscribe};
 
-const REFUSED: [(&str, Try); 62] = [
+const REFUSED: [(&str, Try); 65] = [
     // The events of others, and those that are nobody's.
     ("orders", Publish("ticket.created")),
     ("orders", Publish("ticket.updated")),
@@ -48,6 +48,9 @@ const REFUSED: [(&str, Try); 62] = [
     ("provisioner", Publish("$JS.API.STREAM.PURGE.TICKETS")),
     ("provisioner", Publish("$JS.API.STREAM.DELETE.TICKETS")),
     ("provisioner", Publish("$JS.API.STREAM.MSG.GET.TICKETS")),
+    ("provisioner", Publish("$JS.API.STREAM.CREATE.MINE")),
+    ("provisioner", Publish("$JS.API.CONSUMER.DURABLE.CREATE.TICKETS.mine")),
+    ("tickets", Publish("_INBOX_provisioner.one")),
     ("monitor", Publish("$JS.API.STREAM.PURGE.TICKETS")),
     ("monitor", Publish("$JS.API.STREAM.DELETE.TICKETS")),
     // Streams and consumers: whoever makes a consumer can read every stream.
@@ -88,7 +91,7 @@ const REFUSED: [(&str, Try); 62] = [
 ];
 
 /// Without these, refusing everything would do.
-const ALLOWED: [(&str, Try); 22] = [
+const ALLOWED: [(&str, Try); 23] = [
     ("tickets", Publish("ticket.created")),
     ("tickets", Publish("ticket.updated")),
     ("tickets", Publish("$JS.API.STREAM.INFO.TICKETS")),
@@ -98,6 +101,7 @@ const ALLOWED: [(&str, Try); 22] = [
     ("tickets", Publish("$JS.ACK._.account.ORDERS.tickets.1.1.1.1.0.token")),
     ("tickets", Subscribe("_INBOX_tickets.one")),
     ("tickets", Join("tickets.show", "tickets")),
+    ("tickets", Publish("_INBOX_orders.one")),
     ("orders", Publish("order.created")),
     ("orders", Publish("order.cancelled")),
     ("orders", Publish("order.completed")),
@@ -174,6 +178,34 @@ async fn nobody_may_do_more_than_his_work() -> Result<()> {
         }
     }
     ensure!(surprises.is_empty(), "{surprises:#?}");
+    Ok(())
+}
+
+/// Somebody who may not delete a stream asks tickets a question, and wants the answer to go to where streams are deleted.
+#[tokio::test]
+async fn a_question_cannot_have_tickets_do_what_the_asker_may_not() -> Result<()> {
+    let nats = Nats::start().await?;
+    provision(&nats.server(), 1).await?;
+    let mut tickets = Wire::user(&nats, "tickets").await?;
+    ensure!(tickets.errors("SUB tickets.show tickets 1\r\n").await?.is_empty());
+    let delete = "$JS.API.STREAM.DELETE.TICKETS";
+    ensure!(
+        Wire::user(&nats, "orders")
+            .await?
+            .errors(&format!("PUB tickets.show {delete} 2\r\n{{}}\r\n"))
+            .await?
+            .is_empty()
+    );
+    let mut question = String::new();
+    while !question.starts_with("MSG") {
+        question.clear();
+        ensure!(tickets.0.read_line(&mut question).await? > 0, "the question did not arrive");
+    }
+    ensure!(question.contains(delete), "{question}");
+
+    let errors = tickets.errors(&format!("PUB {delete} 0\r\n\r\n")).await?;
+    ensure!(errors.iter().any(|error| error.contains("Permissions Violation")), "{errors:?}");
+    async_nats::jetstream::new(nats.connect().await?).get_stream("TICKETS").await?;
     Ok(())
 }
 
