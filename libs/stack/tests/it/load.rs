@@ -1,7 +1,6 @@
 //! Users who do everything at once, and remember what they were told.
 
-use crate::records::Records;
-use crate::system::id;
+use crate::records::{Records, id};
 use anyhow::{Context, Result, ensure};
 use async_nats::jetstream;
 use futures::future::try_join_all;

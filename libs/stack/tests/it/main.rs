@@ -4,7 +4,6 @@
 
 mod closed_nats;
 mod closed_postgres;
-mod compose;
 mod containers;
 mod encrypted_nats;
 mod expiring;

@@ -91,6 +91,11 @@ async fn the_endpoint_is_shown_by_natss_own_tools() -> Result<()> {
 async fn without_an_answer_a_ticket_is_not_found_and_nobody_waits_long() -> Result<()> {
     let system = System::start(1, 1).await?;
     let buyer = system.buyer(0, "buyer");
+    eventually("tickets to answer questions", async || {
+        ensure!(!micro(&system, "PING").await?.is_empty());
+        anyhow::Ok(())
+    })
+    .await?;
     // Tickets says that there is none; tickets does not answer; tickets is not there; NATS is not there.
     order_nothing(&buyer).await?;
     system.tickets[0].signal(Signal::Stop).await?;

@@ -1,6 +1,5 @@
 //! What services have written, and where: in their databases and in the streams.
 
-use crate::system::id;
 use anyhow::{Context, Result, ensure};
 use async_nats::jetstream::{self, consumer};
 use futures::TryStreamExt;
@@ -107,4 +106,8 @@ async fn rows(database_url: &str, table: &str) -> Result<Vec<String>> {
 pub async fn count(database_url: &str, sql: &'static str) -> Result<i64> {
     let mut db = PgConnection::connect(database_url).await?;
     Ok(sqlx::query_scalar(sql).fetch_one(&mut db).await?)
+}
+
+pub fn id(body: &Value) -> Result<String> {
+    Ok(body["id"].as_str().with_context(|| format!("{body} has no id"))?.to_owned())
 }

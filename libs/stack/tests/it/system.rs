@@ -1,7 +1,8 @@
 //! Both services with replicas, their servers, and what is in them. What must be true of it: see `settled`.
 
+pub use crate::records::id;
 use crate::records::{PLACES, Records};
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 use futures::{StreamExt, TryStreamExt, stream};
 use serde_json::{Value, json};
 use stack::{Client, JWT_KEY, Nats, Postgres, Process, free_port, nats_url};
@@ -158,8 +159,4 @@ impl Deref for System {
     fn deref(&self) -> &Records {
         &self.records
     }
-}
-
-pub fn id(body: &Value) -> Result<String> {
-    Ok(body["id"].as_str().with_context(|| format!("{body} has no id"))?.to_owned())
 }

@@ -1,4 +1,15 @@
 //! `docker-compose.yml` as it is: whoever starts it has a system that sells tickets, and survives what people do to it.
+//! Apart from the other tests, because it begins with compiling, beside which nothing that looks at a clock can run.
+
+#![allow(clippy::disallowed_methods, reason = "tests look into tables, and publish what no relay would")]
+
+#[path = "../it/load.rs"]
+mod load;
+#[path = "../it/records.rs"]
+#[allow(dead_code, reason = "other tests look at more of them")]
+mod records;
+#[path = "../it/settled.rs"]
+mod settled;
 
 use crate::load::Load;
 use crate::records::Records;
