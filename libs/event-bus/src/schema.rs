@@ -35,8 +35,9 @@ impl Schema {
     pub(crate) async fn prepare(&self, db: &PgPool) -> anyhow::Result<()> {
         let db = single(PgConnectOptions::clone(&db.connect_options()));
         let prepared = async {
-            self.prepare_on(&db).await?;
-            Self::usable(&db).await
+            let lock = sqlx::query_scalar!("select pg_try_advisory_lock_shared(hashtext('migrate')) as \"free!\"");
+            ensure!(lock.fetch_one(&db).await?, "somebody is migrating it");
+            self.prepare_on(&db).await
         };
         let prepared = prepared.await;
         db.close().await;
@@ -53,30 +54,12 @@ impl Schema {
         Ok(())
     }
 
-    /// Whether the tables are there and the role of `db` may use them: grants come a moment after migrations.
-    async fn usable(db: &PgPool) -> anyhow::Result<()> {
-        let granted = sqlx::query_scalar!(
-            r#"
-            select bool_and(has_table_privilege(oid, 'select')) as "granted!" from pg_class
-            where relkind = 'r' and relowner = (select relowner from pg_class where oid = 'bus.outbox'::regclass)
-            "#
-        );
-        ensure!(granted.fetch_one(db).await?, "this role may not use all tables: run `migrate` with --database-role");
-        Ok(())
-    }
-
     /// The tables have to be up to date.
     async fn grant(&self, db: &PgPool, role: &str) -> anyhow::Result<()> {
         let role = format!("\"{}\"", role.replace('"', "\"\""));
         let grants = self.grants.concat().replace(":\"role\"", &role);
         let mut tx = db.begin().await?;
-        // Postgres refuses grants that come at once.
-        let statements = [
-            "select pg_advisory_xact_lock(hashtext('grants'))",
-            &format!("revoke all on all tables in schema public, bus from {role}"),
-            &grants,
-        ];
-        for sql in statements {
+        for sql in [format!("revoke all on all tables in schema public, bus from {role}"), grants] {
             #[expect(clippy::disallowed_methods, reason = "no query can be prepared that has a role in it")]
             sqlx::raw_sql(AssertSqlSafe(sql)).execute(&mut *tx).await?;
         }
@@ -97,6 +80,9 @@ pub async fn migrate(url: &str, schema: &Schema, role: Option<&str>, patience: D
         there.context("Postgres does not let us in")?.close().await?;
         let db = single(options.clone());
         let migrated = async {
+            // Until this connection ends: nobody takes tables for usable whose grants are yet to come, and Postgres refuses
+            // grants that come at once.
+            sqlx::query!("select pg_advisory_lock(hashtext('migrate'))").execute(&db).await?;
             schema.prepare_on(&db).await?;
             match role {
                 Some(role) => schema.grant(&db, role).await.with_context(|| format!("granting to {role}")),
