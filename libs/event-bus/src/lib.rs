@@ -238,11 +238,7 @@ impl Bus {
 
     /// Asked before anything that would wait for NATS while it holds something.
     fn connected(&self) -> anyhow::Result<()> {
-        anyhow::ensure!(
-            self.nats.connection_state() == async_nats::connection::State::Connected,
-            "NATS is not connected"
-        );
-        Ok(())
+        nats::connected(&self.nats)
     }
 }
 

@@ -1,6 +1,7 @@
 //! The connection to NATS.
 
 use anyhow::{Context, ensure};
+use async_nats::connection::State;
 use async_nats::{Client, ConnectOptions, Event, ServerAddr};
 use percent_encoding::percent_decode_str;
 use std::path::PathBuf;
@@ -61,4 +62,10 @@ pub(crate) async fn connect(settings: &NatsSettings, service: &str, client: &str
         .connect(servers)
         .await
         .context("cannot set up the NATS client")
+}
+
+/// Whether requests would reach a server, or wait for one.
+pub(crate) fn connected(nats: &Client) -> anyhow::Result<()> {
+    ensure!(nats.connection_state() == State::Connected, "NATS is not connected");
+    Ok(())
 }

@@ -6,7 +6,6 @@ use crate::nats::{self, NatsSettings};
 use crate::retry::patiently;
 use anyhow::{Context, bail, ensure};
 use async_nats::Client;
-use async_nats::connection::State;
 use bytes::Bytes;
 use serde_json::{Map, Value, json};
 use std::time::Duration;
@@ -50,8 +49,7 @@ const ANSWER: Duration = Duration::from_secs(3);
 pub async fn provision(settings: &NatsSettings, patience: Duration) -> anyhow::Result<()> {
     let nats = nats::connect(settings, "provisioner", "provisioner").await?;
     let provision = async || {
-        // Whatever is asked before would wait.
-        ensure!(nats.connection_state() == State::Connected, "NATS is not connected");
+        nats::connected(&nats)?;
         self::ensure(&nats, settings.stream_replicas, Drift::Mend).await
     };
     patiently(patience, "provisioning streams and consumers", |_| true, provision).await

@@ -17,9 +17,9 @@ use crate::telemetry;
 /// Runs a service until SIGTERM or SIGINT, then stops it within the configured grace. Or does one of the tasks around it:
 /// `migrate` brings its database to `schema`, `provision` the streams to their files, `health` asks whether it can serve.
 ///
-/// The exit code is 0 after a clean stop or a task that is done; 130 or 143 if a second signal came while stopping, which ends the process at
-/// once; 2 if the configuration is wrong; 1 if it could not start, did not stop in time, or if a part of it ended by
-/// itself.
+/// The exit code is 0 after a clean stop or a task that is done; 130 or 143 if a second signal came while stopping, which
+/// ends the process at once; 2 if the configuration is wrong; 1 if it could not start, did not stop in time, if a part of
+/// it ended by itself, or if a task failed.
 pub fn main<C, F>(args: impl IntoIterator<Item = OsString>, schema: &Schema, start: fn(C) -> F) -> ExitCode
 where
     C: Parser + AsRef<Config>,

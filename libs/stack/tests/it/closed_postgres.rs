@@ -51,6 +51,16 @@ async fn migrated() -> Result<Postgres> {
     Ok(postgres)
 }
 
+/// The service, as its own role.
+fn spawn_tickets(postgres: &Postgres) -> Result<Process> {
+    let env = [
+        ("DATABASE_URL", postgres.url("tickets", "tickets")),
+        ("NATS_URL", format!("127.0.0.1:{}", free_port())),
+        ("JWT_KEY", JWT_KEY.to_owned()),
+    ];
+    Process::spawn(Path::new(env!("CARGO_BIN_EXE_stack")), "tickets", env)
+}
+
 /// The state that Postgres answers with.
 fn state(error: &sqlx::Error) -> Option<String> {
     Some(error.as_database_error()?.code()?.into_owned())
@@ -108,12 +118,7 @@ async fn a_forgotten_session_of_a_service_ends_by_itself() -> Result<()> {
 #[tokio::test]
 async fn a_service_that_is_started_too_early_says_what_is_missing_and_becomes_ready_when_it_is_there() -> Result<()> {
     let postgres = Postgres::start().await?;
-    let env = [
-        ("DATABASE_URL", postgres.url("tickets", "tickets")),
-        ("NATS_URL", format!("127.0.0.1:{}", free_port())),
-        ("JWT_KEY", JWT_KEY.to_owned()),
-    ];
-    let mut tickets = Process::spawn(Path::new(env!("CARGO_BIN_EXE_stack")), "tickets", env)?;
+    let mut tickets = spawn_tickets(&postgres)?;
     eventually("the advice", async || tickets.logs().contains("run the service's command `migrate` as its owner"))
         .await?;
     tickets.client().get("/healthz").await?.expect(200)?;
@@ -128,12 +133,7 @@ async fn a_service_is_not_ready_while_somebody_migrates() -> Result<()> {
     let postgres = migrated().await?;
     let mut owner = PgConnection::connect(&postgres.url("tickets_owner", "tickets")).await?;
     owner.execute("select pg_advisory_lock(hashtext('migrate'))").await?;
-    let env = [
-        ("DATABASE_URL", postgres.url("tickets", "tickets")),
-        ("NATS_URL", format!("127.0.0.1:{}", free_port())),
-        ("JWT_KEY", JWT_KEY.to_owned()),
-    ];
-    let mut tickets = Process::spawn(Path::new(env!("CARGO_BIN_EXE_stack")), "tickets", env)?;
+    let mut tickets = spawn_tickets(&postgres)?;
     eventually("the reason", async || tickets.logs().contains("somebody is migrating it")).await?;
     tickets.client().get("/readyz").await?.expect(503)?;
     drop(owner);
