@@ -44,7 +44,7 @@ fn main() -> ExitCode {
 
 /// Nothing but the tables of the bus.
 fn schema() -> Schema {
-    Schema::new(Migrator::DEFAULT, "")
+    Schema::new("hello", Migrator::DEFAULT, "")
 }
 
 async fn start(config: HelloConfig) -> anyhow::Result<Running> {

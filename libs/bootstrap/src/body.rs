@@ -4,6 +4,7 @@
 //! `1e999`, which no float holds), and an unknown field can neither be wrong nor deep enough to overflow a stack.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use axum::body::{Body, Bytes, HttpBody as _};
@@ -12,8 +13,10 @@ use axum::http::{HeaderMap, header};
 use futures::StreamExt as _;
 use serde::de::IgnoredAny;
 use serde_json::value::RawValue;
+use tokio::time::timeout;
 
 use crate::error::ApiError;
+use crate::http::{Bodies, Charge, Receiving};
 
 /// Bytes a body may have: Express's `100kb`.
 pub const LIMIT: usize = 100 * 1024;
@@ -99,19 +102,27 @@ fn is_json(headers: &HeaderMap) -> bool {
     declared.split(';').next().is_some_and(|essence| essence.trim().eq_ignore_ascii_case("application/json"))
 }
 
-/// The whole body, within its limits of size and time.
-pub(crate) async fn receive(headers: &HeaderMap, body: Body) -> Result<Vec<u8>, ApiError> {
-    tokio::time::timeout(TIME, read(headers, body)).await.map_err(|_| ApiError::TooSlow)?
+/// The whole body, within its limits of size and time, and those of all bodies together.
+pub(crate) async fn receive(
+    bodies: &Arc<Bodies>,
+    headers: &HeaderMap,
+    body: Body,
+) -> Result<(Vec<u8>, Charge), ApiError> {
+    let receiving = bodies.begin();
+    tokio::select! {
+        read = timeout(TIME, read(&receiving, headers, body)) => read.map_err(|_| ApiError::TooSlow)??,
+        () = receiving.given_up() => return Err(ApiError::TooSlow),
+    }
+    receiving.finish()
 }
 
-async fn read(headers: &HeaderMap, body: Body) -> Result<Vec<u8>, ApiError> {
+async fn read(receiving: &Receiving, headers: &HeaderMap, body: Body) -> Result<(), ApiError> {
     let announced = body.size_hint().lower();
     let mut too_large = announced > LIMIT as u64;
     // This client waits for our word before it sends anything.
     if too_large && headers.contains_key(header::EXPECT) {
         return Err(ApiError::TooLarge);
     }
-    let mut bytes = Vec::new();
     let mut received = 0;
     let mut chunks = body.into_data_stream();
     while let Some(chunk) = chunks.next().await {
@@ -123,10 +134,10 @@ async fn read(headers: &HeaderMap, body: Body) -> Result<Vec<u8>, ApiError> {
             break;
         }
         if !too_large {
-            bytes.extend_from_slice(&chunk);
+            receiving.append(&chunk)?;
         }
     }
-    if too_large { Err(ApiError::TooLarge) } else { Ok(bytes) }
+    if too_large { Err(ApiError::TooLarge) } else { Ok(()) }
 }
 
 #[cfg(test)]
@@ -209,7 +220,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_body_that_never_ends_is_given_up() {
         let endless = futures::stream::pending::<Result<Vec<u8>, std::io::Error>>();
-        let received = receive(&HeaderMap::new(), Body::from_stream(endless)).await;
+        let received = receive(&Bodies::new(LIMIT), &HeaderMap::new(), Body::from_stream(endless)).await;
         assert!(matches!(received, Err(ApiError::TooSlow)));
     }
 }

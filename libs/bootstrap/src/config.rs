@@ -11,6 +11,7 @@ use clap::builder::{BoolishValueParser, Resettable};
 use clap::{Arg, ArgAction, Args, Command, FromArgMatches as _, Parser, Subcommand as _};
 use tracing_subscriber::EnvFilter;
 
+use crate::body;
 use crate::task::Task;
 use crate::telemetry::LogFormat;
 
@@ -54,6 +55,14 @@ pub struct Config {
     /// Requests worked on at once; any more are answered 503 without waiting
     #[arg(long, env, default_value = "1024")]
     pub max_requests: NonZeroUsize,
+
+    /// Connections open at once, more than requests; for one more, the one that is idle longest is closed
+    #[arg(long, env, default_value = "1536")]
+    pub max_connections: NonZeroUsize,
+
+    /// Bytes of request bodies held at once, over all connections; for more, the oldest unfinished one is answered 408: 4MiB
+    #[arg(long, env, default_value = "4MiB", value_parser = max_body_bytes)]
+    pub max_body_bytes: usize,
 
     /// Time to finish requests and background work after SIGTERM: 20s, 500ms, 1m
     #[arg(long, env, default_value = "20s", value_parser = duration)]
@@ -195,6 +204,24 @@ pub fn duration(text: &str) -> Result<Duration, String> {
     number.checked_mul(milliseconds).map(Duration::from_millis).ok_or_else(|| "too long".to_owned())
 }
 
+/// A number of bytes, or a number with its unit: `KiB` or `MiB`. One body of any allowed size has to fit.
+fn max_body_bytes(text: &str) -> Result<usize, String> {
+    let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    let (number, unit) = text.split_at(digits);
+    let factor = match unit {
+        "" => 1,
+        "KiB" => 1024,
+        "MiB" => 1024 * 1024,
+        _ => return Err("expected a number of bytes, KiB or MiB, as in 8MiB".to_owned()),
+    };
+    let number: usize = number.parse().map_err(|_| "expected a number and a unit, as in 8MiB".to_owned())?;
+    let bytes = number.checked_mul(factor).ok_or("too many")?;
+    if bytes < body::LIMIT {
+        return Err(format!("at least {} bytes, the size of one body", body::LIMIT));
+    }
+    Ok(bytes)
+}
+
 /// Written by hand so that no secret ever reaches a log.
 impl fmt::Debug for Config {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -208,6 +235,8 @@ impl fmt::Debug for Config {
             .field("jwt", &self.jwt)
             .field("request_timeout", &self.request_timeout)
             .field("max_requests", &self.max_requests)
+            .field("max_connections", &self.max_connections)
+            .field("max_body_bytes", &self.max_body_bytes)
             .field("stop_grace", &self.stop_grace)
             .field("log", &self.log.filter)
             .finish()
@@ -278,6 +307,16 @@ mod tests {
         assert_eq!(duration("15m"), Ok(Duration::from_mins(15)));
         for bad in ["", "s", "-1s", "1.5s", "1 s", "1d", "99999999999999999h"] {
             assert!(duration(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn sizes_have_units() {
+        for (text, expected) in [("8MiB", 8_388_608), ("100KiB", 102_400), ("102400", 102_400)] {
+            assert_eq!(max_body_bytes(text), Ok(expected), "{text}");
+        }
+        for bad in ["", "MiB", "-1", "1.5MiB", "16MB", "102399", "99999999999999999999", "99999999999999999MiB"] {
+            assert!(max_body_bytes(bad).is_err(), "{bad}");
         }
     }
 

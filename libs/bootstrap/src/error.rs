@@ -6,7 +6,10 @@ use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use event_bus::postgres::is_outage;
 use serde::Serialize;
+use std::fmt::Display;
 use tracing::{error, warn};
+
+use crate::telemetry::Throttle;
 
 /// Why a request was not answered with success. The display text is the message the client reads.
 #[derive(Debug, thiserror::Error)]
@@ -118,19 +121,26 @@ impl From<QueryRejection> for ApiError {
 impl From<sqlx::Error> for ApiError {
     fn from(cause: sqlx::Error) -> Self {
         if is_outage(&cause) {
-            warn!(error = %cause, "Postgres is unavailable");
-            return Self::Unavailable;
+            return unavailable(&cause);
         }
         Self::Internal(cause.into())
     }
+}
+
+/// Logged when it begins and once a minute while it goes on, not for every request.
+fn unavailable(cause: &dyn Display) -> ApiError {
+    static LOG: Throttle = Throttle::new();
+    if let Some(unlogged) = LOG.pass() {
+        warn!(error = %cause, unlogged, "Postgres is unavailable");
+    }
+    ApiError::Unavailable
 }
 
 /// An outage of Postgres stays one under any context that was wrapped around it.
 impl From<anyhow::Error> for ApiError {
     fn from(cause: anyhow::Error) -> Self {
         if cause.chain().filter_map(|error| error.downcast_ref()).any(is_outage) {
-            warn!(error = format!("{cause:#}"), "Postgres is unavailable");
-            return Self::Unavailable;
+            return unavailable(&format!("{cause:#}"));
         }
         Self::Internal(cause)
     }

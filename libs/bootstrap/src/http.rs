@@ -7,14 +7,22 @@
 //!   half-way. Only a handler that takes longer than the request timeout is ended; its client is answered 503.
 //! - A panic is answered 500 and logged, and ends nothing else.
 //! - More than `max_requests` handlers at once: 503 at once, without waiting.
+//! - What slow clients can hold is bounded: the connections, the bytes of request bodies, the pages of lists. The client
+//!   that has done nothing for longest makes room for others.
 //! - `x-request-id` is taken over or made up, is in every log line of the request, and returned.
 //!
 //! What hyper cannot parse as HTTP at all (400, 414, 431) it answers itself, with no body.
 
+mod bodies;
+mod connections;
 mod dispatch;
 mod health;
+mod pages;
+mod patient;
 mod server;
 
-pub(crate) use dispatch::{Dispatch, panic_message};
+pub(crate) use bodies::{Bodies, Charge, Receiving};
+pub(crate) use connections::Connection;
+pub(crate) use dispatch::{Dispatch, Limits};
 pub(crate) use health::Health;
-pub(crate) use server::serve;
+pub(crate) use server::{listen, serve};

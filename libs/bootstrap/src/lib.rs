@@ -19,11 +19,12 @@
 //! It guarantees that
 //! - every answer that is not 2xx carries `{"errors":[{"message","field"?}]}`, whoever made it;
 //! - a request that was begun is finished, even if its client hangs up;
+//! - clients that send or read slowly, however many, hold a bounded amount of memory and keep out nobody;
 //! - a service stops in order: not ready, no new connections, last request answered, background tasks, connections;
 //! - a background task that ends by itself ends the process with a non-zero code.
 //!
 //! It knows nothing of tickets, orders or NATS, and of the bus no more than when it is ready and how it is closed.
-//! Read [`run`], then [`http`], [`error`], [`body`], [`identity`].
+//! Read [`run`], then [`http`], [`error`], [`body`], [`list`], [`identity`].
 
 #![warn(missing_docs)]
 
@@ -32,7 +33,7 @@ pub mod config;
 pub mod error;
 pub mod http;
 pub mod identity;
-mod page;
+pub mod list;
 pub mod run;
 mod task;
 pub mod telemetry;
@@ -41,5 +42,5 @@ pub use body::{Field, JsonBody};
 pub use config::Config;
 pub use error::{ApiError, FieldError};
 pub use identity::{Caller, Keys, User};
-pub use page::Page;
+pub use list::List;
 pub use run::{Running, Service, main};

@@ -13,7 +13,6 @@ use anyhow::{Context as _, anyhow};
 use axum::Router;
 use event_bus::Bus;
 use futures::FutureExt as _;
-use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info};
@@ -45,16 +44,18 @@ impl Service {
     {
         let task = AssertUnwindSafe(task(self.background.stop.clone())).catch_unwind();
         self.background.tasks.spawn(async move {
-            let result = task.await.unwrap_or_else(|panic| Err(anyhow!("panicked: {}", http::panic_message(&*panic))));
+            let result =
+                task.await.unwrap_or_else(|panic| Err(anyhow!("panicked: {}", event_bus::panic_message(&*panic))));
             (name, result)
         });
     }
 
     /// Listens and serves. Needs neither Postgres nor NATS: until `bus` is ready, `/readyz` is 503. It is closed at the
     /// end.
+    #[expect(clippy::unused_async, reason = "it spawns, and so is called within a runtime")]
     pub async fn run(self, routes: Router, bus: Bus) -> anyhow::Result<Running> {
         let address = self.config.http_addr;
-        let listener = TcpListener::bind(address).await.with_context(|| format!("cannot listen on {address}"))?;
+        let listener = http::listen(address).with_context(|| format!("cannot listen on {address}"))?;
         let address = listener.local_addr()?;
         let stop = CancellationToken::new();
         let health = Health { bus: bus.clone(), stop: stop.clone() };

@@ -2,7 +2,8 @@
 //! Metrics: counted anywhere with the `metrics` crate, read at `/metrics` in the text format of Prometheus.
 
 use std::io::IsTerminal as _;
-use std::sync::LazyLock;
+use std::sync::{LazyLock, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
@@ -29,6 +30,28 @@ pub fn init(format: LogFormat, filter: &str) -> anyhow::Result<()> {
         LogFormat::Json => lines.json().flatten_event(true).with_current_span(true).with_span_list(false).try_init(),
     };
     Ok(())
+}
+
+/// Lets a log line through once a minute, and counts those that it does not.
+pub(crate) struct Throttle(Mutex<(Option<Instant>, u64)>);
+
+impl Throttle {
+    pub(crate) const fn new() -> Self {
+        Self(Mutex::new((None, 0)))
+    }
+
+    /// How many lines were not logged since the last one, if it is time for the next.
+    pub(crate) fn pass(&self) -> Option<u64> {
+        const PERIOD: Duration = Duration::from_mins(1);
+        let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let (last, unlogged) = &mut *state;
+        if last.is_some_and(|last| last.elapsed() < PERIOD) {
+            *unlogged += 1;
+            return None;
+        }
+        *last = Some(Instant::now());
+        Some(std::mem::take(unlogged))
+    }
 }
 
 /// What the whole process has counted so far: tests start several services in one.

@@ -3,24 +3,19 @@
 use crate::Id;
 use serde::{Deserialize, Deserializer, de::DeserializeOwned};
 
-/// One stream's events. An enum with a variant per subject implements it.
+/// What a reader needs of the events of one stream.
 ///
-/// The body on the wire is the snapshot alone, as JSON; the subject says what happened. Readers ignore unknown fields.
+/// The body on the wire is the snapshot alone, as JSON; the subject says what happened. A reader that needs only some of
+/// the fields has a type of its own with these fields. It ignores all others, whether it knows them or not.
 pub trait Event: Sized + Send + Sync + 'static {
     /// The JetStream stream that holds these events, and nothing else.
     const STREAM: &'static str;
-
-    /// What happened, for example `ticket.created`; also the NATS subject.
-    fn subject(&self) -> &'static str;
 
     /// What it happened to. Events of one aggregate stay in version order.
     fn aggregate_id(&self) -> Id;
 
     /// The version of the aggregate that this event announces, from 0. One event per version.
     fn version(&self) -> i64;
-
-    /// The body, as JSON.
-    fn encode(&self) -> String;
 
     /// The event that `subject` and `body` stand for.
     fn decode(subject: &str, body: &[u8]) -> Result<Self, DecodeError>;
@@ -31,13 +26,22 @@ pub trait Event: Sized + Send + Sync + 'static {
     }
 }
 
+/// An event that a service of ours publishes: an enum with a variant per subject, each with the whole snapshot.
+pub trait Publish: Event {
+    /// What happened, for example `ticket.created`; also the NATS subject.
+    fn subject(&self) -> &'static str;
+
+    /// The body, as JSON, with every field of the contract.
+    fn encode(&self) -> String;
+}
+
 /// Why bytes are not an event. Trying again cannot help.
 #[derive(Debug, thiserror::Error)]
 pub enum DecodeError {
-    /// The stream carries a subject its enum has no variant for.
+    /// The stream carries a subject that its reader does not know.
     #[error("no event has the subject {0:?}")]
     UnknownSubject(String),
-    /// The body is not JSON, or not of the event's shape.
+    /// The body is not JSON, or a field that the reader needs is missing or malformed.
     #[error("the body is not the JSON of this event: {0}")]
     Body(#[from] serde_json::Error),
 }

@@ -8,7 +8,8 @@ use std::time::{SystemTime, UNIX_EPOCH};
 /// The id of a ticket or an order: 12 bytes, written as 24 lower-case hex digits.
 ///
 /// Four bytes of Unix seconds, five that are random per process, three that count. Ids of one process rise strictly,
-/// whatever its clock does, so listing by id lists in order of creation.
+/// whatever its clock does. Ids of several processes, or of one before and after its restart, rise only as their clocks do:
+/// the order of creation is what Postgres says, not the order of ids.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Id([u8; 12]);
 

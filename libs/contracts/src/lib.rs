@@ -17,10 +17,10 @@ pub mod ticket;
 mod timestamp;
 
 pub use endpoint::Endpoint;
-pub use event::{DecodeError, Event};
+pub use event::{DecodeError, Event, Publish};
 pub use id::{Id, MalformedId};
 pub use neighbours::{ExpirationEvent, PaymentEvent};
-pub use order::OrderEvent;
+pub use order::{OrderChange, OrderEvent};
 pub use price::{InvalidPrice, Price};
 pub use ticket::TicketEvent;
 pub use timestamp::Timestamp;

@@ -4,7 +4,7 @@
 
 use crate::Id;
 use crate::event::{self, DecodeError, Event};
-use serde::{Deserialize, Serialize};
+use serde::Deserialize;
 
 /// What a payments service says.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -14,23 +14,20 @@ pub enum PaymentEvent {
 }
 
 /// A payment.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Payment {
     /// The payment.
     pub id: Id,
     /// The order it pays.
     pub order_id: Id,
-    /// The payment provider's name for it.
+    /// The payment provider's name for it; empty where a publisher leaves it out.
+    #[serde(default)]
     pub stripe_id: String,
 }
 
 impl Event for PaymentEvent {
     const STREAM: &'static str = "PAYMENTS";
-
-    fn subject(&self) -> &'static str {
-        "payment.created"
-    }
 
     fn aggregate_id(&self) -> Id {
         let Self::Created(payment) = self;
@@ -39,11 +36,6 @@ impl Event for PaymentEvent {
 
     fn version(&self) -> i64 {
         0
-    }
-
-    fn encode(&self) -> String {
-        let Self::Created(payment) = self;
-        event::json(payment)
     }
 
     fn decode(subject: &str, body: &[u8]) -> Result<Self, DecodeError> {
@@ -62,7 +54,7 @@ pub enum ExpirationEvent {
 }
 
 /// The end of an order's time.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Expiration {
     /// The order whose time is over.
@@ -72,10 +64,6 @@ pub struct Expiration {
 impl Event for ExpirationEvent {
     const STREAM: &'static str = "EXPIRATION";
 
-    fn subject(&self) -> &'static str {
-        "expiration.complete"
-    }
-
     fn aggregate_id(&self) -> Id {
         let Self::Complete(expiration) = self;
         expiration.order_id
@@ -83,11 +71,6 @@ impl Event for ExpirationEvent {
 
     fn version(&self) -> i64 {
         0
-    }
-
-    fn encode(&self) -> String {
-        let Self::Complete(expiration) = self;
-        event::json(expiration)
     }
 
     fn decode(subject: &str, body: &[u8]) -> Result<Self, DecodeError> {

@@ -1,6 +1,6 @@
 //! Events of the orders service: stream `ORDERS`.
 
-use crate::event::{self, DecodeError, Event};
+use crate::event::{self, DecodeError, Event, Publish};
 use crate::{Id, Price, Timestamp};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use std::borrow::Cow;
@@ -48,6 +48,31 @@ pub struct OrderedTicket {
     pub version: i64,
     /// Numbers the orders of this ticket: 1, 2, 3 … A fencing token: what belongs to a lower number is history.
     /// 0 where an older publisher does not say.
+    #[serde(default, deserialize_with = "event::version")]
+    pub reservation: i64,
+}
+
+/// What an event of [`OrderEvent`]'s stream means to the order's ticket: all that the tickets service reads of it.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+pub struct OrderChange {
+    /// The order.
+    pub id: Id,
+    /// Counts saved changes, from 0.
+    #[serde(deserialize_with = "event::version")]
+    pub version: i64,
+    /// The ticket that was ordered.
+    pub ticket: ReservedTicket,
+    /// Whether the order holds its ticket from this version on. The subject says it.
+    #[serde(skip)]
+    pub holds_ticket: bool,
+}
+
+/// A ticket, and which of its orders this one is.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+pub struct ReservedTicket {
+    /// The ticket.
+    pub id: Id,
+    /// See [`OrderedTicket::reservation`].
     #[serde(default, deserialize_with = "event::version")]
     pub reservation: i64,
 }
@@ -115,24 +140,12 @@ impl OrderEvent {
 impl Event for OrderEvent {
     const STREAM: &'static str = "ORDERS";
 
-    fn subject(&self) -> &'static str {
-        match self {
-            Self::Created(_) => "order.created",
-            Self::Cancelled(_) => "order.cancelled",
-            Self::Completed(_) => "order.completed",
-        }
-    }
-
     fn aggregate_id(&self) -> Id {
         self.snapshot().id
     }
 
     fn version(&self) -> i64 {
         self.snapshot().version
-    }
-
-    fn encode(&self) -> String {
-        event::json(self.snapshot())
     }
 
     fn decode(subject: &str, body: &[u8]) -> Result<Self, DecodeError> {
@@ -142,5 +155,40 @@ impl Event for OrderEvent {
             "order.completed" => event::body(body).map(Self::Completed),
             unknown => Err(DecodeError::UnknownSubject(unknown.to_owned())),
         }
+    }
+}
+
+impl Publish for OrderEvent {
+    fn subject(&self) -> &'static str {
+        match self {
+            Self::Created(_) => "order.created",
+            Self::Cancelled(_) => "order.cancelled",
+            Self::Completed(_) => "order.completed",
+        }
+    }
+
+    fn encode(&self) -> String {
+        event::json(self.snapshot())
+    }
+}
+
+impl Event for OrderChange {
+    const STREAM: &'static str = OrderEvent::STREAM;
+
+    fn aggregate_id(&self) -> Id {
+        self.id
+    }
+
+    fn version(&self) -> i64 {
+        self.version
+    }
+
+    fn decode(subject: &str, body: &[u8]) -> Result<Self, DecodeError> {
+        let holds_ticket = match subject {
+            "order.created" | "order.completed" => true,
+            "order.cancelled" => false,
+            unknown => return Err(DecodeError::UnknownSubject(unknown.to_owned())),
+        };
+        Ok(Self { holds_ticket, ..event::body(body)? })
     }
 }

@@ -1,6 +1,6 @@
 //! Events of the tickets service: stream `TICKETS`.
 
-use crate::event::{self, DecodeError, Event};
+use crate::event::{self, DecodeError, Event, Publish};
 use crate::{Id, Price};
 use serde::{Deserialize, Serialize};
 
@@ -26,7 +26,8 @@ pub struct TicketSnapshot {
     pub title: String,
     /// What it costs.
     pub price: Price,
-    /// Its owner.
+    /// Its owner. Readers do not need it: empty where a publisher leaves it out.
+    #[serde(default)]
     pub user_id: String,
     /// The order that holds it; absent while it is free.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -45,13 +46,6 @@ impl TicketEvent {
 impl Event for TicketEvent {
     const STREAM: &'static str = "TICKETS";
 
-    fn subject(&self) -> &'static str {
-        match self {
-            Self::Created(_) => "ticket.created",
-            Self::Updated(_) => "ticket.updated",
-        }
-    }
-
     fn aggregate_id(&self) -> Id {
         self.snapshot().id
     }
@@ -60,15 +54,24 @@ impl Event for TicketEvent {
         self.snapshot().version
     }
 
-    fn encode(&self) -> String {
-        event::json(self.snapshot())
-    }
-
     fn decode(subject: &str, body: &[u8]) -> Result<Self, DecodeError> {
         match subject {
             "ticket.created" => event::body(body).map(Self::Created),
             "ticket.updated" => event::body(body).map(Self::Updated),
             unknown => Err(DecodeError::UnknownSubject(unknown.to_owned())),
         }
+    }
+}
+
+impl Publish for TicketEvent {
+    fn subject(&self) -> &'static str {
+        match self {
+            Self::Created(_) => "ticket.created",
+            Self::Updated(_) => "ticket.updated",
+        }
+    }
+
+    fn encode(&self) -> String {
+        event::json(self.snapshot())
     }
 }

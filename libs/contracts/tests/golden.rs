@@ -2,14 +2,14 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-use contracts::{DecodeError, Event, ExpirationEvent, OrderEvent, PaymentEvent, TicketEvent};
+use contracts::{DecodeError, Event, ExpirationEvent, OrderChange, OrderEvent, PaymentEvent, Publish, TicketEvent};
 
 fn golden(name: &str) -> String {
     let path = format!("{}/golden/{name}.json", env!("CARGO_MANIFEST_DIR"));
     std::fs::read_to_string(path).unwrap().trim_end().to_owned()
 }
 
-fn survives<E: Event>(subject: &str, file: &str) -> E {
+fn survives<E: Publish>(subject: &str, file: &str) -> E {
     let json = golden(file);
     let event = E::decode(subject, json.as_bytes()).unwrap();
     assert_eq!(event.subject(), subject);
@@ -26,8 +26,19 @@ fn every_event_is_written_as_its_golden_file() {
     survives::<OrderEvent>("order.created", "order.created");
     survives::<OrderEvent>("order.cancelled", "order.cancelled");
     survives::<OrderEvent>("order.completed", "order.completed");
-    survives::<PaymentEvent>("payment.created", "payment.created");
-    survives::<ExpirationEvent>("expiration.complete", "expiration.complete");
+}
+
+#[test]
+fn every_event_of_a_neighbour_is_read_from_its_golden_file() {
+    let body = golden("payment.created");
+    let PaymentEvent::Created(payment) = PaymentEvent::decode("payment.created", body.as_bytes()).unwrap();
+    let (id, order_id) = (payment.id.to_string(), payment.order_id.to_string());
+    assert_eq!([id.as_str(), &order_id], ["5f2b18a3e41d0c0012abcd03", "5f2b18a3e41d0c0012abcd01"]);
+    assert_eq!(payment.stripe_id, "ch_1");
+    let body = golden("expiration.complete");
+    let ExpirationEvent::Complete(expiration) =
+        ExpirationEvent::decode("expiration.complete", body.as_bytes()).unwrap();
+    assert_eq!(expiration.order_id.to_string(), "5f2b18a3e41d0c0012abcd01");
 }
 
 #[test]
@@ -87,6 +98,9 @@ fn what_is_not_an_order_event_is_told_why() {
         for subject in ["order.created", "order.cancelled", "order.completed"] {
             let error = OrderEvent::decode(subject, garbage.as_bytes()).unwrap_err();
             assert!(matches!(error, DecodeError::Body(_)), "{garbage}: {error}");
+            // What tickets do not use cannot be malformed.
+            let used = was.contains("reservation") || was.contains(r#""version":0"#);
+            assert_eq!(OrderChange::decode(subject, garbage.as_bytes()).is_err(), used, "{garbage}");
         }
     }
     let unknown = json.replace(r#""status":"created""#, r#""status":"expired""#);

@@ -6,13 +6,13 @@ use async_nats::jetstream::Message;
 use serde_json::{Map, Value};
 use sqlx::PgConnection;
 
-/// Deliveries after which an event that its handler refuses becomes a dead letter.
+/// Failed attempts after which an event becomes a dead letter.
 const ATTEMPTS: i32 = 5;
 
 /// Whether a message is finished with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Verdict {
-    /// It will be tried again: this was its `attempts`-th refusal.
+    /// It will be tried again: this was its `attempts`-th failed attempt.
     Retry { attempts: u32 },
     /// It is safely a dead letter.
     Dead,
@@ -21,23 +21,31 @@ pub(crate) enum Verdict {
 }
 
 /// A message that was not applied, and why.
-pub(crate) struct Refusal<'a> {
+pub(crate) struct FailedAttempt<'a> {
     pub(crate) message: &'a Message,
     /// The event's id; for what is no event, what its publisher called it.
     pub(crate) event_id: Option<String>,
     pub(crate) error: String,
-    /// Trying again cannot help.
-    pub(crate) hopeless: bool,
+    /// Whether trying again can help.
+    pub(crate) retryable: bool,
 }
 
-/// Records a refusal.
-pub(crate) async fn refuse(db: &mut PgConnection, refusal: &Refusal<'_>) -> anyhow::Result<Verdict> {
-    let Refusal { message, event_id, error, hopeless } = refusal;
+/// Events that a handler has just applied, in the same order in all three.
+pub(crate) struct Applied {
+    pub(crate) aggregates: Vec<String>,
+    pub(crate) versions: Vec<i64>,
+    /// Where their messages are in the stream.
+    pub(crate) seqs: Vec<i64>,
+}
+
+/// Records a failed attempt.
+pub(crate) async fn record(db: &mut PgConnection, attempt: &FailedAttempt<'_>) -> anyhow::Result<Verdict> {
+    let FailedAttempt { message, event_id, error, retryable } = attempt;
     let info = message.info().map_err(|error| anyhow!("not a JetStream message: {error}"))?;
     // A publisher may call its garbage anything; only ids of ours are compared, and fit into an index.
     let key = event_id.as_deref().and_then(crate::split_event_id);
     let event_id = key.is_some().then_some(event_id.as_deref()).flatten();
-    let refused = sqlx::query!(
+    let recorded = sqlx::query!(
         r#"
         insert into bus.dead_letters as letter
             (stream, consumer, seq, published_at, subject, event_id, aggregate_id, version, payload, headers, error,
@@ -63,36 +71,33 @@ pub(crate) async fn refuse(db: &mut PgConnection, refusal: &Refusal<'_>) -> anyh
         &message.payload[..],
         headers(message.headers.as_ref()),
         storable(error),
-        *hopeless,
+        !retryable,
         ATTEMPTS,
     )
     .fetch_one(db)
     .await?;
-    Ok(match refused.status.as_str() {
-        "retrying" => Verdict::Retry { attempts: u32::try_from(refused.attempts)? },
+    Ok(match recorded.status.as_str() {
+        "retrying" => Verdict::Retry { attempts: u32::try_from(recorded.attempts)? },
         "superseded" => Verdict::Superseded,
         _ => Verdict::Dead,
     })
 }
 
-/// Closes what the events just applied by `consumer` make pointless: the record of their own refusals, and dead letters
-/// of the same aggregates with an older version.
+/// Closes what the events just applied by `consumer` make pointless: the records of their own failed attempts, and dead
+/// letters of the same aggregates with an older version.
 ///
 /// Runs as the last statement of their transaction, and so also finds out a handler that went on after an error:
 /// Postgres refuses it then, where it would accept a COMMIT and quietly roll back.
-pub(crate) async fn supersede(db: &mut PgConnection, consumer: &str, applied: &[(String, i64)]) -> sqlx::Result<()> {
-    let (ids, versions): (Vec<&str>, Vec<i64>) = applied.iter().map(|(id, version)| (id.as_str(), *version)).unzip();
-    sqlx::query!(
-        "update bus.dead_letters as letter set status = 'superseded', updated_at = now()
-         from unnest($2::text[], $3::bigint[]) as applied (aggregate_id, version)
-         where letter.consumer = $1 and letter.aggregate_id = applied.aggregate_id and letter.status <> 'superseded'
-           and (letter.version < applied.version or letter.version = applied.version and letter.status = 'retrying')",
-        consumer,
-        &ids as _,
-        &versions,
-    )
-    .execute(db)
-    .await?;
+pub(crate) async fn supersede(
+    db: &mut PgConnection,
+    stream: &str,
+    consumer: &str,
+    applied: &Applied,
+) -> sqlx::Result<()> {
+    let Applied { aggregates, versions, seqs } = applied;
+    sqlx::query!("select bus.supersede($1, $2, $3, $4, $5)", stream, consumer, aggregates, versions, seqs)
+        .execute(db)
+        .await?;
     Ok(())
 }
 

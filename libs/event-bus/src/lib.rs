@@ -18,6 +18,7 @@
 mod dead_letters;
 mod nats;
 mod outbox;
+mod panics;
 pub mod postgres;
 mod pull;
 mod relay;
@@ -30,24 +31,26 @@ pub mod trace;
 
 pub use nats::NatsSettings;
 pub use outbox::{Connection, Outgoing, Transaction};
+pub use panics::panic_message;
 pub use retry::Backoff;
 pub use schema::{Schema, migrate};
 pub use subscription::Handler;
 pub use topology::provision;
 
 use contracts::{Endpoint, Event, Id};
+use outbox::Wake;
 use serde::{Serialize, de::DeserializeOwned};
 use sqlx::{Connection as _, PgPool};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
-use tokio::sync::{Notify, OnceCell};
+use tokio::sync::OnceCell;
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use topology::Drift;
 
-/// Connections for the relay, the subscriptions, answers to other services, and the question whether Postgres is there,
-/// apart from those for requests, so that neither starves the other.
-const CONNECTIONS: u32 = 6;
+/// Connections for the relay, the subscriptions, a service's own work in the background, answers to other services, and the
+/// question whether Postgres is there, apart from those for requests, so that neither starves the other.
+const CONNECTIONS: u32 = 8;
 
 /// How often to look whether NATS is there, at the start.
 const CONNECTING: Duration = Duration::from_millis(50);
@@ -81,12 +84,13 @@ pub struct Bus {
     db: PgPool,
     nats: async_nats::Client,
     jetstream: async_nats::jetstream::Context,
-    /// Tells the relay that something was committed.
-    wake: Arc<Notify>,
+    wake: Wake,
     schema: Arc<Schema>,
     migrated: Arc<OnceCell<()>>,
     /// How many servers keep each stream, if we create the streams.
     provision: Option<u8>,
+    /// Whether requests to other services fail, for the log.
+    asking: Arc<Mutex<Backoff>>,
 }
 
 impl Bus {
@@ -103,10 +107,11 @@ impl Bus {
             db: pool(CONNECTIONS)?,
             jetstream: async_nats::jetstream::new(nats.clone()),
             nats,
-            wake: Arc::default(),
+            wake: Wake::default(),
             schema: Arc::new(schema),
             migrated: Arc::default(),
             provision: settings.provision.then_some(settings.nats.stream_replicas),
+            asking: Arc::default(),
         })
     }
 
@@ -129,6 +134,12 @@ impl Bus {
     pub async fn begin(&self) -> sqlx::Result<Transaction> {
         self.migrated()?;
         Transaction::begin(&self.requests, &self.wake).await
+    }
+
+    /// The same, for work in the background: not on a connection for requests.
+    pub async fn begin_in_background(&self) -> sqlx::Result<Transaction> {
+        self.migrated()?;
+        Transaction::begin(&self.db, &self.wake).await
     }
 
     /// Whether requests can be served: the tables are up to date and Postgres answers within a second.
@@ -162,7 +173,8 @@ impl Bus {
     /// Asks the service behind `endpoint`, one of its replicas. `None`: it says that there is no such thing.
     ///
     /// # Errors
-    /// No answer within 300 ms, for whatever reason; at once if NATS is away or no replica is there.
+    /// No answer within 300 ms, for any reason; at once if NATS is away or no replica is there. Logged when it begins, once a
+    /// minute while it goes on, and when it is over.
     pub async fn ask<Q: Serialize, A: DeserializeOwned>(
         &self,
         endpoint: &Endpoint<Q, A>,

@@ -55,7 +55,8 @@ pub(crate) async fn connect(settings: &NatsSettings, service: &str, client: &str
             match event {
                 Event::Connected => tracing::info!("connected to NATS"),
                 Event::Disconnected => tracing::warn!("lost the connection to NATS; reconnecting"),
-                Event::Draining | Event::Closed => tracing::debug!("NATS: {event}"),
+                // One for each try to connect again; that the connection is lost has been said.
+                Event::Draining | Event::Closed | Event::ClientError(_) => tracing::debug!("NATS: {event}"),
                 trouble => tracing::warn!("NATS: {trouble}"),
             }
         })

@@ -4,13 +4,13 @@
 //! the relay is woken: another replica, or this one after its restart, finds the row when it next looks.
 
 use crate::trace;
-use contracts::Event;
+use contracts::Publish;
 use sqlx::pool::PoolConnection;
 use sqlx::{Executor, PgConnection, PgPool, Postgres};
 use std::ops::{Deref, DerefMut};
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::sync::Notify;
+use tokio::sync::watch;
 use tokio::time::timeout;
 
 /// An event as `bus.append(stream, subject, aggregate_id, version, payload, traceparent)` takes it.
@@ -35,7 +35,7 @@ pub struct Outgoing {
 
 impl Outgoing {
     /// `event`, ready to be appended.
-    pub fn new<E: Event>(event: &E) -> Self {
+    pub fn new<E: Publish>(event: &E) -> Self {
         Self {
             stream: E::STREAM,
             subject: event.subject(),
@@ -47,11 +47,27 @@ impl Outgoing {
     }
 }
 
+/// Tells the relays of this process, one for each stream, that something was committed. Clones share everything.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Wake(Arc<watch::Sender<u64>>);
+
+impl Wake {
+    /// Every relay looks at the outbox once more, also one that is just looking.
+    pub(crate) fn all(&self) {
+        self.0.send_modify(|commits| *commits = commits.wrapping_add(1));
+    }
+
+    /// What one relay waits for.
+    pub(crate) fn subscribe(&self) -> watch::Receiver<u64> {
+        self.0.subscribe()
+    }
+}
+
 /// A connection on which every statement commits by itself, so that nothing can stay open whatever is cancelled.
 pub struct Connection {
     inner: PoolConnection<Postgres>,
     /// Woken at the end, if events may have been appended.
-    wake: Option<Arc<Notify>>,
+    wake: Option<Wake>,
     /// Whether a transaction may be open on it.
     open: bool,
 }
@@ -78,8 +94,8 @@ impl Connection {
         acquired.unwrap_or(Err(sqlx::Error::PoolTimedOut))
     }
 
-    pub(crate) fn waking(mut self, relay: &Arc<Notify>) -> Self {
-        self.wake = Some(Arc::clone(relay));
+    pub(crate) fn waking(mut self, relays: &Wake) -> Self {
+        self.wake = Some(relays.clone());
         self
     }
 }
@@ -91,23 +107,28 @@ impl Connection {
 /// closed instead of going back to the pool, and the server rolls back.
 pub struct Transaction {
     connection: Connection,
-    wake: Arc<Notify>,
+    wake: Wake,
 }
 
 impl Transaction {
-    pub(crate) async fn begin(db: &PgPool, wake: &Arc<Notify>) -> sqlx::Result<Self> {
+    pub(crate) async fn begin(db: &PgPool, wake: &Wake) -> sqlx::Result<Self> {
+        Self::begin_as(db, wake, "begin").await
+    }
+
+    /// `begin` is `begin`, and settings for this transaction.
+    pub(crate) async fn begin_as(db: &PgPool, wake: &Wake, begin: &'static str) -> sqlx::Result<Self> {
         let mut connection = Connection::acquire(db).await?;
         // Open before the server knows: a cancelled BEGIN may have arrived.
         connection.open = true;
-        connection.execute("begin").await?;
-        Ok(Self { connection, wake: Arc::clone(wake) })
+        connection.execute(begin).await?;
+        Ok(Self { connection, wake: wake.clone() })
     }
 
     /// Puts `events` into the outbox, in this order; they are published after the commit.
     ///
     /// # Errors
     /// A second event for the same version of an aggregate violates a unique constraint.
-    pub async fn append<'a, E: Event>(&mut self, events: impl IntoIterator<Item = &'a E>) -> sqlx::Result<()> {
+    pub async fn append<'a, E: Publish>(&mut self, events: impl IntoIterator<Item = &'a E>) -> sqlx::Result<()> {
         let events: Vec<_> = events.into_iter().map(Outgoing::new).collect();
         if events.is_empty() {
             return Ok(());
@@ -141,7 +162,7 @@ impl Transaction {
     pub async fn commit(mut self) -> sqlx::Result<()> {
         self.connection.execute("commit").await?;
         self.connection.open = false;
-        self.wake.notify_one();
+        self.wake.all();
         Ok(())
     }
 
@@ -161,7 +182,7 @@ impl Drop for Connection {
             tokio::spawn(timeout(SIGN_OF_LIFE, self.inner.return_to_pool()));
         }
         if let Some(relay) = &self.wake {
-            relay.notify_one();
+            relay.all();
         }
     }
 }
@@ -191,5 +212,22 @@ impl Deref for Transaction {
 impl DerefMut for Transaction {
     fn deref_mut(&mut self) -> &mut PgConnection {
         &mut self.connection
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_commit_wakes_the_relays_of_all_streams() {
+        let wake = Wake::default();
+        let mut relays = [wake.subscribe(), wake.subscribe()];
+        wake.all();
+        for relay in &mut relays {
+            assert!(relay.has_changed().unwrap_or_default());
+            relay.mark_unchanged();
+        }
+        assert!(!relays[0].has_changed().unwrap_or_default(), "woken twice by one commit");
     }
 }

@@ -1,7 +1,7 @@
 //! Pools, their timeouts, and which errors mean that Postgres is out of reach rather than that we asked nonsense.
 
 use anyhow::Context;
-use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
+use sqlx::postgres::{PgConnectOptions, PgDatabaseError, PgPoolOptions};
 use sqlx::{Connection, PgPool};
 use std::time::Duration;
 
@@ -59,6 +59,17 @@ pub fn is_outage(error: &sqlx::Error) -> bool {
 /// Whether Postgres gave up on a statement that took longer than it may. An outage as well, to whoever waits.
 pub(crate) fn is_statement_timeout(error: &sqlx::Error) -> bool {
     matches!(error, sqlx::Error::Database(error) if error.code().as_deref() == Some("57014"))
+}
+
+/// Whether a statement has waited too long for a lock: another transaction has *this row*. Other rows may be free.
+pub(crate) fn is_lock_timeout(error: &sqlx::Error) -> bool {
+    matches!(error, sqlx::Error::Database(error) if error.code().as_deref() == Some("55P03"))
+}
+
+/// Which lock a statement was waiting for, in the words of Postgres: `while locking tuple (0,1) in relation "tickets"`.
+pub(crate) fn lock_of(error: &sqlx::Error) -> String {
+    let error = error.as_database_error().and_then(|error| error.try_downcast_ref::<PgDatabaseError>());
+    error.and_then(PgDatabaseError::r#where).unwrap_or("waiting for a lock").replace('\n', "; ")
 }
 
 /// Connection, rollback (deadlock, serialization), resources, object not in the needed state (lock timeout), operator

@@ -14,6 +14,9 @@ use tokio::time::timeout;
 
 /// Messages per request.
 const BATCH: usize = 512;
+/// Bytes per request; the largest message of a stream has to fit. Two requests' worth of messages is held at a time: one
+/// that is being applied, in several forms, and one that arrives.
+const BYTES: usize = 3 << 19;
 /// How long a request may wait for messages; also how long stopping an idle subscription can take.
 const EXPIRES: Duration = Duration::from_secs(2);
 /// How often the server shows that an idle request is alive.
@@ -80,6 +83,7 @@ impl Pull {
     async fn request(&mut self) -> anyhow::Result<()> {
         let request = json!({
             "batch": BATCH,
+            "max_bytes": BYTES,
             "expires": u64::try_from(EXPIRES.as_nanos())?,
             "idle_heartbeat": u64::try_from(HEARTBEAT.as_nanos())?,
         });
@@ -98,8 +102,21 @@ impl Pull {
                 batch.push(Message { message, context: self.jetstream.clone() });
             }
             Some(StatusCode::IDLE_HEARTBEAT) => {}
-            // Expired, or nothing to wait for.
+            // The request has ended: expired, filled, or full of bytes. In a cluster this may come before the last messages of
+            // the request, so it counts only those that will not come.
+            Some(StatusCode::TIMEOUT | StatusCode::REQUEST_TERMINATED) if let Some(unsent) = unsent(&message) => {
+                self.due = self.due.saturating_sub(unsent);
+                if unsent == BATCH && message.status == Some(StatusCode::REQUEST_TERMINATED) {
+                    bail!("the next message is larger than {BYTES} bytes");
+                }
+            }
+            // Nothing to wait for.
             Some(StatusCode::TIMEOUT | StatusCode::NOT_FOUND) => self.due = 0,
+            Some(StatusCode::NO_RESPONDERS) => {
+                self.due = 0;
+                tokio::time::sleep(REFUSED).await;
+                bail!("the consumer does not exist: run the command `provision`");
+            }
             Some(status) => {
                 self.due = 0;
                 let reason = message.description.as_deref().unwrap_or("no reason given");
@@ -111,4 +128,9 @@ impl Pull {
         }
         Ok(())
     }
+}
+
+/// How many messages of a request that has ended will not be sent, if the server says so.
+fn unsent(message: &async_nats::Message) -> Option<usize> {
+    message.headers.as_ref()?.get("Nats-Pending-Messages")?.as_str().parse().ok()
 }

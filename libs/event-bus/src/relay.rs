@@ -1,7 +1,7 @@
 //! Publishing: `bus.outbox` → JetStream, each event once and in order, at the position the relay expects.
 //!
-//! A step is one transaction: lock the stream's row in `bus.relay`, read the oldest rows of the outbox, publish them so
-//! that the server stores them only directly behind `last_seq`, delete them and move `last_seq`, commit.
+//! A step is one transaction: lock the stream, read the oldest rows of the outbox, publish them so that the server stores
+//! them only directly behind `last_seq`, delete them and move `last_seq`, commit.
 //!
 //! What if we die, or are frozen …
 //! - before publishing: the lock goes with the connection, nothing happened.
@@ -16,29 +16,30 @@
 //! expecting its own position, would not do: where the rows of a stale and of a new relay meet at the server, a later link
 //! of the stale one can find the position it expects behind messages that are not the ones before it.
 //!
-//! NATS away: no transaction is opened; events wait in the outbox.
+//! NATS away: no transaction is opened; events wait in the outbox. Stream and database do not agree: see `reconcile`.
+
+mod floor;
+mod outbox;
+mod publish;
+mod reconcile;
 
 use crate::Bus;
 use crate::outbox::{Connection, Transaction};
 use crate::retry::{Backoff, jitter};
-use anyhow::{Context, bail, ensure};
-use async_nats::jetstream::publish::PublishAck;
-use async_nats::jetstream::response::Response;
-use async_nats::{HeaderMap, header};
-use bytes::Bytes;
-use futures::{StreamExt, TryStreamExt, stream};
+use anyhow::Context;
+use floor::Floor;
+use outbox::{Batch, Position};
+use publish::Published;
+use reconcile::LostHistory;
 use std::time::Duration;
-use tokio::time::{sleep, timeout};
+use tokio::sync::watch;
+use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
-/// Events in one batch at most; the server takes 1000.
-const BATCH: i64 = 512;
 /// So many that there may be more than one batch.
 const FULL: usize = 256;
 /// Under load a batch waits this long to fill: each costs six round trips and a write to two disks.
 const COALESCE: Duration = Duration::from_millis(5);
-/// Bytes of bodies in one batch at most, though always one event.
-const BATCH_BYTES: i64 = 1 << 20;
 /// When to look for rows that nobody woke us for: those of a replica that died.
 const POLL: Duration = Duration::from_millis(500);
 /// When to look again while another replica relays and something of ours may wait.
@@ -47,13 +48,11 @@ const CONTENDED: Duration = Duration::from_millis(20);
 const PUBLISH: Duration = Duration::from_secs(5);
 /// How long a step may take before the connection to Postgres counts as dead.
 const STEP: Duration = Duration::from_secs(20);
-/// Messages read per step while finding out what of ours the stream already holds.
-const RECONCILE: u64 = 4096;
+/// How often a relay with nothing to publish compares the end of the stream with its position.
+const COMPARE: Duration = Duration::from_secs(30);
 
-/// The position of the stream is not what we expected.
-const WRONG_LAST_SEQUENCE: u64 = 10071;
-/// The same event was stored moments ago: the deduplication window knows its id.
-const DUPLICATE_IN_BATCH: u64 = 10201;
+/// How long a stream that seems to be shorter than before may be the view of a node that was cut off from its cluster.
+const CUT_OFF: Duration = Duration::from_secs(15);
 
 enum Step {
     /// More waits, or what was found has to be looked at again.
@@ -66,35 +65,40 @@ enum Step {
     Contended,
 }
 
-/// Whether the server stored what it was given.
-enum Published {
-    UpTo(u64),
-    /// Nothing was stored: the stream has moved on without us.
-    Elsewhere,
-}
-
-struct Row {
-    id: i64,
-    subject: String,
-    event_id: String,
-    payload: String,
-    traceparent: Option<String>,
+/// The relay of one stream in this process.
+struct Relay<'a> {
+    bus: &'a Bus,
+    stream: &'static str,
+    stop: &'a CancellationToken,
+    floor: Floor,
+    /// When the end of the stream was last known to be our position.
+    compared: Option<Instant>,
+    /// The position that we have last committed.
+    committed: Option<Position>,
 }
 
 /// Relays `stream` until `stop`, then publishes what is left, as far as that works at once.
 pub(crate) async fn run(bus: &Bus, stream: &'static str, stop: &CancellationToken) -> anyhow::Result<()> {
     let what = format!("publishing to {stream}");
     let mut backoff = Backoff::default();
+    let mut work = bus.wake.subscribe();
+    let mut relay = Relay { bus, stream, stop, floor: Floor::default(), compared: None, committed: None };
+    // A node of NATS that was cut off from its cluster answers for some seconds from what it knew before.
+    let mut lost: Option<Instant> = None;
     while let Err(error) = register(bus, stream).await {
         if stop.run_until_cancelled(sleep(backoff.fail(&what, &error.into()))).await.is_none() {
             return Ok(());
         }
     }
     loop {
-        let step = timeout(STEP, step(bus, stream, stop)).await.context("Postgres does not answer");
+        let step = timeout(STEP, relay.step()).await.context("Postgres does not answer");
         let pause = match step.flatten() {
             Ok(step) => {
-                backoff.succeed(&what);
+                // That another replica has the lock says nothing about what failed.
+                if !matches!(step, Step::Contended) {
+                    backoff.succeed(&what);
+                    lost = None;
+                }
                 match step {
                     Step::More => Duration::ZERO,
                     Step::Busy if stop.is_cancelled() => Duration::ZERO,
@@ -103,15 +107,23 @@ pub(crate) async fn run(bus: &Bus, stream: &'static str, stop: &CancellationToke
                     Step::Contended | Step::Done if stop.is_cancelled() => return Ok(()),
                     Step::Contended => jitter(CONTENDED),
                     Step::Done => {
-                        wait_for_work(bus, stop).await;
+                        wait_for_work(&mut work, stop).await;
                         Duration::ZERO
                     }
                 }
             }
             Err(_) if stop.is_cancelled() => return Ok(()),
             Err(error) => {
+                // What was true of this database and this stream may not be true of those that come back.
+                (relay.compared, relay.committed, relay.floor) = (None, None, Floor::default());
                 bus.provision_again(stop).await;
-                backoff.fail(&what, &error)
+                match error.downcast_ref() {
+                    Some(LostHistory::Broker { .. }) if lost.get_or_insert_with(Instant::now).elapsed() < CUT_OFF => {
+                        backoff.fail(&what, &error)
+                    }
+                    Some(LostHistory::Broker { .. } | LostHistory::Database { .. }) => backoff.alarm(&what, &error),
+                    None => backoff.fail(&what, &error),
+                }
             }
         };
         tokio::select! {
@@ -121,187 +133,92 @@ pub(crate) async fn run(bus: &Bus, stream: &'static str, stop: &CancellationToke
     }
 }
 
-async fn wait_for_work(bus: &Bus, stop: &CancellationToken) {
+async fn wait_for_work(work: &mut watch::Receiver<u64>, stop: &CancellationToken) {
     tokio::select! {
-        () = bus.wake.notified() => {}
+        _ = work.changed() => {}
         () = sleep(jitter(POLL)) => {}
         () = stop.cancelled() => {}
     }
 }
 
-/// The row that is lock and position of the stream, for the first of all relays.
+/// The row that is the lock of the stream, for the first of all relays.
 async fn register(bus: &Bus, stream: &str) -> sqlx::Result<()> {
     let mut db = Connection::acquire(&bus.db).await?;
     sqlx::query!("insert into bus.relay (stream) values ($1) on conflict do nothing", stream).execute(&mut *db).await?;
     Ok(())
 }
 
-/// One transaction of the relay.
-async fn step(bus: &Bus, stream: &'static str, stop: &CancellationToken) -> anyhow::Result<Step> {
-    bus.connected()?;
-    let mut tx = Transaction::begin(&bus.db, &bus.wake).await?;
-    let Some(last_seq) = lock(&mut tx, stream).await? else {
-        tx.rollback().await?;
-        return Ok(Step::Contended);
-    };
-    // A statement of its own: a row that its predecessor's holder deleted would still be seen by the lock's snapshot.
-    let rows = oldest(&mut tx, stream).await?;
-    if rows.is_empty() {
-        tx.rollback().await?;
-        return Ok(Step::Done);
-    }
-    let published = timeout(PUBLISH, publish(bus, stream, last_seq, &rows)).await;
-    let step = match published.context("the server did not confirm in time")?? {
-        Published::UpTo(seq) => {
-            let ids: Vec<i64> = rows.iter().map(|row| row.id).collect();
-            settle(&mut tx, stream, seq, &ids).await?;
-            match rows.len() {
-                // Behind a single row nothing waited; what has come since has woken us.
-                1 if !stop.is_cancelled() => Step::Done,
-                FULL.. => Step::More,
-                _ => Step::Busy,
+impl Relay<'_> {
+    /// One transaction of the relay.
+    async fn step(&mut self) -> anyhow::Result<Step> {
+        let Self { bus, stream, .. } = *self;
+        bus.connected()?;
+        let mut tx = Transaction::begin_as(&bus.db, &bus.wake, outbox::BEGIN).await?;
+        let Some(mut position) = outbox::lock(&mut tx, stream).await? else {
+            tx.rollback().await?;
+            return Ok(Step::Contended);
+        };
+        if self.committed.is_some_and(|last| position.last_seq < last.last_seq || position.floor < last.floor) {
+            // Somebody has set it back: nothing is proven any more.
+            self.floor = Floor::default();
+        }
+        position.floor = self.floor.proven().max(position.floor);
+        // A statement of its own: a row that its predecessor's holder deleted would still be seen by the lock's snapshot.
+        let batch = outbox::oldest(&mut tx, stream, position.floor).await?;
+        if batch.rows.is_empty() {
+            return self.idle(tx, position).await;
+        }
+        let published = timeout(PUBLISH, publish::publish(bus, stream, position.last_seq, &batch.rows)).await;
+        let step = match published.context(
+            "the server did not confirm in time; if that goes on, it cannot store (disk full?): see its /healthz",
+        )?? {
+            Published::UpTo(seq) => {
+                outbox::move_on(&mut tx, stream, position, seq, &batch.ids()).await?;
+                let writers = if self.floor.is_due() { Some(floor::writers(&mut tx).await?) } else { None };
+                tx.commit().await?;
+                self.committed = Some(Position { last_seq: seq, ..position });
+                // Only now is it true that these rows are gone.
+                if let (Some(writers), Some(last)) = (writers, batch.rows.last()) {
+                    self.floor.passed(last.id, writers);
+                }
+                self.after(&batch)
             }
-        }
-        Published::Elsewhere => {
-            reconcile(bus, &mut tx, stream, last_seq).await?;
-            Step::More
-        }
-    };
-    tx.commit().await?;
-    Ok(step)
-}
+            Published::Elsewhere => {
+                reconcile::reconcile(bus, &mut tx, stream, position).await?;
+                tx.commit().await?;
+                Step::More
+            }
+        };
+        self.compared = Some(Instant::now());
+        Ok(step)
+    }
 
-/// The lock and the position of a stream are one row. `None`: another replica has it.
-async fn lock(tx: &mut Transaction, stream: &str) -> anyhow::Result<Option<u64>> {
-    let last_seq =
-        sqlx::query_scalar!("select last_seq from bus.relay where stream = $1 for update skip locked", stream)
-            .fetch_optional(&mut **tx)
-            .await?;
-    Ok(last_seq.map(u64::try_from).transpose()?)
-}
-
-/// The oldest rows, as many as go into one batch.
-async fn oldest(tx: &mut Transaction, stream: &str) -> sqlx::Result<Vec<Row>> {
-    sqlx::query_as!(
-        Row,
-        r#"
-        select id, subject, aggregate_id || '-' || version as "event_id!", payload, traceparent
-        from (
-            select *, sum(octet_length(payload)) over (order by id) as bytes, row_number() over (order by id) as number
-            from (select * from bus.outbox where stream = $1 order by id limit $2) as oldest
-        ) as measured
-        where bytes <= $3 or number = 1
-        order by id
-        "#,
-        stream,
-        BATCH,
-        BATCH_BYTES,
-    )
-    .fetch_all(&mut **tx)
-    .await
-}
-
-/// Forgets published rows and moves the position, in one statement.
-async fn settle(tx: &mut Transaction, stream: &str, last_seq: u64, ids: &[i64]) -> anyhow::Result<()> {
-    sqlx::query!(
-        "with published as (delete from bus.outbox where id = any($3)) update bus.relay set last_seq = $2 where stream = $1",
-        stream,
-        i64::try_from(last_seq)?,
-        ids,
-    )
-    .execute(&mut **tx)
-    .await?;
-    Ok(())
-}
-
-/// Stores all `rows` directly behind `last_seq`, or none of them.
-#[expect(clippy::disallowed_methods, reason = "this is the one place that publishes")]
-async fn publish(bus: &Bus, stream: &str, last_seq: u64, rows: &[Row]) -> anyhow::Result<Published> {
-    let batch = (rows.len() > 1).then(|| bus.nats.new_inbox());
-    let mut last = None;
-    for (row, number) in rows.iter().zip(1_u64..) {
-        let mut headers = HeaderMap::new();
-        headers.insert(header::NATS_MESSAGE_ID, row.event_id.as_str());
-        if let Some(traceparent) = &row.traceparent {
-            headers.insert("traceparent", traceparent.as_str());
-        }
-        if number == 1 {
-            headers.insert(header::NATS_EXPECTED_LAST_SEQUENCE, header::HeaderValue::from(last_seq));
-        }
-        if let Some(batch) = &batch {
-            headers.insert(header::NATS_BATCH_ID, batch_id(batch));
-            headers.insert(header::NATS_BATCH_SEQUENCE, header::HeaderValue::from(number));
-        }
-        let message = (row.subject.clone(), headers, Bytes::from(row.payload.clone()));
-        if let Some((subject, headers, payload)) = last.replace(message) {
-            bus.nats.publish_with_headers(subject, headers, payload).await?;
+    fn after(&self, batch: &Batch) -> Step {
+        match batch.rows.len() {
+            _ if batch.more => Step::More,
+            // Behind a single row nothing waited; what has come since has woken us.
+            1 if !self.stop.is_cancelled() => Step::Done,
+            FULL.. => Step::More,
+            _ => Step::Busy,
         }
     }
-    let (subject, mut headers, payload) = last.context("nothing to publish")?;
-    if batch.is_some() {
-        headers.insert(header::NATS_BATCH_COMMIT, header::NATS_BATCH_COMMIT_FINAL);
-    }
-    let answer = bus.nats.request_with_headers(subject, headers, payload).await?;
-    match serde_json::from_slice(&answer.payload)? {
-        Response::<PublishAck>::Ok(ack) if ack.duplicate => Ok(Published::Elsewhere),
-        Response::Ok(ack) => {
-            ensure!(ack.stream == stream, "{stream} events went to the stream {}: check its subjects", ack.stream);
-            Ok(Published::UpTo(ack.sequence))
+
+    /// Nothing is waiting: now and then, look whether that can be true.
+    async fn idle(&mut self, mut tx: Transaction, position: Position) -> anyhow::Result<Step> {
+        if floor::is_too_high(&mut tx, position.floor).await? {
+            tracing::warn!(stream = self.stream, "the ids of bus.outbox begin again; looking at all rows");
+            (self.floor, self.committed) = (Floor::default(), None);
+            outbox::forget_floor(&mut tx, self.stream).await?;
+            tx.commit().await?;
+            return Ok(Step::More);
         }
-        Response::Err { error } => match error.error_code().0 {
-            WRONG_LAST_SEQUENCE | DUPLICATE_IN_BATCH => Ok(Published::Elsewhere),
-            _ => bail!("the server refused: {error}"),
-        },
-    }
-}
-
-/// A batch's id has 64 characters at most; the unique end of an inbox has 22.
-fn batch_id(inbox: &str) -> &str {
-    inbox.rsplit('.').next().unwrap_or(inbox)
-}
-
-/// Reads what the stream holds behind `last_seq`, deletes the rows of ours that are among it, and moves on behind it.
-async fn reconcile(bus: &Bus, tx: &mut Transaction, stream: &str, last_seq: u64) -> anyhow::Result<()> {
-    let handle = bus.jetstream.get_stream(stream).await.context("cannot read the stream")?;
-    let end = handle.cached_info().state.last_sequence;
-    if end < last_seq {
-        tracing::error!(
-            "the broker lost history: {stream} ends at {end}, but {last_seq} was confirmed before. Nothing is published \
-             until a person has decided: restore the stream from a backup; or, if it is gone for good, set \
-             bus.relay.last_seq to {end}, and republish the current state from the tables"
-        );
-        bail!("the broker lost history");
-    }
-    ensure!(end > last_seq, "the server refuses an event as a duplicate that {stream} does not hold behind {last_seq}");
-    let until = end.min(last_seq + RECONCILE);
-    let ids: Vec<Option<String>> = stream::iter(last_seq + 1..=until)
-        // From the leader: a follower may not have the message yet.
-        .map(|seq| event_id_at(&handle, seq))
-        .buffered(64)
-        .try_collect()
-        .await?;
-    let (aggregates, versions): (Vec<_>, Vec<_>) =
-        ids.iter().flatten().filter_map(|id| crate::split_event_id(id)).unzip();
-    let found = sqlx::query!(
-        "delete from bus.outbox using unnest($2::text[], $3::bigint[]) as stored (aggregate_id, version)
-         where stream = $1 and outbox.aggregate_id = stored.aggregate_id and outbox.version = stored.version",
-        stream,
-        &aggregates as _,
-        &versions,
-    )
-    .execute(&mut **tx)
-    .await?;
-    settle(tx, stream, until, &[]).await?;
-    tracing::warn!(stream, from = last_seq, to = until, found = found.rows_affected(), "caught up with the stream");
-    Ok(())
-}
-
-/// `None`: the message is gone, or is not one of ours.
-async fn event_id_at(stream: &async_nats::jetstream::stream::Stream, seq: u64) -> anyhow::Result<Option<String>> {
-    use async_nats::jetstream::stream::LastRawMessageErrorKind::NoMessageFound;
-    match stream.get_raw_message(seq).await {
-        Ok(message) => Ok(message.headers.get(header::NATS_MESSAGE_ID).map(ToString::to_string)),
-        Err(error) if error.kind() == NoMessageFound => Ok(None),
-        Err(error) => Err(error).context("cannot read the stream"),
+        if self.compared.is_none_or(|last| last.elapsed() > COMPARE) && !self.stop.is_cancelled() {
+            reconcile::compare(self.bus, &mut tx, self.stream, position).await?;
+            tx.commit().await?;
+            self.compared = Some(Instant::now());
+        } else {
+            tx.rollback().await?;
+        }
+        Ok(Step::Done)
     }
 }

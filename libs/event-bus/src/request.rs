@@ -5,7 +5,7 @@
 //! can be done without.
 
 use crate::outbox::Connection;
-use crate::{Bus, trace};
+use crate::{Bus, panics, trace};
 use anyhow::{Context, bail};
 use async_nats::HeaderMap;
 use async_nats::service::error::Error as Refusal;
@@ -14,6 +14,7 @@ use contracts::Endpoint;
 use futures::StreamExt;
 use serde::{Serialize, de::DeserializeOwned};
 use std::future::Future;
+use std::sync::PoisonError;
 use std::time::Duration;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
@@ -28,6 +29,22 @@ const FAREWELL: Duration = Duration::from_secs(1);
 const NOT_FOUND: usize = 404;
 
 pub(crate) async fn ask<Q: Serialize, A: DeserializeOwned>(
+    bus: &Bus,
+    endpoint: &Endpoint<Q, A>,
+    question: &Q,
+) -> anyhow::Result<Option<A>> {
+    let answer = try_ask(bus, endpoint, question).await;
+    let what = format!("asking {}", endpoint.subject());
+    // Not a line for each of them: requests come by the hundreds.
+    let mut log = bus.asking.lock().unwrap_or_else(PoisonError::into_inner);
+    match &answer {
+        Ok(_) => log.succeed(&what),
+        Err(error) => drop(log.fail(&what, error)),
+    }
+    answer
+}
+
+async fn try_ask<Q: Serialize, A: DeserializeOwned>(
     bus: &Bus,
     endpoint: &Endpoint<Q, A>,
     question: &Q,
@@ -92,6 +109,10 @@ where
     A: Serialize,
     F: Future<Output = anyhow::Result<Option<A>>>,
 {
+    // The server does not check where a reply goes to: it is published with our rights, which an asker may not have.
+    if !request.message.reply.as_ref().is_some_and(|reply| reply.starts_with("_INBOX")) {
+        return tracing::warn!(reply = ?request.message.reply, "a question names no inbox for its answer: ignored");
+    }
     let headers = request.message.headers.as_ref();
     let traceparent = headers.and_then(|headers| headers.get("traceparent")).map(ToString::to_string);
     let answer = match serde_json::from_slice(&request.message.payload) {
@@ -117,7 +138,7 @@ where
     F: Future<Output = anyhow::Result<Option<A>>>,
 {
     bus.migrated()?;
-    find(Connection::acquire(&bus.db).await?, question).await
+    panics::caught("answering", find(Connection::acquire(&bus.db).await?, question)).await
 }
 
 fn refusal(code: usize, status: &str, error: &anyhow::Error) -> Refusal {

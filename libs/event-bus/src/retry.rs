@@ -1,43 +1,86 @@
-//! How long to wait before trying again.
+//! How long to wait before trying again, and what to log meanwhile.
 
 use std::time::Duration;
 use tokio::time::{Instant, sleep};
+
+/// A failure that goes on is logged again after this long.
+const REMINDER: Duration = Duration::from_mins(1);
 
 /// A random time between half of `ceiling` and all of it, so that replicas do not come back in step.
 pub(crate) fn jitter(ceiling: Duration) -> Duration {
     ceiling.mul_f64(0.5 + rand::random::<f64>() / 2.0)
 }
 
-/// Doubles with every failure in a row from 100 ms to 5 s, jittered. A failure is worth a warning when it happens again,
-/// because once may be no more than a connection that is just being made; and then not until it is another one.
-#[derive(Default)]
+/// Doubles with every failure in a row from 100 ms to 5 s, jittered.
+///
+/// Logs one warning when failures begin, one a minute while they go on for any reason, and one line when they are over. They begin with the second failure in a row: the first may be a connection that is just being opened.
+#[derive(Debug, Default)]
 pub struct Backoff {
     failures: u32,
-    last: String,
-    warned: bool,
+    began: Option<Instant>,
+    logged: Option<Instant>,
+    alarmed: bool,
 }
 
 impl Backoff {
-    /// One more failure of `what`, logged where it is news: how long to wait before the next try.
+    /// Notes one more failure of `what`. Returns how long to wait before the next try.
     pub fn fail(&mut self, what: &str, error: &anyhow::Error) -> Duration {
-        let delay = jitter(Duration::from_millis(100 << self.failures.min(6)).min(Duration::from_secs(5)));
-        self.failures += 1;
-        let error = format!("{error:#}");
-        if error != self.last {
-            tracing::debug!("{what}: {error}");
-            (self.last, self.warned) = (error, false);
-        } else if !self.warned {
-            tracing::warn!("{what}: {error}; trying again until it works");
-            self.warned = true;
+        let delay = self.count();
+        if self.failures == 1 {
+            tracing::debug!("{what}: {error:#}");
+        } else if self.is_news() {
+            let (failures, since) = (self.failures, self.since());
+            tracing::warn!(failures, since, "{what}: {error:#}; trying again until it works");
+        }
+        delay
+    }
+
+    /// [`fail`](Self::fail), for a failure that no time heals: a person has to act. Logged as an error, the first as well.
+    pub(crate) fn alarm(&mut self, what: &str, error: &anyhow::Error) -> Duration {
+        let delay = self.count();
+        // News also where it was only a warning before.
+        if !self.alarmed {
+            (self.alarmed, self.logged) = (true, None);
+        }
+        if self.is_news() {
+            let (failures, since) = (self.failures, self.since());
+            tracing::error!(failures, since, "{what}: {error:#}");
         }
         delay
     }
 
     /// `what` works: the next failure is the first.
     pub fn succeed(&mut self, what: &str) {
-        if std::mem::take(self).warned {
-            tracing::info!("{what}: works again");
+        if self.failures == 0 {
+            return;
         }
+        let Self { failures, logged, .. } = *self;
+        let since = self.since();
+        *self = Self::default();
+        if logged.is_some() {
+            tracing::info!(failures, since, "{what}: works again");
+        }
+    }
+
+    fn count(&mut self) -> Duration {
+        let delay = jitter(Duration::from_millis(100 << self.failures.min(6)).min(Duration::from_secs(5)));
+        self.failures = self.failures.saturating_add(1);
+        self.began.get_or_insert_with(Instant::now);
+        delay
+    }
+
+    fn is_news(&mut self) -> bool {
+        let news = self.logged.is_none_or(|last| last.elapsed() >= REMINDER);
+        if news {
+            self.logged = Some(Instant::now());
+        }
+        news
+    }
+
+    /// For how long it has been failing, as a field of a log line.
+    fn since(&self) -> String {
+        let began = self.began.map_or(Duration::ZERO, |began| began.elapsed());
+        format!("{:.1}s", began.as_secs_f64())
     }
 }
 

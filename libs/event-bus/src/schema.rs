@@ -5,7 +5,8 @@
 
 use crate::postgres::{self, is_outage};
 use crate::retry::patiently;
-use anyhow::{Context, ensure};
+use anyhow::{Context, bail, ensure};
+use sqlx::error::DatabaseError;
 use sqlx::migrate::{Migrate, MigrateError, Migrator};
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 use sqlx::{AssertSqlSafe, ConnectOptions, Connection, PgPool};
@@ -18,6 +19,8 @@ const GRANTS: &str = include_str!("../grants.sql");
 /// The tables of a service and of its bus.
 #[derive(Debug)]
 pub struct Schema {
+    /// Whose tables these are.
+    service: &'static str,
     /// Those of the bus, then those of the service.
     migrations: [Migrator; 2],
     /// Likewise.
@@ -25,10 +28,11 @@ pub struct Schema {
 }
 
 impl Schema {
-    /// `grants` says what the role that the service runs as may do with its tables, and is all that it may do: statements
-    /// for psql, in which the role is `:"role"`.
-    pub fn new(migrations: Migrator, grants: &'static str) -> Self {
-        Self { migrations: [sqlx::migrate!(), migrations].map(tolerant), grants: [GRANTS, grants] }
+    /// `service` is the service's name: a database that holds the tables of another one is refused. `grants` says what the
+    /// role that the service runs as may do with its tables, and is all that it may do: statements for psql, in which the
+    /// role is `:"role"`.
+    pub fn new(service: &'static str, migrations: Migrator, grants: &'static str) -> Self {
+        Self { service, migrations: [sqlx::migrate!(), migrations].map(tolerant), grants: [GRANTS, grants] }
     }
 
     /// Brings the tables up to date, if they are not. Replicas may do it at once.
@@ -45,13 +49,39 @@ impl Schema {
     }
 
     async fn prepare_on(&self, db: &PgPool) -> anyhow::Result<()> {
+        self.belongs_here(db).await?;
         for migrations in &self.migrations {
             // Asked first, because the role of a service can do no more than ask.
             if !is_current(migrations, db).await? {
                 migrations.run(db).await.map_err(advise)?;
             }
         }
-        Ok(())
+        if self.owner(db).await?.is_none() {
+            let claim = sqlx::query!("insert into bus.service (name) values ($1) on conflict do nothing", self.service);
+            claim.execute(db).await.map_err(|error| advise(MigrateError::Execute(error)))?;
+        }
+        // Replicas may do this at once, and so may another service.
+        self.belongs_here(db).await
+    }
+
+    /// Refuses a database that holds the tables of another service.
+    async fn belongs_here(&self, db: &PgPool) -> anyhow::Result<()> {
+        let (ours, owner) = (self.service, self.owner(db).await?);
+        match owner {
+            Some(owner) if owner != ours => bail!(
+                "the database holds the tables of the service {owner}, and this is {ours}: check DATABASE_URL, and which \
+                 image or binary is started as {ours}"
+            ),
+            _ => Ok(()),
+        }
+    }
+
+    /// The service whose tables the database holds, if that is known.
+    async fn owner(&self, db: &PgPool) -> anyhow::Result<Option<String>> {
+        match sqlx::query_scalar!("select name from bus.service").fetch_optional(db).await {
+            Err(sqlx::Error::Database(error)) if is_missing(&*error) => Ok(None),
+            owner => Ok(owner?),
+        }
     }
 
     /// The tables have to be up to date.
@@ -109,12 +139,7 @@ fn single(options: PgConnectOptions) -> PgPool {
 async fn is_current(wanted: &Migrator, db: &PgPool) -> anyhow::Result<bool> {
     let applied = match db.acquire().await?.list_applied_migrations(&wanted.table_name).await {
         Ok(applied) => applied,
-        // No such table, or no such schema, or none that we may see.
-        Err(MigrateError::Execute(sqlx::Error::Database(error)))
-            if error.code().is_some_and(|code| code.starts_with("42")) =>
-        {
-            return Ok(false);
-        }
+        Err(MigrateError::Execute(sqlx::Error::Database(error))) if is_missing(&*error) => return Ok(false),
         Err(error) => return Err(error.into()),
     };
     let is_applied = |wanted: &sqlx::migrate::Migration| {
@@ -123,8 +148,19 @@ async fn is_current(wanted: &Migrator, db: &PgPool) -> anyhow::Result<bool> {
     Ok(wanted.iter().all(is_applied))
 }
 
+/// There is no such table, or no such schema, or none that we may see.
+fn is_missing(error: &dyn DatabaseError) -> bool {
+    error.code().is_some_and(|code| code.starts_with("42"))
+}
+
 fn advise(error: MigrateError) -> anyhow::Error {
     const INSUFFICIENT_PRIVILEGE: &str = "42501";
+    if let MigrateError::VersionMismatch(_) = error {
+        return anyhow::Error::new(error).context(
+            "the database holds tables that other migrations have made, of another service or of a changed release: \
+             check DATABASE_URL",
+        );
+    }
     let refused = match &error {
         MigrateError::Execute(sqlx::Error::Database(cause))
         | MigrateError::ExecuteMigration(sqlx::Error::Database(cause), _) => {

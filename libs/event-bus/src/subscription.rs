@@ -10,20 +10,29 @@
 //! - while a dead letter is being stored: it is terminated only afterwards, and storing it twice changes nothing.
 //! - on SIGTERM: no more is requested, what was requested is applied and acknowledged, so a restart sees nothing twice.
 //!   `a_stop_under_load_leaves_nothing_to_redeliver` shows it.
+//!
+//! One event that cannot be applied holds up no other: when a batch fails, its events are applied one by one, and the
+//! aggregates of those that fail alone are remembered, so that their events stay out of later batches.
+
+mod apply;
 
 use crate::Bus;
-use crate::dead_letters::{self, Refusal, Verdict};
+use crate::dead_letters::{self, FailedAttempt, Verdict};
 use crate::outbox::{Connection, Transaction};
-use crate::postgres::{is_outage, is_statement_timeout};
+use crate::panics::panic_message;
+use crate::postgres::is_outage;
 use crate::pull::Pull;
 use crate::retry::{Backoff, jitter};
+use apply::{Failure, Locks, database_errors};
 use async_nats::header;
 use async_nats::jetstream::{AckKind, Message};
 use contracts::Event;
 use metrics::Counter;
+use std::collections::HashMap;
 use std::future::Future;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Duration;
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
 /// What a service does with the events of another.
@@ -35,17 +44,23 @@ pub trait Handler: Send + Sync + 'static {
     /// must end in the same state: apply what is newer than what you have, ignore the rest.
     ///
     /// # Errors
-    /// Undoes the whole transaction. An error of Postgres being away is waited out; any other counts against the event,
-    /// tried alone: after five times in about 30 seconds it becomes a dead letter.
+    /// Undoes the whole transaction. An outage of Postgres is waited out. An event that needs a row which another
+    /// transaction has locked is tried again until the lock is gone. Any other error counts against the event, tried
+    /// alone, and so does a panic: after five times in about 30 seconds it becomes a dead letter.
     fn apply(&self, tx: &mut Transaction, events: &[Self::Event]) -> impl Future<Output = anyhow::Result<()>> + Send;
 }
 
-/// How long one transaction may take; far below `ack_wait`, since up to two batches wait at a time.
-const APPLY: Duration = Duration::from_secs(10);
 /// An ack is a message of its own, and must not hold us up when the link is down.
 const ACK: Duration = Duration::from_secs(1);
-/// The first delay of an event that was refused; it doubles.
-const REFUSED: Duration = Duration::from_secs(2);
+/// The first delay of an event whose attempt failed; it doubles.
+const RETRY: Duration = Duration::from_secs(2);
+/// The first delay of an event that waits for a lock; it doubles up to the second one.
+const LOCKED: Duration = Duration::from_millis(500);
+const LOCKED_LONG: Duration = Duration::from_secs(4);
+/// So many events in a row that wait for locks: more than single rows are locked, and the rest is not tried.
+const LOCKED_IN_A_ROW: usize = 8;
+/// How long the events of an aggregate are kept out of batches after one of them failed.
+const SUSPECT: Duration = Duration::from_mins(2);
 /// The delay of a message that could not even be stored as a dead letter.
 const UNSTORABLE: Duration = Duration::from_mins(1);
 
@@ -55,7 +70,16 @@ struct Subscription<'a, H> {
     handler: &'a H,
     stop: &'a CancellationToken,
     outage: Backoff,
+    locked: Backoff,
+    /// Aggregates of which an event failed when it was applied alone, and when.
+    suspects: HashMap<String, Instant>,
     dead_letters: Counter,
+}
+
+/// Messages and the events in them, in the same order.
+struct Deliveries<E> {
+    messages: Vec<Message>,
+    events: Vec<E>,
 }
 
 /// Applies the events of `H::Event::STREAM` until `stop`.
@@ -66,8 +90,16 @@ pub(crate) async fn run<H: Handler>(
     stop: &CancellationToken,
 ) -> anyhow::Result<()> {
     let what = format!("consuming {} as {durable}", H::Event::STREAM);
-    let dead_letters = metrics::counter!("event_bus_dead_letters_total", "stream" => H::Event::STREAM);
-    let mut subscription = Subscription { bus, durable, handler, stop, outage: Backoff::default(), dead_letters };
+    let mut subscription = Subscription {
+        bus,
+        durable,
+        handler,
+        stop,
+        outage: Backoff::default(),
+        locked: Backoff::default(),
+        suspects: HashMap::new(),
+        dead_letters: metrics::counter!("event_bus_dead_letters_total", "stream" => H::Event::STREAM),
+    };
     let mut backoff = Backoff::default();
     while !stop.is_cancelled() {
         let Err(error) = subscription.consume(|| backoff.succeed(&what)).await else { break };
@@ -99,108 +131,120 @@ impl<H: Handler> Subscription<'_, H> {
     }
 
     async fn process(&mut self, batch: Vec<Message>) {
-        let (mut messages, mut events, mut poison) = (Vec::new(), Vec::new(), Vec::new());
+        self.forget_suspects();
+        let (mut together, mut alone, mut poison) = (Deliveries::default(), Deliveries::default(), Vec::new());
         for message in batch {
-            match H::Event::decode(&message.subject, &message.payload) {
-                Ok(event) => {
-                    messages.push(message);
-                    events.push(event);
+            match decode::<H::Event>(&message) {
+                Ok(event) if self.suspects.contains_key(&event.aggregate_id().to_string()) => {
+                    alone.push(message, event);
                 }
-                Err(error) => poison.push((message, error)),
+                Ok(event) => together.push(message, event),
+                Err(reason) => poison.push((message, reason)),
             }
         }
-        if !events.is_empty() {
-            match self.apply(&events).await {
-                Ok(()) => acknowledge(&messages).await,
-                Err(error) if self.blames_events(&error).await => self.isolate(&messages, &events).await,
-                Err(error) => self.wait_out(&error, &messages).await,
+        if !together.events.is_empty() {
+            match self.apply(&together.messages, &together.events, Locks::Batch).await {
+                Ok(()) => acknowledge(&together.messages).await,
+                Err(Failure::Outage(error)) => {
+                    let others = alone.messages.into_iter().chain(poison.into_iter().map(|(message, _)| message));
+                    together.messages.extend(others);
+                    return self.wait_out(&error, &together.messages).await;
+                }
+                Err(_) => self.apply_one_by_one(&together).await,
             }
         }
+        self.apply_one_by_one(&alone).await;
         // Last: it takes a statement each, and there may be a lot of it.
         for (message, error) in poison {
             let event_id = message.headers.as_ref().and_then(|headers| headers.get(header::NATS_MESSAGE_ID));
             let event_id = event_id.map(ToString::to_string);
-            self.refuse(Refusal { message: &message, event_id, error: error.to_string(), hopeless: true }).await;
+            self.failed(FailedAttempt { message: &message, event_id, error, retryable: false }).await;
         }
     }
 
     /// One bad event must not take its neighbours with it.
-    async fn isolate(&mut self, messages: &[Message], events: &[H::Event]) {
-        for (number, message) in messages.iter().enumerate() {
-            match self.apply(&events[number..=number]).await {
-                Ok(()) => acknowledge(&messages[number..=number]).await,
-                Err(error) if self.blames_events(&error).await => {
-                    let event_id = Some(events[number].event_id());
-                    self.refuse(Refusal { message, event_id, error: format!("{error:#}"), hopeless: false }).await;
+    async fn apply_one_by_one(&mut self, deliveries: &Deliveries<H::Event>) {
+        let mut locked_in_a_row = 0;
+        for (number, (message, event)) in deliveries.messages.iter().zip(&deliveries.events).enumerate() {
+            if locked_in_a_row == LOCKED_IN_A_ROW {
+                self.suspects.insert(event.aggregate_id().to_string(), Instant::now());
+                postpone(message).await;
+                continue;
+            }
+            let (message, event) = (std::slice::from_ref(message), std::slice::from_ref(event));
+            let (aggregate, event_id) = (event[0].aggregate_id().to_string(), event[0].event_id());
+            match self.apply(message, event, Locks::Single).await {
+                Ok(()) => {
+                    locked_in_a_row = 0;
+                    acknowledge(message).await;
+                    self.no_longer_suspect(&aggregate);
                 }
-                Err(error) => return self.wait_out(&error, &messages[number..]).await,
+                Err(Failure::Locked(error)) => {
+                    locked_in_a_row += 1;
+                    self.suspects.insert(aggregate, Instant::now());
+                    let what = format!("applying {}: event {event_id} waits for a lock", H::Event::STREAM);
+                    self.locked.fail(&what, &error);
+                    postpone(&message[0]).await;
+                }
+                Err(Failure::Event(error)) => {
+                    self.suspects.insert(aggregate, Instant::now());
+                    let (event_id, error) = (Some(event_id), format!("{error:#}"));
+                    self.failed(FailedAttempt { message: &message[0], event_id, error, retryable: true }).await;
+                }
+                Err(Failure::Outage(error)) => return self.wait_out(&error, &deliveries.messages[number..]).await,
             }
         }
     }
 
-    async fn apply(&self, events: &[H::Event]) -> anyhow::Result<()> {
-        let applied: Vec<_> = events.iter().map(|event| (event.aggregate_id().to_string(), event.version())).collect();
-        timeout(APPLY, async {
-            let mut tx = Transaction::begin(&self.bus.db, &self.bus.wake).await?;
-            let result = match self.handler.apply(&mut tx, events).await {
-                Ok(()) => dead_letters::supersede(&mut tx, self.durable, &applied).await.map_err(Into::into),
-                Err(error) => Err(error),
-            };
-            match result {
-                Ok(()) => Ok(tx.commit().await?),
-                Err(error) if database_errors(&error).any(is_outage) => Err(error),
-                Err(error) => {
-                    tx.rollback().await?;
-                    Err(error)
-                }
-            }
-        })
-        .await
-        .map_err(|_| TooSlow)?
+    fn no_longer_suspect(&mut self, aggregate: &str) {
+        if self.suspects.remove(aggregate).is_some() {
+            self.forget_suspects();
+        }
     }
 
-    /// Whether it is the events' own fault that they were not applied: it is not if Postgres is away. What takes too long
-    /// while Postgres answers others would take as long the next time, and hold up its neighbours for ever.
-    async fn blames_events(&self, error: &anyhow::Error) -> bool {
-        let timed_out = error.is::<TooSlow>() || database_errors(error).any(is_statement_timeout);
-        if timed_out { self.bus.is_ready().await } else { !database_errors(error).any(is_outage) }
+    /// Those that have not failed for a while; another replica may have applied their events.
+    fn forget_suspects(&mut self) {
+        self.suspects.retain(|_, failed| failed.elapsed() < SUSPECT);
+        if self.suspects.is_empty() {
+            self.locked.succeed(&format!("applying {}: waiting for locks", H::Event::STREAM));
+        }
     }
 
-    /// Records a refusal; the message comes back later, or is done with once it is a dead letter.
-    async fn refuse(&mut self, refusal: Refusal<'_>) {
-        let Refusal { message, ref event_id, ref error, .. } = refusal;
-        match self.store(&refusal).await {
+    /// Records a failed attempt; the message comes back later, or is done with once it is a dead letter.
+    async fn failed(&mut self, attempt: FailedAttempt<'_>) {
+        let FailedAttempt { message, ref event_id, ref error, .. } = attempt;
+        match self.record(&attempt).await {
             Ok(Verdict::Dead) => {
                 tracing::error!(subject = %message.subject, event_id, error, "an event became a dead letter");
                 self.dead_letters.increment(1);
-                settle(message, AckKind::Term).await;
+                send(message, AckKind::Term).await;
             }
             Ok(Verdict::Retry { attempts }) => {
                 tracing::warn!(subject = %message.subject, event_id, error, attempts, "an event is tried again later");
-                settle(message, AckKind::Nak(Some(jitter(REFUSED * 2_u32.pow(attempts - 1))))).await;
+                send(message, AckKind::Nak(Some(jitter(RETRY * 2_u32.pow(attempts - 1))))).await;
             }
-            Ok(Verdict::Superseded) => settle(message, AckKind::Term).await,
+            Ok(Verdict::Superseded) => send(message, AckKind::Term).await,
             Err(error) if database_errors(&error).any(is_outage) => {
                 self.wait_out(&error, std::slice::from_ref(message)).await;
             }
             Err(error) => {
                 tracing::error!(subject = %message.subject, event_id, "cannot store a dead letter: {error:#}");
-                settle(message, AckKind::Nak(Some(UNSTORABLE))).await;
+                send(message, AckKind::Nak(Some(UNSTORABLE))).await;
             }
         }
     }
 
-    async fn store(&self, refusal: &Refusal<'_>) -> anyhow::Result<Verdict> {
+    async fn record(&self, attempt: &FailedAttempt<'_>) -> anyhow::Result<Verdict> {
         let mut db = Connection::acquire(&self.bus.db).await?;
-        timeout(APPLY, dead_letters::refuse(&mut db, refusal)).await.map_err(|_| sqlx::Error::PoolTimedOut)?
+        timeout(apply::LIMIT, dead_letters::record(&mut db, attempt)).await.map_err(|_| sqlx::Error::PoolTimedOut)?
     }
 
-    /// Postgres is away: hand `messages` back, to be delivered to whoever can apply them by then, and wait.
+    /// Postgres is away: hand `messages` back, to be delivered to a replica that can apply them by then, and wait.
     async fn wait_out(&mut self, error: &anyhow::Error, messages: &[Message]) {
         let what = format!("applying {}", H::Event::STREAM);
         let delay = self.outage.fail(&what, error);
         for message in messages {
-            settle(message, AckKind::Nak(Some(delay))).await;
+            send(message, AckKind::Nak(Some(delay))).await;
         }
         let mut pause = delay;
         while self.stop.run_until_cancelled(sleep(pause)).await.is_some() {
@@ -213,21 +257,42 @@ impl<H: Handler> Subscription<'_, H> {
     }
 }
 
-fn database_errors(error: &anyhow::Error) -> impl Iterator<Item = &sqlx::Error> {
-    error.chain().filter_map(|cause| cause.downcast_ref())
-}
-
-#[derive(Debug, thiserror::Error)]
-#[error("applying took longer than {APPLY:?}")]
-struct TooSlow;
-
-async fn acknowledge(messages: &[Message]) {
-    for message in messages {
-        settle(message, AckKind::Ack).await;
+impl<E> Default for Deliveries<E> {
+    fn default() -> Self {
+        Self { messages: Vec::new(), events: Vec::new() }
     }
 }
 
-/// A lost answer costs one harmless redelivery, so it is sent once and not waited for.
-async fn settle(message: &Message, kind: AckKind) {
+impl<E> Deliveries<E> {
+    fn push(&mut self, message: Message, event: E) {
+        self.messages.push(message);
+        self.events.push(event);
+    }
+}
+
+/// The event in a message, or why there is none.
+fn decode<E: Event>(message: &Message) -> Result<E, String> {
+    let decoded = catch_unwind(AssertUnwindSafe(|| E::decode(&message.subject, &message.payload)));
+    match decoded {
+        Ok(event) => event.map_err(|error| error.to_string()),
+        Err(panic) => Err(format!("decoding panicked: {}", panic_message(&*panic))),
+    }
+}
+
+async fn acknowledge(messages: &[Message]) {
+    for message in messages {
+        send(message, AckKind::Ack).await;
+    }
+}
+
+/// Hands back a message whose turn has not come, each time for longer.
+async fn postpone(message: &Message) {
+    let deliveries = message.info().map_or(1, |info| u32::try_from(info.delivered).unwrap_or(1));
+    let delay = LOCKED.saturating_mul(1 << deliveries.saturating_sub(1).min(8)).min(LOCKED_LONG);
+    send(message, AckKind::Nak(Some(jitter(delay)))).await;
+}
+
+/// A lost ack costs one harmless redelivery, so it is sent once and not waited for.
+async fn send(message: &Message, kind: AckKind) {
     let _ = timeout(ACK, message.ack_with(kind)).await;
 }

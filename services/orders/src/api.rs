@@ -2,15 +2,17 @@
 
 use crate::order::{CancelError, Order, Reserved};
 use crate::{replica, store};
-use axum::extract::rejection::{PathRejection, QueryRejection};
-use axum::extract::{FromRef, Path, Query, State};
+use axum::extract::rejection::PathRejection;
+use axum::extract::{FromRef, Path, State};
 use axum::http::StatusCode;
+use axum::response::Response;
 use axum::routing::get;
 use axum::{Json, Router};
-use bootstrap::{ApiError, Caller, Field, FieldError, JsonBody, Keys, Page};
+use bootstrap::{ApiError, Caller, Field, FieldError, JsonBody, Keys, List};
 use contracts::Id;
 use contracts::endpoint::SHOW_TICKET;
 use event_bus::Bus;
+use std::sync::Arc;
 use std::time::Duration;
 
 /// What every handler needs.
@@ -33,13 +35,15 @@ pub fn routes(app: App) -> Router {
 async fn list_orders(
     State(bus): State<Bus>,
     caller: Caller,
-    page: Result<Query<Page>, QueryRejection>,
-) -> Result<Json<Vec<Order>>, ApiError> {
-    let user = caller.user()?;
-    let Query(page) = page?;
-    let mut db = bus.connection().await?;
-    let orders = store::list(&mut db, &user.id, page).await?;
-    Ok(Json(orders))
+    list: Result<List, ApiError>,
+) -> Result<Response, ApiError> {
+    let user: Arc<str> = caller.user()?.id.as_str().into();
+    list?
+        .answer(move |part| {
+            let (bus, user) = (bus.clone(), user.clone());
+            async move { Ok(store::list(&mut *bus.connection().await?, &user, part).await?) }
+        })
+        .await
 }
 
 async fn show_order(
@@ -64,7 +68,7 @@ async fn create_order(
     body: JsonBody,
 ) -> Result<(StatusCode, Json<Order>), ApiError> {
     let user = caller.user()?;
-    let ticket_id = ticket_id(&body)?;
+    let ticket_id = ticket_id(body)?;
     let mut known = false;
     // Whoever loses the race for a reservation starts over from what the winner wrote; every round has a winner.
     loop {
@@ -104,20 +108,23 @@ async fn cancel_order(
     Ok(StatusCode::NO_CONTENT)
 }
 
-/// A ticket that was made a moment ago may not have arrived in the replica: its owner is asked.
+/// A ticket that was made a moment ago may not have arrived in the replica: tickets is asked. Only tickets knows that a
+/// ticket does not exist, so without a reply the order is unavailable, not unknown.
 async fn learn(bus: &Bus, ticket_id: Id) -> Result<(), ApiError> {
-    let answer = bus.ask(&SHOW_TICKET, &ticket_id).await;
-    let ticket = answer.unwrap_or_else(|error| {
-        tracing::warn!(%ticket_id, "cannot ask tickets for a ticket that is not in the replica: {error:#}");
-        None
-    });
+    let ticket = bus.ask(&SHOW_TICKET, &ticket_id).await.map_err(|error| {
+        tracing::debug!(%ticket_id, error = format!("{error:#}"), "cannot ask tickets for a ticket");
+        ApiError::Unavailable
+    })?;
     let ticket = ticket.ok_or(ApiError::NotFound)?;
     let mut db = bus.connection().await?;
     Ok(replica::update(&mut db, std::iter::once(&ticket)).await?)
 }
 
 /// The ticket a body asks for. An object or an array is no text by any means, and a bad request.
-fn ticket_id(body: &JsonBody) -> Result<Id, ApiError> {
+///
+/// By value: a body takes a multiple of its bytes in memory, and must not wait with the handler.
+#[expect(clippy::needless_pass_by_value, reason = "it is dropped here")]
+fn ticket_id(body: JsonBody) -> Result<Id, ApiError> {
     let (empty, id) = match body.field("ticketId") {
         Field::Missing | Field::Null => (true, None),
         Field::Text(text) => (text.is_empty(), text.parse().ok()),

@@ -16,7 +16,7 @@ impl Handler for ExpirationEvents {
         let mut orders = store::lock(tx, ids()).await?;
         let mut cancelled = Vec::new();
         for id in ids() {
-            let order = orders.get_mut(&id).with_context(|| format!("there is no order {id}, whose time is over"))?;
+            let order = orders.get_mut(&id).with_context(|| format!("expiration: order {id} does not exist"))?;
             cancelled.extend(order.expire());
         }
         store::save_locked(tx, &cancelled).await

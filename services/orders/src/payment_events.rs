@@ -2,15 +2,18 @@
 
 use crate::order::Paid;
 use crate::store;
-use anyhow::Context;
+use anyhow::{Context, bail, ensure};
 use contracts::PaymentEvent;
+use contracts::neighbours::Payment;
 use event_bus::{Handler, Transaction};
 use metrics::Counter;
+use sqlx::PgConnection;
 
 /// Completes paid orders.
 ///
 /// Every payment is recorded with the effect it had, in the same transaction, so that one that is delivered again has
-/// none. A payment whose order is unknown is refused: the order may be restored, and the money must not be forgotten.
+/// none. The money must not be forgotten, so two kinds of payments become dead letters: a payment of an unknown order,
+/// because the order may be restored, and a payment with a known id whose content differs from what was recorded.
 pub struct PaymentEvents {
     /// Payments that somebody has to give back.
     refunds_due: Counter,
@@ -29,10 +32,14 @@ impl Handler for PaymentEvents {
         let payments: Vec<_> = events.iter().map(|PaymentEvent::Created(payment)| payment).collect();
         let mut orders = store::lock(tx, payments.iter().map(|payment| payment.order_id)).await?;
         if let Some(lost) = payments.iter().find(|payment| !orders.contains_key(&payment.order_id)) {
-            anyhow::bail!("there is no order {}, which it pays", lost.order_id);
+            bail!("payment {}: order {} does not exist", lost.id, lost.order_id);
+        }
+        let inserted = store::insert_payments(tx, &payments).await?;
+        if inserted.len() < payments.len() {
+            compare_with_recorded(tx, &payments).await?;
         }
         let (mut completed, mut refunds) = (Vec::new(), Vec::new());
-        for payment in store::insert_payments(tx, &payments).await? {
+        for payment in inserted {
             let order = orders.get_mut(&payment.order_id).context("only payments of locked orders were inserted")?;
             match order.pay() {
                 Paid::Completed(event) => completed.push(event),
@@ -48,4 +55,23 @@ impl Handler for PaymentEvents {
         }
         Ok(())
     }
+}
+
+/// Fails if one of `payments` differs from the recorded payment of the same id, in this batch or before it.
+async fn compare_with_recorded(db: &mut PgConnection, payments: &[&Payment]) -> anyhow::Result<()> {
+    let recorded = store::find_payments(db, payments.iter().map(|payment| payment.id)).await?;
+    for payment in payments {
+        let recorded = recorded.get(&payment.id).context("every payment was recorded")?;
+        ensure!(
+            recorded == *payment,
+            "payment {}: content differs from the payment recorded before: order {}, stripeId {} was recorded, order {}, \
+             stripeId {} was received",
+            payment.id,
+            recorded.order_id,
+            recorded.stripe_id,
+            payment.order_id,
+            payment.stripe_id,
+        );
+    }
+    Ok(())
 }

@@ -3,9 +3,9 @@
 
 use crate::order::{Offer, Order, Ticket};
 use anyhow::{Context, ensure};
-use bootstrap::Page;
+use bootstrap::list::{self, Part};
 use contracts::neighbours::Payment;
-use contracts::{Event, Id, OrderEvent, Timestamp};
+use contracts::{Event, Id, OrderEvent, Publish, Timestamp};
 use event_bus::{Outgoing, trace};
 use rust_decimal::Decimal;
 use sqlx::PgConnection;
@@ -67,21 +67,44 @@ pub async fn find(db: &mut PgConnection, id: Id) -> anyhow::Result<Option<Order>
     .transpose()
 }
 
-/// A user's orders in order of creation.
-pub async fn list(db: &mut PgConnection, user_id: &str, Page { after, limit }: Page) -> anyhow::Result<Vec<Order>> {
-    sqlx::query_as!(
-        Row,
-        "select id, user_id, status, expires_at, ticket_id, title, price, ticket_version, reservation, version
-         from orders where user_id = $1 and id > $2 order by id limit $3",
+/// A part of a user's orders in order of creation.
+pub async fn list(db: &mut PgConnection, user_id: &str, part: Part) -> anyhow::Result<Vec<list::Row<Order>>> {
+    let rows = sqlx::query!(
+        // octet_length does not read a title that is stored apart from its row, so that rows that do not fit cost little.
+        r#"select id, user_id, status, expires_at, ticket_id, title, price, ticket_version, reservation, version, number,
+                bytes as "bytes!"
+         from (
+             select *, sum(octet_length(title) + octet_length(user_id)) over (order by number rows unbounded preceding)
+                       as bytes
+             from orders
+             where user_id = $1
+               and number > greatest($2, (select number from orders where id <= $3 order by id desc limit 1))
+             order by number limit $4
+         ) as page
+         where bytes - octet_length(title) - octet_length(user_id) < $5
+         order by number"#,
         user_id,
-        after.map_or_else(String::new, |id| id.to_string()),
-        limit.map(|limit| i64::from(limit.get())),
-    )
-    .fetch_all(db)
-    .await?
-    .into_iter()
-    .map(Order::try_from)
-    .collect()
+        part.number,
+        part.after.map(|id| id.to_string()),
+        part.rows,
+        part.bytes,
+    );
+    let rows = rows.fetch_all(db).await?.into_iter().map(|row| {
+        let order = Row {
+            id: row.id,
+            user_id: row.user_id,
+            status: row.status,
+            expires_at: row.expires_at,
+            ticket_id: row.ticket_id,
+            title: row.title,
+            price: row.price,
+            ticket_version: row.ticket_version,
+            reservation: row.reservation,
+            version: row.version,
+        };
+        Ok(list::Row { number: row.number, bytes: row.bytes, item: order.try_into()? })
+    });
+    rows.collect()
 }
 
 /// Those of the orders `ids` that exist, locked until the transaction ends.
@@ -97,15 +120,30 @@ pub async fn lock(db: &mut PgConnection, ids: impl Iterator<Item = Id>) -> anyho
     by_id(rows.fetch_all(db).await?)
 }
 
-/// At most `limit` orders whose time is over, locked until the transaction ends. Those that somebody else has locked are
-/// left to them.
-pub async fn lock_expired(db: &mut PgConnection, limit: usize) -> anyhow::Result<BTreeMap<Id, Order>> {
+/// When the first of the unpaid orders expires; no order that is made from now on will expire before.
+pub async fn first_expiry(db: &mut PgConnection) -> sqlx::Result<Option<Timestamp>> {
+    // A minute ago: an order that is being inserted may have taken its time from the clock before this statement began.
+    let first = sqlx::query_scalar!(
+        "select least(min(expires_at), now() - interval '1 minute') from orders where status = 'created'"
+    );
+    Ok(first.fetch_one(db).await?.map(Timestamp))
+}
+
+/// At most `limit` orders whose time is over, `from` that time on, locked until the transaction ends. Those that another
+/// transaction has locked are left to it.
+pub async fn lock_expired(
+    db: &mut PgConnection,
+    limit: usize,
+    from: Option<Timestamp>,
+) -> anyhow::Result<BTreeMap<Id, Order>> {
     let rows = sqlx::query_as!(
         Row,
         "select id, user_id, status, expires_at, ticket_id, title, price, ticket_version, reservation, version
-         from orders where status = 'created' and expires_at <= now() order by expires_at limit $1
-         for update skip locked",
-        i64::try_from(limit)?
+         from orders where status = 'created' and expires_at >= coalesce($2, timestamptz '-infinity')
+                           and expires_at <= now()
+         order by expires_at limit $1 for update skip locked",
+        i64::try_from(limit)?,
+        from.map(|from| from.0),
     );
     by_id(rows.fetch_all(db).await?)
 }
@@ -175,8 +213,8 @@ pub async fn save(db: &mut PgConnection, events: &[OrderEvent]) -> sqlx::Result<
     let ids: Vec<String> = events.iter().map(|event| event.aggregate_id().to_string()).collect();
     let versions: Vec<i64> = events.iter().map(Event::version).collect();
     let statuses: Vec<&str> = events.iter().map(|event| event.snapshot().status.as_str()).collect();
-    let subjects: Vec<&str> = events.iter().map(Event::subject).collect();
-    let payloads: Vec<String> = events.iter().map(Event::encode).collect();
+    let subjects: Vec<&str> = events.iter().map(Publish::subject).collect();
+    let payloads: Vec<String> = events.iter().map(Publish::encode).collect();
     let saved = sqlx::query!(
         "with saved as (
              update orders set status = new.status, version = new.version, updated_at = now()
@@ -224,6 +262,21 @@ pub async fn insert_payments<'a>(db: &mut PgConnection, payments: &[&'a Payment]
     );
     let mut inserted: HashSet<String> = inserted.fetch_all(db).await?.into_iter().collect();
     Ok(payments.iter().copied().filter(|payment| inserted.remove(&payment.id.to_string())).collect())
+}
+
+/// Those of the payments `ids` that are recorded.
+pub async fn find_payments(
+    db: &mut PgConnection,
+    ids: impl Iterator<Item = Id>,
+) -> anyhow::Result<BTreeMap<Id, Payment>> {
+    let ids: Vec<String> = ids.map(|id| id.to_string()).collect();
+    let rows = sqlx::query!("select id, order_id, stripe_id from payments where id = any($1)", &ids);
+    let payments = rows.fetch_all(db).await?.into_iter().map(|row| {
+        let id = row.id.parse().context("the table holds a malformed payment id")?;
+        let order_id = row.order_id.parse().context("the table holds a malformed order id")?;
+        Ok((id, Payment { id, order_id, stripe_id: row.stripe_id }))
+    });
+    payments.collect()
 }
 
 /// Notes that these payments must be given back.

@@ -3,11 +3,12 @@
 use crate::store;
 use crate::ticket::{Draft, EditError, Ticket};
 use axum::extract::rejection::PathRejection;
-use axum::extract::{FromRef, Path, Query, State};
+use axum::extract::{FromRef, Path, State};
 use axum::http::StatusCode;
+use axum::response::Response;
 use axum::routing::get;
 use axum::{Json, Router};
-use bootstrap::{ApiError, Caller, Field, FieldError, JsonBody, Keys, Page};
+use bootstrap::{ApiError, Caller, Field, FieldError, JsonBody, Keys, List};
 use contracts::ticket::TicketSnapshot;
 use contracts::{Id, Price};
 use event_bus::{Bus, Connection};
@@ -27,10 +28,12 @@ pub fn routes(app: App) -> Router {
         .with_state(app)
 }
 
-async fn list_tickets(State(bus): State<Bus>, Query(page): Query<Page>) -> Result<Json<Vec<TicketSnapshot>>, ApiError> {
-    let mut db = bus.connection().await?;
-    let tickets = store::list(&mut db, page).await?;
-    Ok(Json(tickets.into_iter().map(Into::into).collect()))
+async fn list_tickets(State(bus): State<Bus>, list: List) -> Result<Response, ApiError> {
+    list.answer(move |part| {
+        let bus = bus.clone();
+        async move { Ok(store::list(&mut *bus.connection().await?, part).await?) }
+    })
+    .await
 }
 
 async fn show_ticket(State(bus): State<Bus>, Path(id): Path<Id>) -> Result<Json<TicketSnapshot>, ApiError> {
@@ -45,7 +48,7 @@ async fn create_ticket(
     body: JsonBody,
 ) -> Result<(StatusCode, Json<TicketSnapshot>), ApiError> {
     let user = caller.user()?;
-    let draft = draft(&body, "Price must be greater than 0")?;
+    let draft = draft(body, "Price must be greater than 0")?;
     let ticket = Ticket::new(&user.id, draft);
     store::insert(&mut *bus.statement().await?, &ticket).await?;
     Ok((StatusCode::CREATED, Json(ticket.into())))
@@ -58,7 +61,7 @@ async fn edit_ticket(
     body: JsonBody,
 ) -> Result<Json<TicketSnapshot>, ApiError> {
     let user = caller.user()?;
-    let draft = draft(&body, "Price must be provided and must be greater than 0")?;
+    let draft = draft(body, "Price must be provided and must be greater than 0")?;
     let Path(id) = id?;
     let mut db = bus.statement().await?;
     // Whoever loses the race for a version starts over from what the winner wrote; every round has a winner.
@@ -78,7 +81,10 @@ pub async fn answer(mut db: Connection, id: Id) -> anyhow::Result<Option<TicketS
 
 /// Title and price out of a body, checked in this order. What has the wrong type altogether, or cannot be stored, is a
 /// bad request, told only when no rule is broken.
-fn draft(body: &JsonBody, price_message: &'static str) -> Result<Draft, ApiError> {
+///
+/// By value: a body takes a multiple of its bytes in memory, and must not wait with the handler.
+#[expect(clippy::needless_pass_by_value, reason = "it is dropped here")]
+fn draft(body: JsonBody, price_message: &'static str) -> Result<Draft, ApiError> {
     let title = match body.field("title") {
         Field::Text(text) => Some(text),
         Field::Number(text) => Some(text.to_owned()),

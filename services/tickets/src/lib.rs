@@ -33,7 +33,7 @@ impl AsRef<bootstrap::Config> for Config {
 
 /// The tables, and what the role that the service runs as may do with them.
 pub fn schema() -> Schema {
-    Schema::new(sqlx::migrate!(), include_str!("../grants.sql"))
+    Schema::new("tickets", sqlx::migrate!(), include_str!("../grants.sql"))
 }
 
 /// The process: runs until it is told to stop, or does one of the tasks around a service.

@@ -2,22 +2,22 @@
 
 use crate::store;
 use anyhow::Context;
-use contracts::{OrderEvent, TicketEvent};
+use contracts::{OrderChange, TicketEvent};
 use event_bus::{Handler, Transaction};
 
 /// Makes tickets follow their orders.
 pub struct OrderEvents;
 
 impl Handler for OrderEvents {
-    type Event = OrderEvent;
+    type Event = OrderChange;
 
-    async fn apply(&self, tx: &mut Transaction, events: &[OrderEvent]) -> anyhow::Result<()> {
-        let orders = || events.iter().map(OrderEvent::snapshot);
-        let mut tickets = store::lock(tx, orders().map(|order| order.ticket.id)).await?;
+    async fn apply(&self, tx: &mut Transaction, orders: &[OrderChange]) -> anyhow::Result<()> {
+        let mut tickets = store::lock(tx, orders.iter().map(|order| order.ticket.id)).await?;
         let mut updates = Vec::new();
-        for order in orders() {
-            let ticket = tickets.get_mut(&order.ticket.id);
-            let ticket = ticket.with_context(|| format!("there is no ticket {}, which it orders", order.ticket.id))?;
+        for order in orders {
+            let (id, ticket_id) = (order.id, order.ticket.id);
+            let ticket = tickets.get_mut(&ticket_id);
+            let ticket = ticket.with_context(|| format!("order {id}: ticket {ticket_id} does not exist"))?;
             if ticket.follow(order) {
                 updates.push(TicketEvent::Updated(ticket.snapshot()));
             }

@@ -2,12 +2,16 @@
 
 use crate::ticket::{Heard, Ticket};
 use anyhow::Context;
-use bootstrap::Page;
+use bootstrap::list::{self, Part};
+use contracts::ticket::TicketSnapshot;
 use contracts::{Id, TicketEvent};
 use event_bus::{Outgoing, Transaction};
 use rust_decimal::Decimal;
 use sqlx::PgConnection;
 use std::collections::BTreeMap;
+
+const MALFORMED_ID: &str = "the table holds a malformed id";
+const NO_PRICE: &str = "the table holds no price";
 
 struct Row {
     id: String,
@@ -27,9 +31,9 @@ impl TryFrom<Row> for Ticket {
         let Row { id, title, price, user_id, version, order_id, reservation, order_version } = row;
         let order_id = order_id.map(|id| id.parse()).transpose().context("the table holds a malformed order id")?;
         Ok(Self {
-            id: id.parse().context("the table holds a malformed id")?,
+            id: id.parse().context(MALFORMED_ID)?,
             title,
-            price: price.try_into().context("the table holds no price")?,
+            price: price.try_into().context(NO_PRICE)?,
             user_id,
             version,
             order_id,
@@ -51,19 +55,35 @@ pub async fn find(db: &mut PgConnection, id: Id) -> anyhow::Result<Option<Ticket
     .transpose()
 }
 
-/// Unreserved tickets in order of creation.
-pub async fn list(db: &mut PgConnection, Page { after, limit }: Page) -> anyhow::Result<Vec<Ticket>> {
-    sqlx::query_as!(
-        Row,
-        "select id, title, price, user_id, version, order_id, reservation, order_version from tickets
-         where order_id is null and id > $1 order by id limit $2",
-        after.map_or_else(String::new, |id| id.to_string()),
-        limit.map(|limit| i64::from(limit.get())),
+/// A part of the unreserved tickets in order of creation, as clients see them.
+pub async fn list(db: &mut PgConnection, part: Part) -> anyhow::Result<Vec<list::Row<TicketSnapshot>>> {
+    sqlx::query!(
+        // octet_length does not read a title that is stored apart from its row, so that rows that do not fit cost little.
+        r#"select id, title, price, user_id, version, number, bytes as "bytes!"
+         from (
+             select *, sum(octet_length(title) + octet_length(user_id)) over (order by number rows unbounded preceding)
+                       as bytes
+             from tickets
+             where order_id is null
+               and number > greatest($1, (select number from tickets where id <= $2 order by id desc limit 1))
+             order by number limit $3
+         ) as page
+         where bytes - octet_length(title) - octet_length(user_id) < $4
+         order by number"#,
+        part.number,
+        part.after.map(|id| id.to_string()),
+        part.rows,
+        part.bytes,
     )
     .fetch_all(db)
     .await?
     .into_iter()
-    .map(Ticket::try_from)
+    .map(|row| {
+        let (id, price) = (row.id.parse().context(MALFORMED_ID)?, row.price.try_into().context(NO_PRICE)?);
+        let (title, user_id, version) = (row.title, row.user_id, row.version);
+        let item = TicketSnapshot { id, version, title, price, user_id, order_id: None };
+        Ok(list::Row { number: row.number, bytes: row.bytes, item })
+    })
     .collect()
 }
 

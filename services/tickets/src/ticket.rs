@@ -1,8 +1,7 @@
 //! What a ticket is and what may happen to it. Rules only: nothing here does input or output.
 
-use contracts::order::{OrderSnapshot, OrderStatus};
 use contracts::ticket::TicketSnapshot;
-use contracts::{Id, Price};
+use contracts::{Id, OrderChange, Price};
 
 /// A ticket, as it is in the table.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -71,17 +70,17 @@ impl Ticket {
         Ok(())
     }
 
-    /// Follows one of its orders: held while the order lives, free once it is cancelled. `true`: its holder is another
-    /// one now, and that is its next version.
+    /// Follows one of its orders: held while the order is live, free once it is cancelled. Returns true if the holder
+    /// changed; the version is then incremented.
     ///
     /// An order that comes late says nothing: a newer order was made only because that one was cancelled.
-    pub fn follow(&mut self, order: &OrderSnapshot) -> bool {
+    pub fn follow(&mut self, order: &OrderChange) -> bool {
         let news = Heard { reservation: order.ticket.reservation, order_version: order.version };
         if news <= self.heard {
             return false;
         }
         self.heard = news;
-        let holder = (order.status != OrderStatus::Cancelled).then_some(order.id);
+        let holder = order.holds_ticket.then_some(order.id);
         if holder == self.order_id {
             return false;
         }
@@ -108,6 +107,7 @@ mod tests {
     #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
     use super::*;
+    use contracts::Event;
     use serde_json::json;
 
     fn draft(title: &str, price: &str) -> Draft {
@@ -142,20 +142,18 @@ mod tests {
         assert_eq!(ticket.edit("bob", draft("Opera", "1")), Err(EditError::Reserved));
         assert_eq!(ticket, reserved);
     }
-    fn order(id: Id, reservation: i64, version: i64, status: OrderStatus) -> OrderSnapshot {
-        let ticket = json!({"id": Id::generate(), "price": 20, "version": 0, "reservation": reservation});
-        let expires_at = "2026-01-31T12:15:00.000Z";
-        let order = json!({"id": id, "version": version, "status": status, "userId": "bob", "expiresAt": expires_at,
-                           "ticket": ticket});
-        serde_json::from_value(order).unwrap()
+
+    fn order(subject: &str, id: Id, reservation: i64, version: i64) -> OrderChange {
+        let ticket = json!({"id": Id::generate(), "reservation": reservation});
+        let order = json!({"id": id, "version": version, "ticket": ticket});
+        OrderChange::decode(subject, order.to_string().as_bytes()).unwrap()
     }
 
     #[test]
     fn a_ticket_is_held_by_its_live_order_and_each_change_of_holder_is_a_version() {
-        use OrderStatus::{Cancelled, Complete, Created};
         let (first, second) = (Id::generate(), Id::generate());
-        let (made, given_up) = (order(first, 1, 0, Created), order(first, 1, 1, Cancelled));
-        let (made_again, paid) = (order(second, 2, 0, Created), order(second, 2, 1, Complete));
+        let (made, given_up) = (order("order.created", first, 1, 0), order("order.cancelled", first, 1, 1));
+        let (made_again, paid) = (order("order.created", second, 2, 0), order("order.completed", second, 2, 1));
         for (news, holder, version) in [
             (vec![&made], Some(first), 1),
             (vec![&made, &made], Some(first), 1),

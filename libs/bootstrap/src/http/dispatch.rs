@@ -3,13 +3,14 @@
 use std::any::Any;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use anyhow::anyhow;
 use axum::Router;
 use axum::body::HttpBody as _;
 use axum::extract::{Request, State};
 use axum::http::{HeaderValue, StatusCode, Uri, header};
-use axum::middleware::{Next, from_fn, from_fn_with_state};
+use axum::middleware::{Next, from_fn_with_state};
 use axum::response::{IntoResponse as _, Response};
 use event_bus::trace;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -17,27 +18,36 @@ use tokio_util::task::TaskTracker;
 use tower::ServiceBuilder;
 use tower_http::LatencyUnit::Micros;
 use tower_http::catch_panic::CatchPanicLayer;
+use tower_http::classify::ServerErrorsFailureClass as Failure;
 use tower_http::request_id::PropagateRequestIdLayer;
 use tower_http::timeout::TimeoutLayer;
-use tower_http::trace::{DefaultOnFailure, DefaultOnResponse, TraceLayer};
-use tracing::{Instrument as _, Level, Span, error_span, field, warn};
+use tower_http::trace::{DefaultOnResponse, TraceLayer};
+use tracing::{Instrument as _, Span, error_span, field, warn};
 
 use super::Health;
+use super::bodies::{Bodies, Charge};
+use super::connections::{Connection, Connections};
+use super::pages::Pages;
 use crate::body;
 use crate::config::Config;
 use crate::error::{ApiError, error_body};
+use crate::telemetry::Throttle;
 
 const REQUEST_ID: &str = "x-request-id";
 
 /// The service as the server sees it: a request goes in, an answer always comes out.
 pub(crate) struct Dispatch {
     pub(crate) service: Router,
-    handlers: Arc<Handlers>,
+    pub(crate) limits: Arc<Limits>,
 }
 
-struct Handlers {
-    /// With or without a client that waits for them.
-    running: TaskTracker,
+/// What requests share, and how much of it there is.
+pub(crate) struct Limits {
+    /// Handlers, with or without a client that waits for them, and lists that are being written.
+    pub(crate) running: TaskTracker,
+    pub(crate) connections: Arc<Connections>,
+    pub(crate) bodies: Arc<Bodies>,
+    pub(crate) pages: Arc<Pages>,
     places: Arc<Semaphore>,
     refused: AtomicU64,
 }
@@ -47,8 +57,14 @@ type Place = Arc<OwnedSemaphorePermit>;
 
 impl Dispatch {
     pub(crate) fn new(routes: Router, health: Health, config: &Config) -> Self {
-        let places = Arc::new(Semaphore::new(config.max_requests.get().min(Semaphore::MAX_PERMITS)));
-        let handlers = Arc::new(Handlers { running: TaskTracker::new(), places, refused: AtomicU64::new(0) });
+        let limits = Arc::new(Limits {
+            running: TaskTracker::new(),
+            connections: Connections::new(config.max_connections.get()),
+            bodies: Bodies::new(config.max_body_bytes),
+            pages: Pages::new(),
+            places: Arc::new(Semaphore::new(config.max_requests.get().min(Semaphore::MAX_PERMITS))),
+            refused: AtomicU64::new(0),
+        });
         let stop = health.stop.clone();
         // A request goes through them from top to bottom, its answer from bottom to top.
         let layers = ServiceBuilder::new()
@@ -60,31 +76,32 @@ impl Dispatch {
             })
             .map_request(with_sane_request_id)
             .layer(PropagateRequestIdLayer::x_request_id())
-            .layer(from_fn(receive_body))
-            .layer(from_fn_with_state(handlers.clone(), take_place))
+            .layer(from_fn_with_state(limits.clone(), receive_body))
+            .layer(from_fn_with_state(limits.clone(), take_place))
             .map_request(without_trailing_slash)
             .layer(
                 TraceLayer::new_for_http()
                     .make_span_with(request_span)
                     .on_request(())
                     .on_response(DefaultOnResponse::new().latency_unit(Micros))
-                    .on_failure(DefaultOnFailure::new().level(Level::WARN).latency_unit(Micros))
+                    .on_failure(log_failure)
                     .on_eos(()),
             )
             .map_response(with_error_body)
-            .layer(from_fn_with_state(handlers.clone(), run_on_own_task))
+            .layer(from_fn_with_state(limits.clone(), run_on_own_task))
             // On that task: a handler that waits for what never comes must not hold its place and its connection.
             .layer(TimeoutLayer::with_status_code(StatusCode::SERVICE_UNAVAILABLE, config.request_timeout))
             .layer(CatchPanicLayer::custom(|panic: Box<dyn Any + Send>| {
-                ApiError::Internal(anyhow!("the handler panicked: {}", panic_message(&*panic))).into_response()
+                ApiError::Internal(anyhow!("the handler panicked: {}", event_bus::panic_message(&*panic)))
+                    .into_response()
             }));
-        Self { service: health.routes().fallback_service(layers.service(routes)), handlers }
+        Self { service: health.routes().fallback_service(layers.service(routes)), limits }
     }
 
-    /// Returns when every handler has ended.
+    /// Returns when every handler has ended, and every list was written.
     pub(crate) async fn drained(&self) {
-        self.handlers.running.close();
-        self.handlers.running.wait().await;
+        self.limits.running.close();
+        self.limits.running.wait().await;
     }
 }
 
@@ -99,24 +116,36 @@ fn with_sane_request_id(mut request: Request) -> Request {
 }
 
 /// Before it takes a place: a client that sends slowly must not keep others out.
-async fn receive_body(request: Request, next: Next) -> Response {
+async fn receive_body(State(limits): State<Arc<Limits>>, mut request: Request, next: Next) -> Response {
+    request.extensions_mut().insert(limits.clone());
     if request.body().is_end_stream() {
         return next.run(request).await;
     }
-    let (head, body) = request.into_parts();
-    match body::receive(&head.headers, body).await {
-        Ok(bytes) => next.run(Request::from_parts(head, bytes.into())).await,
+    let connection = request.extensions().get::<Arc<Connection>>().cloned();
+    let (mut head, body) = request.into_parts();
+    if let Some(connection) = &connection {
+        connection.receiving();
+    }
+    let received = body::receive(&limits.bodies, &head.headers, body).await;
+    if let Some(connection) = &connection {
+        connection.received();
+    }
+    match received {
+        Ok((bytes, charge)) => {
+            head.extensions.insert(Arc::new(charge));
+            next.run(Request::from_parts(head, bytes.into())).await
+        }
         Err(error) => error.into_response(),
     }
 }
 
-async fn take_place(State(handlers): State<Arc<Handlers>>, mut request: Request, next: Next) -> Response {
-    if let Ok(place) = handlers.places.clone().try_acquire_owned() {
+async fn take_place(State(limits): State<Arc<Limits>>, mut request: Request, next: Next) -> Response {
+    if let Ok(place) = limits.places.clone().try_acquire_owned() {
         request.extensions_mut().insert(Place::new(place));
         return next.run(request).await;
     }
     // Logged ever more rarely: logging each refusal would add to the overload.
-    let refused = handlers.refused.fetch_add(1, Ordering::Relaxed) + 1;
+    let refused = limits.refused.fetch_add(1, Ordering::Relaxed) + 1;
     if refused.is_power_of_two() {
         warn!(refused, "more requests at once than MAX_REQUESTS, refusing");
     }
@@ -139,28 +168,36 @@ fn request_span(request: &Request) -> Span {
     error_span!("request", id, method = %request.method(), path = request.uri().path(), trace_id = field::Empty)
 }
 
+/// What the handler did not log itself. Answers 503 come by the hundreds while something is away.
+fn log_failure(failure: Failure, latency: Duration, _: &Span) {
+    static LOG: Throttle = Throttle::new();
+    match failure {
+        Failure::StatusCode(StatusCode::SERVICE_UNAVAILABLE) => {
+            if let Some(unlogged) = LOG.pass() {
+                warn!(?latency, unlogged, "answered 503; others are logged once a minute");
+            }
+        }
+        failure => warn!(?latency, "{failure}"),
+    }
+}
+
 /// A client that hangs up cancels nothing. All that a request causes happens on this task, so that the events it appends
 /// carry its trace context on.
-async fn run_on_own_task(State(handlers): State<Arc<Handlers>>, mut request: Request, next: Next) -> Response {
+async fn run_on_own_task(State(limits): State<Arc<Limits>>, mut request: Request, next: Next) -> Response {
     let place = request.extensions_mut().remove::<Place>();
+    let body = request.extensions_mut().remove::<Arc<Charge>>();
     let traceparent = request.headers().get("traceparent").and_then(|value| value.to_str().ok()).map(str::to_owned);
     let handler = trace::scope(traceparent, async move {
         if let Some(trace_id) = trace::current().as_deref().and_then(|valid| valid.get(3..35)) {
             Span::current().record("trace_id", trace_id);
         }
         let answer = next.run(request).await;
-        drop(place);
+        drop((place, body));
         answer
     });
     // Its panics are caught: without an answer, the task was cancelled because the runtime is going down.
-    let answer = handlers.running.spawn(handler.in_current_span()).await;
+    let answer = limits.running.spawn(handler.in_current_span()).await;
     answer.unwrap_or_else(|_| ApiError::Unavailable.into_response())
-}
-
-/// The words of a panic, as far as it has any.
-pub(crate) fn panic_message(panic: &(dyn Any + Send)) -> &str {
-    let text = panic.downcast_ref::<&str>().copied();
-    text.or_else(|| panic.downcast_ref::<String>().map(String::as_str)).unwrap_or("no message")
 }
 
 /// Rejections of axum's extractors are plain text, layers answer without a body; clients expect the error body.

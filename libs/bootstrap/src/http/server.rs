@@ -1,23 +1,39 @@
 //! The accept loop. Our own, because `axum::serve` has no time limit for request headers.
 
+use std::convert::Infallible;
 use std::io::{self, ErrorKind};
-use std::pin::pin;
+use std::net::SocketAddr;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use axum::Router;
+use axum::body::{Body, Bytes, HttpBody};
+use hyper::body::{Frame, Incoming, SizeHint};
 use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper::{Request, Response};
 use hyper_util::rt::{TokioIo, TokioTimer};
-use hyper_util::service::TowerToHyperService;
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::task::JoinSet;
+use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
+use tower::ServiceExt as _;
 use tracing::{debug, error};
 
 use super::Dispatch;
+use super::connections::{Busy, Connection, Entry};
+use super::patient::Patient;
 
 /// Time for the head of a request, and so for the silence between two requests on one connection.
 const HEADER_TIME: Duration = Duration::from_secs(10);
+
+/// Bytes that a connection reads or writes at once, and so the largest head of a request: what Node takes as well.
+const BUFFER: usize = 16 * 1024;
+
+/// Connections that wait to be accepted.
+const BACKLOG: u32 = 1024;
 
 /// Time until `accept` is tried again when it failed for want of something, such as file descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(200);
@@ -26,8 +42,29 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(200);
 /// its connection ends; to close idle connections at once would tear some under a request.
 const FAREWELL: Duration = Duration::from_millis(500);
 
+/// How long lists that are under way may go on after that. Shorter than the time that a service gives its requests to stop.
+const FINISH: Duration = Duration::from_secs(10);
+
+/// How long a client may take for one page of a list meanwhile. The kernel asks for the next bytes only when most of what
+/// it holds was taken: at 20 kB/s that is every 5 s.
+const STALLED: Duration = Duration::from_secs(6);
+
 /// How long the last answers may take on their way out.
 const LAST_WORDS: Duration = Duration::from_secs(1);
+
+/// Bytes of an answer that the kernel keeps for a client that does not take them. Left to itself it keeps megabytes, and the
+/// memory limit of a container counts them.
+const SEND_BUFFER: u32 = 128 * 1024;
+
+/// Listens on `address`.
+pub(crate) fn listen(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+    socket.set_reuseaddr(true)?;
+    // Connections inherit it.
+    socket.set_send_buffer_size(SEND_BUFFER)?;
+    socket.bind(address)?;
+    socket.listen(BACKLOG)
+}
 
 /// Serves until `stop`, and [`FAREWELL`] longer; then accepts no more, closes idle connections, and returns when the last
 /// request is answered and the last handler has ended. Dropping the future closes all connections at once.
@@ -46,10 +83,13 @@ pub(crate) async fn serve(listener: TcpListener, dispatch: Arc<Dispatch>, stop: 
             Some(ended) = connections.join_next() => report_panic(ended),
             accepted = listener.accept() => match accepted {
                 Ok((stream, _)) => {
-                    connections.spawn(serve_connection(stream, dispatch.service.clone(), closing.clone()));
+                    let entry = dispatch.limits.connections.open();
+                    connections.spawn(serve_connection(stream, entry, dispatch.service.clone(), closing.clone()));
                 }
                 Err(error) if concerns_one_client(&error) => debug!(%error, "a client left before it was accepted"),
                 Err(error) => {
+                    // File descriptors, most likely: another connection has to give up its own.
+                    dispatch.limits.connections.close_one();
                     error!(%error, "cannot accept connections");
                     tokio::time::sleep(ACCEPT_PAUSE).await;
                 }
@@ -58,36 +98,108 @@ pub(crate) async fn serve(listener: TcpListener, dispatch: Arc<Dispatch>, stop: 
     }
     // From here on the kernel refuses connections, and whoever balances the load tries another replica.
     drop(listener);
-    dispatch.drained().await;
+    // Lists are finished, unless their clients do not take them, or it takes too long.
+    let begun = Instant::now();
+    while timeout(LAST_WORDS, dispatch.drained()).await.is_err() {
+        while dispatch.limits.pages.give_up_one(STALLED) {}
+        if begun.elapsed() > FINISH {
+            dispatch.limits.connections.close_all();
+        }
+    }
     // The last answers go out. A client that does not take its answer, or never finished its request, is owed nothing.
     let answered = async {
         while let Some(ended) = connections.join_next().await {
             report_panic(ended);
         }
     };
-    if tokio::time::timeout(LAST_WORDS, answered).await.is_err() {
+    if timeout(LAST_WORDS, answered).await.is_err() {
         debug!(connections = connections.len(), "clients that would not end are cut off");
     }
 }
 
-async fn serve_connection(stream: TcpStream, service: Router, closing: CancellationToken) {
+async fn serve_connection(stream: TcpStream, entry: Entry, service: Router, closing: CancellationToken) {
     // Answers are small: waiting to fill a packet would only delay them. A failure means that the client is gone.
     let _ = stream.set_nodelay(true);
-    let mut connection = pin!(
+    let begun = async {
+        // Until a client says something, its connection needs no buffers.
+        let first = timeout(HEADER_TIME, stream.peek(&mut [0])).await;
+        first.is_ok_and(|first| first.is_ok_and(|bytes| bytes > 0))
+    };
+    tokio::select! {
+        biased;
+        () = entry.connection.closed() => {}
+        begun = begun => if begun {
+            // Boxed, so that a silent connection does not need the memory for one that speaks.
+            Box::pin(serve_requests(stream, &entry.connection, service, closing.clone())).await;
+        },
+        () = closing.cancelled() => {}
+    }
+}
+
+async fn serve_requests(stream: TcpStream, connection: &Arc<Connection>, service: Router, closing: CancellationToken) {
+    let answer = service_fn(|request| {
+        let busy = connection.begin();
+        // Boxed, so that an idle connection does not need the memory for a request.
+        Box::pin(answer(request, busy, connection.clone(), service.clone()))
+    });
+    let mut http = pin!(
         http1::Builder::new()
             .timer(TokioTimer::new())
             .header_read_timeout(HEADER_TIME)
-            .serve_connection(TokioIo::new(stream), TowerToHyperService::new(service))
+            .max_buf_size(BUFFER)
+            .serve_connection(TokioIo::new(Patient::new(stream)), answer)
     );
     let ended = tokio::select! {
-        ended = connection.as_mut() => ended,
+        biased;
+        () = connection.closed() => return,
+        ended = http.as_mut() => ended,
         () = closing.cancelled() => {
-            connection.as_mut().graceful_shutdown();
-            connection.await
+            http.as_mut().graceful_shutdown();
+            tokio::select! {
+                () = connection.closed() => return,
+                ended = http => ended,
+            }
         }
     };
     if let Err(error) = ended {
         debug!(%error, "connection ended early");
+    }
+}
+
+async fn answer(
+    request: Request<Incoming>,
+    busy: Option<Busy>,
+    connection: Arc<Connection>,
+    service: Router,
+) -> Result<Response<Answer>, Infallible> {
+    // Without a request to answer, the connection is closed.
+    let Some(busy) = busy else { return std::future::pending().await };
+    let mut request = request.map(Body::new);
+    request.extensions_mut().insert(connection);
+    let response = service.oneshot(request).await?;
+    Ok(response.map(|body| Answer { body, _busy: busy }))
+}
+
+/// The body of an answer. Its connection is busy until it has ended.
+struct Answer {
+    body: Body,
+    _busy: Busy,
+}
+
+impl HttpBody for Answer {
+    type Data = Bytes;
+    type Error = axum::Error;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
+        Pin::new(&mut self.body).poll_frame(cx)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
     }
 }
 

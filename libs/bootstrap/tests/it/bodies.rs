@@ -5,7 +5,7 @@ use reqwest::{Client, Response, StatusCode};
 use tokio::io::AsyncWriteExt as _;
 use tokio::net::TcpStream;
 
-use crate::server::{assert_error, exchange, read_all, start};
+use crate::server::{assert_error, exchange, read_all, read_head, start, start_with};
 
 const LIMIT: usize = 102_400;
 
@@ -116,4 +116,35 @@ async fn broken_chunks_are_a_bad_request() {
                    transfer-encoding: chunked\r\n\r\nzz\r\n";
     let answer = exchange(running.address, request.as_bytes()).await;
     assert!(answer.starts_with("HTTP/1.1 400"), "{answer}");
+}
+
+/// Two bodies fit, and a half.
+#[tokio::test]
+async fn a_body_that_is_too_much_for_all_together_ends_the_oldest_unfinished_one() {
+    let running = start_with(&["--max-body-bytes=250KiB"], Router::new().route("/echo", post(echo))).await;
+    let body = object_of(LIMIT);
+    let mut slow = Vec::new();
+    for _ in 0..2 {
+        let mut stream = TcpStream::connect(running.address).await.unwrap();
+        let head = format!(
+            "POST /echo HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: {LIMIT}\r\n\
+             expect: 100-continue\r\n\r\n"
+        );
+        stream.write_all(head.as_bytes()).await.unwrap();
+        // It is being received from here on.
+        assert!(read_head(&mut stream).await.starts_with("HTTP/1.1 100"));
+        stream.write_all(&body.as_bytes()[..LIMIT - 1]).await.unwrap();
+        slow.push(stream);
+    }
+    // Large ones, one after the other: the room of the first slow one is enough for all of them.
+    for _ in 0..5 {
+        let response = send(&running, "application/json", body.clone()).await;
+        assert_eq!(response.text().await.unwrap(), format!("text {}", LIMIT - 12));
+    }
+    let mut second = slow.pop().unwrap();
+    let answer = read_all(slow.pop().unwrap()).await;
+    assert!(answer.starts_with("HTTP/1.1 408"), "{answer}");
+    assert!(answer.ends_with(r#"{"errors":[{"message":"The request body took too long to arrive"}]}"#), "{answer}");
+    second.write_all(&body.as_bytes()[LIMIT - 1..]).await.unwrap();
+    assert!(read_head(&mut second).await.starts_with("HTTP/1.1 200"));
 }

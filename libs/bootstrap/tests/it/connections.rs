@@ -1,12 +1,14 @@
+use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
 use axum::routing::get;
-use tokio::io::AsyncWriteExt as _;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
+use tokio::sync::Notify;
 use tokio::time::Instant;
 
-use crate::server::{exchange, read_all, read_head, start};
+use crate::server::{exchange, read_all, read_head, start, start_with};
 
 fn routes() -> Router {
     Router::new().route("/", get(|| async {}))
@@ -49,5 +51,88 @@ async fn what_is_no_http_is_refused_and_harms_nobody() {
         let request = format!("{odd}\r\nhost: x\r\nconnection: close\r\n\r\n");
         let answer = exchange(running.address, request.as_bytes()).await;
         assert!(answer.starts_with("HTTP/1.1 404"), "{odd}: {answer}");
+    }
+}
+
+const REQUEST: &[u8] = b"GET / HTTP/1.1\r\nhost: x\r\n\r\n";
+
+#[tokio::test]
+async fn one_connection_too_many_closes_the_one_that_is_idle_longest() {
+    let running = start_with(&["--max-connections=3"], routes()).await;
+    let mut open = Vec::new();
+    for part in [REQUEST, b"GET / HT", REQUEST] {
+        let mut stream = TcpStream::connect(running.address).await.unwrap();
+        stream.write_all(REQUEST).await.unwrap();
+        read_head(&mut stream).await;
+        // The second one has begun its next request, and does not go on.
+        stream.write_all(if part == REQUEST { b"" } else { part }).await.unwrap();
+        open.push(stream);
+    }
+    // The first one is busy again, so that the second one is idle longest, and then the third one.
+    open[0].write_all(REQUEST).await.unwrap();
+    read_head(&mut open[0]).await;
+    for closed in [1, 1] {
+        let mut new = TcpStream::connect(running.address).await.unwrap();
+        new.write_all(REQUEST).await.unwrap();
+        assert!(read_head(&mut new).await.starts_with("HTTP/1.1 200"));
+        let mut rest = Vec::new();
+        let _ = open.remove(closed).read_to_end(&mut rest).await;
+        assert!(rest.is_empty());
+        open.push(new);
+    }
+    for mut stream in open {
+        stream.write_all(REQUEST).await.unwrap();
+        assert!(read_head(&mut stream).await.starts_with("HTTP/1.1 200"));
+    }
+}
+
+#[tokio::test]
+async fn a_connection_with_a_request_in_its_handler_is_not_closed_for_others() {
+    let (begun, release) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
+    let handler = {
+        let (begun, release) = (begun.clone(), release.clone());
+        move || async move {
+            begun.notify_one();
+            release.notified().await;
+        }
+    };
+    let running = start_with(&["--max-connections=2"], Router::new().route("/", get(handler))).await;
+    let mut busy = TcpStream::connect(running.address).await.unwrap();
+    busy.write_all(REQUEST).await.unwrap();
+    begun.notified().await;
+    let mut others = Vec::new();
+    for _ in 0..5 {
+        let mut other = TcpStream::connect(running.address).await.unwrap();
+        other.write_all(b"GET /healthz HTTP/1.1\r\nhost: x\r\n\r\n").await.unwrap();
+        assert!(read_head(&mut other).await.starts_with("HTTP/1.1 200"));
+        others.push(other);
+    }
+    release.notify_one();
+    assert!(read_head(&mut busy).await.starts_with("HTTP/1.1 200"));
+}
+
+#[tokio::test]
+async fn health_is_answered_while_all_connections_are_busy() {
+    let begun = Arc::new(Notify::new());
+    let handler = {
+        let begun = begun.clone();
+        move || async move {
+            begun.notify_one();
+            std::future::pending::<()>().await;
+        }
+    };
+    let running = start_with(&["--max-connections=2"], Router::new().route("/", get(handler))).await;
+    let mut busy = Vec::new();
+    for _ in 0..2 {
+        let mut stream = TcpStream::connect(running.address).await.unwrap();
+        stream.write_all(REQUEST).await.unwrap();
+        begun.notified().await;
+        busy.push(stream);
+    }
+    for _ in 0..3 {
+        let mut other = TcpStream::connect(running.address).await.unwrap();
+        other.write_all(b"GET /healthz HTTP/1.1\r\nhost: x\r\n\r\n").await.unwrap();
+        assert!(read_head(&mut other).await.starts_with("HTTP/1.1 200"));
+        busy.push(other);
     }
 }

@@ -26,7 +26,9 @@ pub fn config(options: &[&str]) -> Config {
 
 /// Nothing listens there: what needs Postgres finds it unreachable.
 pub async fn no_bus() -> Bus {
-    Bus::open(config(&["--nats-url=127.0.0.1:1"]).bus("test"), Schema::new(Migrator::DEFAULT, "")).await.unwrap()
+    Bus::open(config(&["--nats-url=127.0.0.1:1"]).bus("test"), Schema::new("test", Migrator::DEFAULT, ""))
+        .await
+        .unwrap()
 }
 
 pub async fn start(routes: Router) -> Running {

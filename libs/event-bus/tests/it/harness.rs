@@ -62,7 +62,7 @@ impl Harness {
             nats: NatsSettings { url: nats_url.to_owned(), authority: None, stream_replicas: 1 },
             provision: self.provision,
         };
-        Bus::open(settings, Schema::new(Migrator::DEFAULT, "")).await.unwrap()
+        Bus::open(settings, Schema::new("test", Migrator::DEFAULT, "")).await.unwrap()
     }
 
     pub async fn jetstream(&self) -> async_nats::jetstream::Context {
@@ -103,6 +103,12 @@ impl Harness {
         headers.insert("Nats-Msg-Id", event_id);
         let jetstream = self.jetstream().await;
         jetstream.publish_with_headers(subject, headers, body.into().into()).await.unwrap().await.unwrap();
+    }
+
+    /// Commits a version of a ticket whose body no reader understands.
+    pub async fn append_garbage(&self, id: Id, version: i64) {
+        let sql = "select bus.append('TICKETS', 'ticket.updated', $1, $2, 'garbage', null)";
+        sqlx::query(sql).bind(id.to_string()).bind(version).execute(&mut self.db().await).await.unwrap();
     }
 
     pub async fn db(&self) -> PgConnection {

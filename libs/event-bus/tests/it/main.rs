@@ -4,6 +4,9 @@
 #![allow(clippy::disallowed_methods, reason = "tests look into tables, and publish what no relay would")]
 
 mod harness;
+mod held_snapshot;
+mod isolating;
+mod lost_history;
 mod migrating;
 mod publishing;
 mod stale_relay;

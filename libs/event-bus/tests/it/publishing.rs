@@ -1,5 +1,5 @@
 use crate::harness::{Harness, append, event, event_ids};
-use contracts::{Event, Id};
+use contracts::{Event, Id, Publish};
 use stack::eventually;
 use std::collections::{HashMap, HashSet};
 
@@ -117,4 +117,44 @@ async fn a_broker_that_lost_history_is_told_apart_and_nothing_is_published_behin
     tokio::time::sleep(std::time::Duration::from_secs(2)).await; // time to do wrong
     assert_eq!(harness.stream().await, Vec::<String>::new());
     assert_eq!(harness.outbox().await, 1);
+}
+
+/// A reader that sees one event of a transaction finds the others in the stream.
+#[tokio::test]
+async fn the_events_of_a_transaction_are_published_in_one_batch() {
+    let mut harness = Harness::start().await;
+    harness.nats.stop().await.unwrap();
+    let bus = harness.relay().await;
+    for number in 0..60 {
+        let mut tx = bus.begin().await.unwrap();
+        let events: Vec<_> = (0..11).map(|_| event(Id::generate(), number)).collect();
+        tx.append(&events).await.unwrap();
+        tx.commit().await.unwrap();
+    }
+    harness.nats.start_again().await.unwrap();
+    harness.published().await;
+
+    let stream = harness.jetstream().await.get_stream("TICKETS").await.unwrap();
+    let mut batches: HashMap<i64, HashSet<String>> = HashMap::new();
+    for seq in 1..=660 {
+        let message = stream.get_raw_message(seq).await.unwrap();
+        let event = contracts::TicketEvent::decode(&message.subject, &message.payload).unwrap();
+        let batch = message.headers.get("Nats-Batch-Id").unwrap().to_string();
+        batches.entry(event.version()).or_default().insert(batch);
+    }
+    assert!(batches.values().flatten().collect::<HashSet<_>>().len() > 1, "there was one batch only");
+    let split: Vec<_> = batches.iter().filter(|(_, batches)| batches.len() > 1).collect();
+    assert!(split.is_empty(), "{split:?}");
+}
+
+#[tokio::test]
+async fn streams_may_give_the_same_version_of_the_same_id() {
+    let mut harness = Harness::start().await;
+    harness.relay().await;
+    let append = "select bus.append($1, 'x', 'one', 0, '{}', null)";
+    let mut db = harness.db().await;
+    sqlx::query(append).bind("PAYMENTS").execute(&mut db).await.unwrap();
+    sqlx::query(append).bind("EXPIRATION").execute(&mut db).await.unwrap();
+    let again = sqlx::query(append).bind("PAYMENTS").execute(&mut db).await.unwrap_err();
+    assert!(again.as_database_error().unwrap().is_unique_violation(), "{again}");
 }

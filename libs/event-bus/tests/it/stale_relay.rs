@@ -2,13 +2,23 @@
 
 use crate::harness::{Harness, append};
 use contracts::Id;
+use sqlx::Executor;
 use stack::{Way, eventually};
 
 async fn a_publish_that_arrives_after_a_takeover_is_refused(backlog: i64, published_meanwhile: i64) {
     let mut harness = Harness::start().await;
     let way = Way::to(&harness.nats.server()).await.unwrap();
     let stale = harness.relay_through(&stack::nats_url("admin", &way.address().to_string())).await;
-    let first = Id::generate();
+    // A transaction draws its ids first, and commits in the middle of all that follows.
+    let (first, second) = (Id::generate(), Id::generate());
+    let mut late = harness.db().await;
+    late.execute("begin").await.unwrap();
+    for version in 0..published_meanwhile {
+        let body = contracts::Publish::encode(&crate::harness::event(second, version));
+        let sql = "insert into bus.outbox (stream, subject, aggregate_id, version, payload)
+                   values ('TICKETS', 'ticket.created', $1, $2, $3)";
+        sqlx::query(sql).bind(second.to_string()).bind(version).bind(body).execute(&mut late).await.unwrap();
+    }
     append(&stale, first, 0..1).await;
     harness.published().await;
     harness.forget_event_ids().await;
@@ -30,19 +40,11 @@ async fn a_publish_that_arrives_after_a_takeover_is_refused(backlog: i64, publis
     .unwrap();
     // It loses the lock without noticing, as it would frozen for longer than Postgres waits for it.
     let end = "select pg_terminate_backend(pid) from pg_stat_activity
-               where datname = current_database() and state = 'idle in transaction'";
+               where datname = current_database() and state = 'idle in transaction' and application_name = 'test'";
     sqlx::query(end).execute(&mut harness.db().await).await.unwrap();
 
-    // Events come into the outbox before and among those it has read.
-    let second = Id::generate();
-    let mut db = harness.db().await;
-    for version in 0..published_meanwhile {
-        let body = contracts::Event::encode(&crate::harness::event(second, version));
-        let sql = "insert into bus.outbox (id, stream, subject, aggregate_id, version, payload) overriding system value
-                   values ($1, 'TICKETS', 'ticket.created', $2, $3, $4)";
-        let insert = sqlx::query(sql).bind(version - 1000).bind(second.to_string()).bind(version).bind(body);
-        insert.execute(&mut db).await.unwrap();
-    }
+    // Events come into the outbox before those it has read.
+    late.execute("commit").await.unwrap();
     let successor = harness.relay().await;
     append(&successor, second, published_meanwhile..published_meanwhile + 1).await;
     harness.published().await;

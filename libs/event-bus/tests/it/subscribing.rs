@@ -1,5 +1,5 @@
 use crate::harness::{Harness, append, event};
-use contracts::{Event, Id, TicketEvent};
+use contracts::{Event, Id, Publish, TicketEvent};
 use event_bus::{Handler, Transaction};
 use stack::{eventually, eventually_within};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -192,8 +192,7 @@ async fn a_newer_version_that_was_applied_supersedes_a_dead_letter() {
     harness.tasks.spawn(bus.clone().subscribe("orders", recorder.clone(), harness.stop.clone()));
     let id = Id::generate();
     append(&bus, id, 0..1).await;
-    harness.published().await;
-    harness.publish_as(&event(id, 1).event_id(), "ticket.updated", "garbage").await;
+    harness.append_garbage(id, 1).await;
     eventually("the dead letter", async || letters(&harness, "dead").await == 1).await.unwrap();
     append(&bus, id, 2..3).await;
     eventually("the newer version", async || letters(&harness, "superseded").await == 1).await.unwrap();
@@ -222,4 +221,27 @@ async fn subscriptions_share_the_events_and_stop_without_leaving_any() {
     let delivered = consumer.delivered.consumer_sequence;
     assert_eq!(applied.len() as u64, delivered, "applied and delivered events differ");
     assert!(applied.iter().all(|id| ids.contains(id)));
+}
+
+/// More than several requests bring.
+#[tokio::test]
+async fn a_backlog_is_delivered_once_and_at_once() {
+    let mut harness = Harness::start().await;
+    let (bus, recorder) = (harness.relay().await, Recorder::default());
+    let append = "select bus.append('TICKETS', 'ticket.created', lpad(to_hex(number), 24, '0'), 0, $1, null)
+                  from generate_series(1, 3000) as number";
+    let body = event(Id::generate(), 0).encode();
+    sqlx::query(append).bind(body).execute(&mut harness.db().await).await.unwrap();
+    harness.published().await;
+    harness.tasks.spawn(bus.clone().subscribe("orders", recorder.clone(), harness.stop.clone()));
+    eventually_within(Duration::from_secs(20), "the backlog to be applied", async || {
+        let open = unacknowledged(&harness).await?;
+        anyhow::ensure!(open == 0, "{open} are open");
+        Ok(())
+    })
+    .await
+    .unwrap();
+    let consumer =
+        harness.jetstream().await.get_stream("TICKETS").await.unwrap().consumer_info("orders").await.unwrap();
+    assert_eq!(consumer.delivered.consumer_sequence, 3000);
 }

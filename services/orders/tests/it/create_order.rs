@@ -4,6 +4,7 @@ use serde_json::{Value, json};
 use stack::{Answer, Client};
 
 const RESERVED: &str = "Ticket is already reserved";
+const UNAVAILABLE: &str = "The service is temporarily unavailable, please try again";
 
 /// The error body when there is nothing that could be an id.
 fn missing() -> Value {
@@ -149,14 +150,16 @@ async fn a_ticket_is_found_by_its_id_in_any_case() {
     }
 }
 
+/// NATS is not there, so tickets cannot be asked whether such a ticket exists.
 #[tokio::test]
-async fn an_unknown_ticket_is_not_found() {
+async fn an_unknown_ticket_is_unavailable_while_tickets_cannot_be_asked() {
     let orders = start().await;
     let made = orders.any_order().await;
     // An order is no ticket.
     for unknown in [UNKNOWN, "000000000000000000000000", id(&made)] {
         let answer = order(&orders.ann, unknown).await;
-        assert_eq!((answer.status, answer.body), (404, error("Not Found")));
+        assert_eq!(answer.headers["retry-after"], "1");
+        assert_eq!((answer.status, answer.body), (503, error(UNAVAILABLE)));
     }
     assert_eq!(orders.events().await.len(), 1);
 }

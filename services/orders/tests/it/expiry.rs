@@ -108,12 +108,36 @@ async fn orders_that_are_cancelled_as_they_expire_are_cancelled_once() {
         anyhow::ensure!(left == 0, "{left} have not");
         Ok(list)
     });
-    let list = list.await.unwrap();
+    // In order of creation, in which those that were made at once are not the order of their answers.
+    let mut list = list.await.unwrap().as_array().unwrap().clone();
+    list.sort_by(|one, other| id(one).cmp(id(other)));
     let mut expected: Vec<_> = made.iter().map(cancelled).collect();
     expected.sort_by(|one, other| id(one).cmp(id(other)));
-    assert_eq!(list, Value::from(expected.clone()));
+    assert_eq!(list, expected);
     let mut announced: Vec<_> = orders.events().await.into_iter().filter(|(_, version, _)| *version == 1).collect();
     announced.sort_by(|(_, _, one), (_, _, other)| id(one).cmp(id(other)));
     let events: Vec<_> = expected.iter().map(|order| event("order.cancelled", order, 1)).collect();
     assert_eq!(announced, events);
+}
+
+#[tokio::test]
+async fn an_order_expires_while_requests_hold_all_connections_for_requests() {
+    let orders = start_with(&["--order-ttl", "3s", "--database-connections", "1"]).await;
+    let [first, second] = [orders.ticket().await, orders.ticket().await];
+    let (expiring, locked) = (orders.order(&first).await, orders.order(&second).await);
+    let mut holder = PgConnection::connect(&orders.database_url).await.unwrap();
+    let lock = format!("begin; select from orders where id = '{}' for update", id(&locked));
+    holder.execute(AssertSqlSafe(lock)).await.unwrap();
+    let (ann, path) = (orders.ann.clone(), path(&locked));
+    let waiting = tokio::spawn(async move { ann.delete(&path).await });
+
+    eventually("the order to expire", async || {
+        let sql = format!("select count(*) from orders where id = '{}' and status = 'cancelled'", id(&expiring));
+        orders.row::<(i64,)>(&sql).await == (1,)
+    })
+    .await
+    .unwrap();
+    assert!(!waiting.is_finished(), "the only connection was free");
+    holder.execute("rollback").await.unwrap();
+    waiting.await.unwrap().unwrap().expect(204).unwrap();
 }

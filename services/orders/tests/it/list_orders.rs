@@ -1,5 +1,6 @@
-use crate::orders::{cancelled, error, id, order, path, start};
+use crate::orders::{cancelled, error, id, order, path, start, start_on};
 use serde_json::{Value, json};
+use stack::Postgres;
 
 fn ids(list: &Value) -> Vec<&str> {
     list.as_array().unwrap().iter().map(id).collect()
@@ -50,6 +51,54 @@ async fn a_list_can_be_read_in_pages() {
         let answer = page(malformed.to_owned()).await;
         assert_eq!((answer.status, answer.body), (400, error("Something went wrong")), "{malformed}");
     }
+}
+
+/// As after a clock that jumped back, or from two replicas whose clocks differ.
+#[tokio::test]
+async fn orders_are_listed_in_order_of_creation_whatever_their_ids_are() {
+    let orders = start().await;
+    let mut made = Vec::new();
+    for number in 0..4 {
+        let order = orders.any_order().await;
+        let small = format!("00000000000000000000000{}", 9 - number);
+        orders
+            .sql(&format!(
+                "insert into orders
+                     (id, user_id, status, expires_at, ticket_id, title, price, ticket_version, reservation, version)
+                 select '{small}', user_id, 'created', expires_at, '{small}', title, price, 0, 1, 0
+                 from orders where id = '{}'",
+                id(&order)
+            ))
+            .await;
+        made.extend([id(&order).to_owned(), small]);
+    }
+    let all = orders.ann.get("/api/orders").await.unwrap().expect(200).unwrap();
+    assert_eq!(ids(&all), made);
+    let (mut seen, mut after) = (Vec::new(), String::new());
+    while seen.len() < made.len() {
+        let page = orders.ann.get(&format!("/api/orders?limit=3{after}")).await.unwrap().expect(200).unwrap();
+        after = format!("&after={}", ids(&page).last().unwrap());
+        seen.extend(ids(&page).into_iter().map(str::to_owned));
+    }
+    assert_eq!(seen, made);
+}
+
+/// A database of the release before, with payments.
+#[tokio::test]
+async fn existing_orders_are_numbered_in_order_of_their_ids() {
+    let before = start().await;
+    let made = before.any_orders::<3>().await;
+    before.sql("alter table orders drop column number").await;
+    before.sql("create index orders_of_user on orders (user_id, id)").await;
+    before.sql("delete from _sqlx_migrations where version = 3").await;
+    before.sql("insert into payments (id, order_id, stripe_id) select id, id, 'pi' from orders").await;
+    before.sql("update orders set version = 1 where id = (select min(id) from orders)").await;
+
+    let after = start_on(Postgres::shared().await.unwrap(), before.database_url.clone(), &[]).await;
+    let newer = after.any_order().await;
+    let all = after.ann.get("/api/orders").await.unwrap().expect(200).unwrap();
+    let expected: Vec<_> = made.iter().chain([&newer]).map(id).collect();
+    assert_eq!(ids(&all), expected);
 }
 
 #[tokio::test]

@@ -35,6 +35,8 @@ async fn a_trailing_slash_and_a_head_request_are_tolerated() {
 #[tokio::test]
 async fn no_input_gives_a_5xx() {
     let orders = start().await;
+    // Nobody can be asked for a ticket that is not known, and that is a 503.
+    let reserved = orders.any_order().await["ticket"]["id"].clone();
     let texts = ["", "\0", "%", "'", "\"", "\\", "\u{feff}", "9".repeat(90_000).as_str(), "[".repeat(90_000).as_str()]
         .map(str::to_owned);
     for (number, text) in texts.iter().enumerate() {
@@ -43,7 +45,7 @@ async fn no_input_gives_a_5xx() {
             text.clone(),
             format!(r#"{{"ticketId":{quoted}}}"#),
             format!(r#"{{"ticketId":{text}}}"#),
-            format!(r#"{{{quoted}:1,"ticketId":"ffffffffffffffffffffffff"}}"#),
+            format!(r#"{{{quoted}:1,"ticketId":{reserved}}}"#),
         ] {
             let request = orders.ann.request(Method::POST, "/api/orders").header("content-type", "application/json");
             let answer = Answer::to(request.body(body)).await.unwrap();
@@ -51,5 +53,5 @@ async fn no_input_gives_a_5xx() {
             assert!(answer.body["errors"][0]["message"].is_string(), "{:?}", answer.body);
         }
     }
-    assert_eq!(orders.events().await, []);
+    assert_eq!(orders.events().await.len(), 1);
 }

@@ -1,5 +1,8 @@
-use crate::tickets::{error, id, start};
+use crate::tickets::{Tickets, error, id, start, start_on};
 use serde_json::{Value, json};
+use stack::{Postgres, eventually};
+
+const UP_TO_DATE: &str = "select version::text from _sqlx_migrations where version = 3 and success";
 
 fn ids(list: &Value) -> Vec<&str> {
     list.as_array().unwrap().iter().map(id).collect()
@@ -40,4 +43,76 @@ async fn a_list_can_be_read_in_pages() {
         let answer = page(malformed.to_owned()).await;
         assert_eq!((answer.status, answer.body), (400, error("Something went wrong")), "{malformed}");
     }
+}
+
+/// Reads the list in pages of `limit`, each after the last item of the one before.
+async fn walk(tickets: &Tickets, limit: usize) -> Vec<String> {
+    let (mut seen, mut after) = (Vec::new(), String::new());
+    loop {
+        let path = format!("/api/tickets?limit={limit}{after}");
+        let page = tickets.anonymous.get(&path).await.unwrap().expect(200).unwrap();
+        let Some(last) = ids(&page).last().copied() else { return seen };
+        after = format!("&after={last}");
+        seen.extend(ids(&page).into_iter().map(str::to_owned));
+        assert!(seen.len() < 1_000, "the pages do not end");
+    }
+}
+
+/// As after a clock that jumped back, or from two replicas whose clocks differ.
+#[tokio::test]
+async fn tickets_are_listed_in_order_of_creation_whatever_their_ids_are() {
+    let tickets = start().await;
+    let mut made = Vec::new();
+    for number in 0..4 {
+        made.push(id(&tickets.ticket().await).to_owned());
+        made.extend(tickets.insert_as(&format!("00000000000000000000000{}", 9 - number)).await);
+        made.extend(tickets.insert_as(&format!("fffffffffffffffffffffff{}", 9 - number)).await);
+    }
+    let all = tickets.anonymous.get("/api/tickets").await.unwrap().expect(200).unwrap();
+    assert_eq!(ids(&all), made);
+    for limit in [1, 2, 5, 12, 13] {
+        assert_eq!(walk(&tickets, limit).await, made, "pages of {limit}");
+    }
+    // An order holds the last ticket of a page: the next page begins behind it all the same.
+    tickets.sql(&format!("update tickets set order_id = id where id = '{}'", made[1])).await;
+    let rest = tickets.anonymous.get(&format!("/api/tickets?after={}", made[1])).await.unwrap().expect(200).unwrap();
+    assert_eq!(ids(&rest), made[2..]);
+}
+
+#[tokio::test]
+async fn an_unknown_id_is_where_the_greatest_one_below_it_is() {
+    let tickets = start().await;
+    let made = tickets.insert_as("00000000000000000000000a").await;
+    let made = [made, tickets.insert_as("00000000000000000000000c").await].concat();
+    for (after, expected) in [
+        ("000000000000000000000000", &made[..]),
+        ("00000000000000000000000a", &made[1..]),
+        ("00000000000000000000000B", &made[1..]),
+        ("ffffffffffffffffffffffff", &[]),
+    ] {
+        let page = tickets.anonymous.get(&format!("/api/tickets?after={after}")).await.unwrap().expect(200).unwrap();
+        assert_eq!(ids(&page), expected, "{after}");
+    }
+}
+
+/// A database of the release before, whose replicas go on inserting after it was migrated.
+#[tokio::test]
+async fn existing_tickets_are_numbered_in_order_of_their_ids() {
+    let postgres = Postgres::shared().await.unwrap();
+    let database_url = postgres.database("tickets").await.unwrap();
+    let before = start_on(postgres.clone(), database_url.clone()).await;
+    before.sql("alter table tickets drop column number").await;
+    before.sql("create index tickets_unreserved on tickets (id) where order_id is null").await;
+    before.sql("delete from _sqlx_migrations where version = 3").await;
+    let mut made = before.insert(100, 10).await;
+    made.sort_unstable();
+
+    let after = start_on(postgres, database_url).await;
+    eventually("the migration", async || !after.texts(UP_TO_DATE).await.is_empty()).await.unwrap();
+    made.extend(after.insert_as("000000000000000000000000").await);
+    made.push(id(&after.ticket().await).to_owned());
+    let all = after.anonymous.get("/api/tickets").await.unwrap().expect(200).unwrap();
+    assert_eq!(ids(&all), made);
+    let indexes = after.texts("select indexname::text from pg_indexes where tablename = 'tickets' order by 1").await;
+    assert_eq!(indexes, ["tickets_pkey", "tickets_unreserved"]);
 }

@@ -9,6 +9,7 @@ mod edit_ticket;
 mod hanging_up;
 mod identity;
 mod list_tickets;
+mod long_lists;
 mod requests;
 mod show_ticket;
 mod tickets;

@@ -14,7 +14,7 @@ pub struct Tickets {
     pub anonymous: Client,
     pub ann: Client,
     pub bob: Client,
-    _running: bootstrap::Running,
+    pub running: bootstrap::Running,
     _postgres: Arc<Postgres>,
 }
 
@@ -26,8 +26,13 @@ pub async fn start() -> Tickets {
 
 /// A service that reaches its database at this URL.
 pub async fn start_on(postgres: Arc<Postgres>, database_url: String) -> Tickets {
+    start_with(postgres, database_url, &[]).await
+}
+
+/// The same, with more options than it needs.
+pub async fn start_with(postgres: Arc<Postgres>, database_url: String, options: &[&str]) -> Tickets {
     let nobody = format!("nats://127.0.0.1:{}", free_port());
-    let config = tickets::Config::parse_from([
+    let fixed = [
         "tickets",
         "--database-url",
         &database_url,
@@ -37,13 +42,14 @@ pub async fn start_on(postgres: Arc<Postgres>, database_url: String) -> Tickets 
         JWT_KEY,
         "--http-addr",
         "127.0.0.1:0",
-    ]);
+    ];
+    let config = tickets::Config::parse_from(fixed.iter().chain(options));
     let running = tickets::start(config).await.unwrap();
     let base = format!("http://{}", running.address);
     let anonymous = Client::new(&base);
     eventually("tickets to be ready", async || anonymous.get("/readyz").await?.expect(200)).await.unwrap();
     let (ann, bob) = (anonymous.signed_in("ann"), anonymous.signed_in("bob"));
-    Tickets { database_url, base, anonymous, ann, bob, _running: running, _postgres: postgres }
+    Tickets { database_url, base, anonymous, ann, bob, running, _postgres: postgres }
 }
 
 impl Tickets {
@@ -56,6 +62,28 @@ impl Tickets {
     pub async fn sql(&self, sql: &str) {
         let mut db = PgConnection::connect(&self.database_url).await.unwrap();
         sqlx::query(AssertSqlSafe(sql.to_owned())).execute(&mut db).await.unwrap();
+    }
+
+    /// What a statement behind the service's back returns, a text for each row.
+    pub async fn texts(&self, sql: &str) -> Vec<String> {
+        let mut db = PgConnection::connect(&self.database_url).await.unwrap();
+        sqlx::query_scalar(AssertSqlSafe(sql.to_owned())).fetch_all(&mut db).await.unwrap()
+    }
+
+    /// This many new tickets of Ann's, with titles of this many bytes, behind the service's back. Returns their ids.
+    pub async fn insert(&self, count: usize, bytes: usize) -> Vec<String> {
+        let sql = format!(
+            "insert into tickets (id, title, price, user_id, version)
+             select substr(md5(random()::text), 1, 24), repeat('x', {bytes}), 20, 'ann', 0
+             from generate_series(1, {count}) as n order by n returning id"
+        );
+        self.texts(&sql).await
+    }
+
+    /// A new ticket with this id, as the release before inserts it. Returns the id.
+    pub async fn insert_as(&self, id: &str) -> Vec<String> {
+        let sql = "insert into tickets (id, title, price, user_id, version) values";
+        self.texts(&format!("{sql} ('{id}', 'Concert', 20, 'ann', 0) returning id")).await
     }
 
     /// A ticket's row is changed as if `order` had reserved it.

@@ -1,0 +1,179 @@
+//! The connections that are open, bounded: a new one is never kept out by one that does nothing.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use tracing::debug;
+
+/// Connections beyond the limit while all others are busy: for health checks, and for answers that say so.
+const SPARE: usize = 64;
+
+/// At most `limit` connections, and [`SPARE`] more while all are busy. For one more, the one that has been idle longest is closed; if none is idle, the one that
+/// has been sending a body longest. A connection whose request is in its handler is never closed.
+pub(crate) struct Connections {
+    limit: usize,
+    open: Mutex<Open>,
+}
+
+#[derive(Default)]
+struct Open {
+    next: u64,
+    connections: HashMap<u64, Arc<Connection>>,
+}
+
+/// What a connection does, and what closes it.
+pub(crate) struct Connection {
+    phase: Mutex<Phase>,
+    close: CancellationToken,
+}
+
+/// In the order in which connections are closed for others.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Phase {
+    /// Between requests, before the first, or within the head of one, since then.
+    Idle(Instant),
+    /// Within the body of a request, since then.
+    Receiving(Instant),
+    /// In the handler, or in the answer.
+    Busy,
+    /// No request is taken any more.
+    Closed,
+}
+
+/// An entry among the open connections, until it is dropped.
+pub(crate) struct Entry {
+    connections: Arc<Connections>,
+    number: u64,
+    pub(crate) connection: Arc<Connection>,
+}
+
+/// A request on a connection; dropped when its answer has ended.
+pub(crate) struct Busy(Arc<Connection>);
+
+impl Connections {
+    pub(crate) fn new(limit: usize) -> Arc<Self> {
+        Arc::new(Self { limit, open: Mutex::default() })
+    }
+
+    /// A new connection. If it is one too many, another one is closed, or itself if all others are busy and there are
+    /// many more than the limit.
+    pub(crate) fn open(self: &Arc<Self>) -> Entry {
+        let connection =
+            Arc::new(Connection { phase: Mutex::new(Phase::Idle(Instant::now())), close: CancellationToken::new() });
+        let mut open = self.lock();
+        let number = open.next;
+        open.next += 1;
+        open.connections.insert(number, connection.clone());
+        let count = open.connections.len();
+        if count > self.limit && !open.close_one(Some(number)) && count > self.limit + SPARE {
+            open.close_one(None);
+        }
+        Entry { connections: self.clone(), number, connection }
+    }
+
+    /// Closes one for another, unless all are busy.
+    pub(crate) fn close_one(&self) {
+        self.lock().close_one(None);
+    }
+
+    /// Closes all, whatever they do.
+    pub(crate) fn close_all(&self) {
+        for connection in self.lock().connections.values() {
+            connection.close();
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Open> {
+        self.open.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Open {
+    /// Closes the first in the order of phases, other than `but`. `false`: all of them are busy.
+    fn close_one(&mut self, but: Option<u64>) -> bool {
+        loop {
+            let others = self.connections.iter().filter(|(number, _)| Some(**number) != but);
+            let first = others.map(|(number, connection)| (*connection.phase(), *number)).min();
+            let Some((phase @ (Phase::Idle(_) | Phase::Receiving(_)), number)) = first else { return false };
+            // Unless a request began in between.
+            if self.connections.get(&number).is_some_and(|connection| connection.close_if(phase)) {
+                self.connections.remove(&number);
+                return true;
+            }
+        }
+    }
+}
+
+impl Connection {
+    /// Closes it, whatever it does.
+    pub(crate) fn close(&self) {
+        *self.phase() = Phase::Closed;
+        self.close.cancel();
+    }
+
+    pub(crate) async fn closed(&self) {
+        self.close.cancelled().await;
+    }
+
+    /// A request begins. `None`: the connection is closed.
+    pub(crate) fn begin(self: &Arc<Self>) -> Option<Busy> {
+        let mut phase = self.phase();
+        if *phase == Phase::Closed {
+            return None;
+        }
+        *phase = Phase::Busy;
+        Some(Busy(self.clone()))
+    }
+
+    /// The body of its request is being received.
+    pub(crate) fn receiving(&self) {
+        self.change(Phase::Busy, Phase::Receiving(Instant::now()));
+    }
+
+    /// The body of its request was received.
+    pub(crate) fn received(&self) {
+        let mut phase = self.phase();
+        if matches!(*phase, Phase::Receiving(_)) {
+            *phase = Phase::Busy;
+        }
+    }
+
+    fn close_if(&self, expected: Phase) -> bool {
+        let closed = self.change(expected, Phase::Closed);
+        if closed {
+            debug!("too many connections are open, the one that has done nothing for longest is closed");
+            self.close.cancel();
+        }
+        closed
+    }
+
+    fn change(&self, expected: Phase, to: Phase) -> bool {
+        let mut phase = self.phase();
+        let matches = *phase == expected;
+        if matches {
+            *phase = to;
+        }
+        matches
+    }
+
+    fn phase(&self) -> MutexGuard<'_, Phase> {
+        self.phase.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Busy {
+    fn drop(&mut self) {
+        let mut phase = self.0.phase();
+        if *phase != Phase::Closed {
+            *phase = Phase::Idle(Instant::now());
+        }
+    }
+}
+
+impl Drop for Entry {
+    fn drop(&mut self) {
+        self.connections.lock().connections.remove(&self.number);
+    }
+}

@@ -1,0 +1,121 @@
+//! The pages of lists that are in memory, bounded over all connections.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use axum::body::Bytes;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::{Instant, sleep};
+use tracing::debug;
+
+use super::connections::Connection;
+
+/// Pages in memory at once. A page is at most 64 kB and one item, so these are 10 MB at most.
+const AT_ONCE: usize = 64;
+
+/// Pages read at once for lists that are under way: most connections to Postgres are for new requests.
+const READING: usize = 4;
+
+/// How long a client may take for one page, once others wait for the room.
+const PATIENCE: Duration = Duration::from_millis(100);
+
+/// Room for [`AT_ONCE`] pages. When there is none, the client that has not taken its page for longest is given up: its
+/// connection is closed. So clients that read slowly keep out nobody.
+pub(crate) struct Pages {
+    /// Held while a page that is not the first of its list is read.
+    pub(crate) reading: Semaphore,
+    room: Arc<Semaphore>,
+    sending: Mutex<Sending>,
+}
+
+#[derive(Default)]
+struct Sending {
+    next: u64,
+    /// The one that has been on its way longest comes first.
+    pages: BTreeMap<u64, (Instant, Arc<Connection>)>,
+}
+
+/// Room for one page, until it is dropped.
+pub(crate) struct Room {
+    pages: Arc<Pages>,
+    /// Among those on their way.
+    number: Option<u64>,
+    _permit: OwnedSemaphorePermit,
+}
+
+impl Pages {
+    pub(crate) fn new() -> Arc<Self> {
+        Arc::new(Self {
+            reading: Semaphore::new(READING),
+            room: Arc::new(Semaphore::new(AT_ONCE)),
+            sending: Mutex::default(),
+        })
+    }
+
+    /// Waits for room for one page.
+    pub(crate) async fn room(self: &Arc<Self>) -> Room {
+        let mut permit = std::pin::pin!(self.room.clone().acquire_owned());
+        let mut pause = Duration::ZERO;
+        let permit = loop {
+            tokio::select! {
+                biased;
+                permit = permit.as_mut() => break permit.expect("it is never closed"),
+                () = sleep(pause) => {
+                    self.give_up_one(PATIENCE);
+                    pause = PATIENCE;
+                }
+            }
+        };
+        Room { pages: self.clone(), number: None, _permit: permit }
+    }
+
+    /// Closes the connection of the client that has not taken its page for longest, if that is longer than `patience`.
+    pub(crate) fn give_up_one(&self, patience: Duration) -> bool {
+        let mut sending = self.sending();
+        let Some(oldest) = sending.pages.first_entry() else { return false };
+        if oldest.get().0.elapsed() < patience {
+            return false;
+        }
+        let (_, connection) = oldest.remove();
+        connection.close();
+        debug!("a client that does not take its page of a list is given up");
+        true
+    }
+
+    fn sending(&self) -> MutexGuard<'_, Sending> {
+        self.sending.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Room {
+    /// The page, on its way to the client of `connection`. There is room again when it was written or given up.
+    pub(crate) fn send(mut self, page: Vec<u8>, connection: Arc<Connection>) -> Bytes {
+        let mut sending = self.pages.sending();
+        let number = sending.next;
+        sending.next += 1;
+        sending.pages.insert(number, (Instant::now(), connection));
+        drop(sending);
+        self.number = Some(number);
+        Bytes::from_owner(Page { bytes: page, _room: self })
+    }
+}
+
+impl Drop for Room {
+    fn drop(&mut self) {
+        if let Some(number) = self.number {
+            self.pages.sending().pages.remove(&number);
+        }
+    }
+}
+
+struct Page {
+    bytes: Vec<u8>,
+    _room: Room,
+}
+
+impl AsRef<[u8]> for Page {
+    fn as_ref(&self) -> &[u8] {
+        &self.bytes
+    }
+}

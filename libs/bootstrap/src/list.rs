@@ -1,0 +1,176 @@
+//! Lists, of any length: read from Postgres and written to the client page by page.
+//!
+//! A short list is an ordinary answer. A long one is streamed: a page is read only when the client has taken the one
+//! before, and no connection to Postgres is held in between. An error on the way ends the connection before the end of the
+//! answer, so that the client sees that it is not whole. A list is no snapshot: what changes while it is written is in it,
+//! or is not.
+
+use std::io;
+use std::num::NonZeroU32;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::anyhow;
+use axum::body::{Body, Bytes};
+use axum::extract::{FromRequestParts, Query};
+use axum::http::header::{CONTENT_TYPE, HeaderValue};
+use axum::http::request::Parts;
+use axum::response::{IntoResponse as _, Response};
+use contracts::Id;
+use futures::{StreamExt as _, stream};
+use serde::{Deserialize, Serialize};
+use tokio::time::timeout;
+use tracing::error;
+
+use crate::error::ApiError;
+use crate::http::{Connection, Limits};
+use crate::telemetry::Throttle;
+
+/// Rows of a page at most.
+const ROWS: u32 = 256;
+
+/// A page ends with the row that reaches this many bytes of text.
+const BYTES: i64 = 64 * 1024;
+
+/// What a row adds to its text when it is written as JSON, about.
+const NAMES: usize = 200;
+
+/// Time to read one page. Reading the whole list may take longer than a request otherwise may.
+const TIME: Duration = Duration::from_secs(10);
+
+/// The query of a list, `?limit=<number>&after=<id>`. Without it, a list is whole. Anything malformed is a bad request.
+#[derive(Debug, Clone, Copy, Deserialize)]
+struct Page {
+    /// Items at most.
+    limit: Option<NonZeroU32>,
+    /// The last item of the page before.
+    after: Option<Id>,
+}
+
+/// The rows that a service has to read for one page of a list.
+#[derive(Debug, Clone, Copy)]
+pub struct Part {
+    /// Only rows created after the one with this id, if the client named one.
+    pub after: Option<Id>,
+    /// Only rows with a greater number.
+    pub number: i64,
+    /// Rows at most.
+    pub rows: i64,
+    /// The last row is the one with which the page reaches this many bytes of text.
+    pub bytes: i64,
+}
+
+/// A row of a list.
+#[derive(Debug)]
+pub struct Row<T> {
+    /// What the list is ordered by.
+    pub number: i64,
+    /// Bytes of text in this row and all before it on its page.
+    pub bytes: i64,
+    /// What the client sees.
+    pub item: T,
+}
+
+/// The list that a request asks for.
+pub struct List {
+    page: Page,
+    connection: Arc<Connection>,
+    limits: Arc<Limits>,
+}
+
+impl<S: Send + Sync> FromRequestParts<S> for List {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, ApiError> {
+        let Query(page) = Query::from_request_parts(parts, state).await?;
+        let extension = || ApiError::Internal(anyhow!("a list is read outside of a service"));
+        let connection = parts.extensions.get().cloned().ok_or_else(extension)?;
+        let limits = parts.extensions.get().cloned().ok_or_else(extension)?;
+        Ok(Self { page, connection, limits })
+    }
+}
+
+impl List {
+    /// The answer, of rows that `read` reads. It is called once for each page, never while a page is on its way.
+    ///
+    /// # Errors
+    /// Those of the first page.
+    pub async fn answer<T, F>(self, read: impl Fn(Part) -> F + Send + 'static) -> Result<Response, ApiError>
+    where
+        T: Serialize + Send + 'static,
+        F: Future<Output = Result<Vec<Row<T>>, ApiError>> + Send + 'static,
+    {
+        let Self { page, connection, limits } = self;
+        let left = page.limit.map(NonZeroU32::get);
+        let mut reader = Reader { read, limits, connection, after: page.after, next: Some(0), left };
+        let first = reader.page(vec![b'[']).await?;
+        let json = [(CONTENT_TYPE, HeaderValue::from_static("application/json"))];
+        if reader.next.is_none() {
+            return Ok((json, first).into_response());
+        }
+        let under_way = reader.limits.running.token();
+        let rest = stream::try_unfold((reader, under_way), async |(mut reader, under_way)| {
+            if reader.next.is_none() {
+                return io::Result::Ok(None);
+            }
+            let page = reader.page(Vec::new()).await.map_err(|error| {
+                static LOG: Throttle = Throttle::new();
+                if let Some(unlogged) = LOG.pass() {
+                    error!(?error, unlogged, "a list broke off");
+                }
+                io::Error::other(error)
+            })?;
+            Ok(Some((page, (reader, under_way))))
+        });
+        Ok((json, Body::from_stream(stream::iter([io::Result::Ok(first)]).chain(rest))).into_response())
+    }
+}
+
+/// Where a list goes on.
+struct Reader<R> {
+    read: R,
+    limits: Arc<Limits>,
+    connection: Arc<Connection>,
+    after: Option<Id>,
+    /// The number behind which the next page begins; `None` behind the last row.
+    next: Option<i64>,
+    /// Rows that are still asked for.
+    left: Option<u32>,
+}
+
+impl<R> Reader<R> {
+    /// `json` and the next page; and the end of the list, if this is the last one.
+    async fn page<T, F>(&mut self, mut json: Vec<u8>) -> Result<Bytes, ApiError>
+    where
+        R: Fn(Part) -> F,
+        T: Serialize + Send + 'static,
+        F: Future<Output = Result<Vec<Row<T>>, ApiError>> + Send + 'static,
+    {
+        let is_first = self.next == Some(0);
+        let _reading = if is_first { None } else { Some(self.limits.pages.reading.acquire().await) };
+        let room = self.limits.pages.room().await;
+        let rows = self.left.map_or(ROWS, |left| left.min(ROWS));
+        let part = Part { after: self.after, number: self.next.unwrap_or(i64::MAX), rows: rows.into(), bytes: BYTES };
+        // On a task of its own: a client that hangs up must not leave a statement half-read on its connection.
+        let page = self.limits.running.spawn(timeout(TIME, (self.read)(part)));
+        let page = page.await.ok().and_then(Result::ok).ok_or(ApiError::Unavailable)??;
+
+        let text = page.last().map_or(0, |last| last.bytes);
+        json.reserve_exact(usize::try_from(text).unwrap_or_default() + page.len() * NAMES);
+        for row in &page {
+            if json.last() != Some(&b'[') {
+                json.push(b',');
+            }
+            serde_json::to_writer(&mut json, &row.item).map_err(|error| ApiError::Internal(error.into()))?;
+        }
+        let read = u32::try_from(page.len()).unwrap_or(rows);
+        self.left = self.left.map(|left| left.saturating_sub(read));
+        let is_full = read == rows || text >= BYTES;
+        self.next = page.last().filter(|_| is_full && self.left != Some(0)).map(|last| last.number);
+        if self.next.is_none() {
+            json.push(b']');
+        }
+        json.shrink_to_fit();
+        Ok(room.send(json, self.connection.clone()))
+    }
+}

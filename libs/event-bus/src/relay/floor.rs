@@ -1,0 +1,104 @@
+//! Up to which id the outbox is empty for good, so that no step walks over what was published before.
+//!
+//! Ids are drawn before they are committed: a row with a smaller id may appear after one with a greater id was published.
+//! So a published id becomes the floor once every transaction that was writing to the outbox when the id was seen has
+//! ended, and the outbox was read once more since: what such a transaction committed after the read before is found then.
+//! Such a transaction holds a lock on the table from before it draws an id until its end, and the server lists locks.
+
+use crate::outbox::Transaction;
+use std::collections::HashSet;
+use std::time::Duration;
+use tokio::time::Instant;
+
+/// How often the floor may rise. Until then a step walks over what was published since.
+const PERIOD: Duration = Duration::from_millis(100);
+
+#[derive(Default)]
+pub(super) struct Floor {
+    proven: i64,
+    /// No transaction that is under way can add a row with this id or a smaller one. There may still be such rows, of
+    /// transactions that have ended since the outbox was read.
+    ended: i64,
+    /// An id up to which everything is published, and who may still add a smaller one.
+    candidate: Option<(i64, HashSet<String>)>,
+    looked: Option<Instant>,
+}
+
+impl Floor {
+    /// No row with this id or a smaller one exists, or can appear.
+    pub(super) fn proven(&self) -> i64 {
+        self.proven
+    }
+
+    /// Whether [`passed`](Self::passed) should be called after this step.
+    pub(super) fn is_due(&self) -> bool {
+        self.looked.is_none_or(|last| last.elapsed() > PERIOD)
+    }
+
+    /// Everything up to `id` that could be seen is published and deleted, and that is committed. `writers` were writing
+    /// after `id` was seen; the outbox was read after the call before this one.
+    pub(super) fn passed(&mut self, id: i64, writers: HashSet<String>) {
+        self.looked = Some(Instant::now());
+        self.proven = self.proven.max(self.ended.min(id));
+        if let Some((candidate, before)) = &self.candidate {
+            if !before.is_disjoint(&writers) {
+                return;
+            }
+            self.ended = self.ended.max(*candidate);
+        }
+        if writers.is_empty() {
+            self.ended = self.ended.max(id);
+        }
+        self.candidate = Some((id, writers));
+    }
+}
+
+/// The transactions that are writing to the outbox, except our own.
+pub(super) async fn writers(tx: &mut Transaction) -> sqlx::Result<HashSet<String>> {
+    let writers = sqlx::query_scalar!(
+        r#"
+        select virtualtransaction as "virtualtransaction!" from pg_locks
+        where locktype = 'relation' and mode = 'RowExclusiveLock' and granted
+          and relation = 'bus.outbox'::regclass
+          and database = (select oid from pg_database where datname = current_database())
+          and pid is distinct from pg_backend_pid()
+        "#
+    );
+    Ok(writers.fetch_all(&mut **tx).await?.into_iter().collect())
+}
+
+/// Whether ids are given out again that are below the floor, as after `truncate … restart identity`, or in a copy of the
+/// database that did not take over the sequence.
+pub(super) async fn is_too_high(tx: &mut Transaction, floor: i64) -> sqlx::Result<bool> {
+    let last = sqlx::query_scalar!("select last_value from bus.outbox_id_seq").fetch_one(&mut **tx).await?;
+    Ok(last < floor)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn writers(names: &[&str]) -> HashSet<String> {
+        names.iter().map(|&name| name.to_owned()).collect()
+    }
+
+    #[test]
+    fn an_id_is_the_floor_once_all_who_could_add_a_smaller_one_have_ended() {
+        let mut floor = Floor::default();
+        floor.passed(10, writers(&["a", "b"]));
+        assert_eq!(floor.proven(), 0);
+        floor.passed(20, writers(&["b", "c"]));
+        assert_eq!(floor.proven(), 0, "b is still writing");
+        floor.passed(30, writers(&["c", "d"]));
+        assert_eq!(floor.proven(), 0, "a or b may have committed a smaller id after 30 was seen");
+        floor.passed(40, writers(&["e"]));
+        assert_eq!(floor.proven(), 10, "c began after 10 was seen");
+        floor.passed(50, writers(&[]));
+        assert_eq!(floor.proven(), 30);
+        floor.passed(60, writers(&[]));
+        assert_eq!(floor.proven(), 50, "a transaction may have ended after 60 was seen and before the look at locks");
+        // Only a row that was committed late was left.
+        floor.passed(55, writers(&[]));
+        assert_eq!(floor.proven(), 55);
+    }
+}

@@ -1,0 +1,199 @@
+//! The statements of the relay. Each has one possible plan, with any statistics of the tables: see migration 3.
+
+use crate::outbox::Transaction;
+use std::collections::HashMap;
+
+/// Events in one batch at most; the server takes 1000.
+const BATCH: usize = 512;
+/// Bytes of bodies in one batch at most, though always one event.
+const BATCH_BYTES: i64 = 1 << 20;
+/// How many rows behind a full batch are searched for events of its transactions.
+const AHEAD: i64 = 1000;
+
+/// Messages after which the position is also written where the release before looks for it.
+const SHARED: u64 = 2000;
+
+/// Begins a transaction of the relay, in which the planner has nothing left but the index that leads with what is asked.
+pub(super) const BEGIN: &str = "begin; set local enable_seqscan = off; set local enable_bitmapscan = off; \
+                                set local enable_sort = off";
+
+/// How far a stream is published.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Position {
+    /// What `bus.position` says it is.
+    pub(super) last_seq: u64,
+    /// The outbox holds no row with this id or a smaller one, and will hold none.
+    pub(super) floor: i64,
+}
+
+/// The oldest rows, as many as are published together.
+#[derive(Debug)]
+pub(super) struct Batch {
+    pub(super) rows: Vec<Row>,
+    /// Whether other rows wait behind them.
+    pub(super) more: bool,
+}
+
+#[derive(Debug)]
+pub(super) struct Row {
+    pub(super) id: i64,
+    pub(super) subject: String,
+    pub(super) event_id: String,
+    pub(super) payload: String,
+    pub(super) traceparent: Option<String>,
+    transaction: i64,
+    /// Rows that are waiting, as far as they were counted.
+    waiting: i64,
+}
+
+impl Batch {
+    pub(super) fn ids(&self) -> Vec<i64> {
+        self.rows.iter().map(|row| row.id).collect()
+    }
+}
+
+/// The position of a stream, which is ours to move until the transaction ends. `None`: another replica has it.
+pub(super) async fn lock(tx: &mut Transaction, stream: &str) -> anyhow::Result<Option<Position>> {
+    let locked = sqlx::query!(r#"select last_seq as "last_seq!", floor as "floor!" from bus.lock_stream($1)"#, stream);
+    let Some(row) = locked.fetch_optional(&mut **tx).await? else { return Ok(None) };
+    Ok(Some(Position { last_seq: row.last_seq.try_into()?, floor: row.floor }))
+}
+
+/// The oldest rows behind `floor`. All events of a transaction are among them, or none – unless they span more rows than a
+/// batch may hold.
+pub(super) async fn oldest(tx: &mut Transaction, stream: &str, floor: i64) -> anyhow::Result<Batch> {
+    let mut rows = sqlx::query_as!(
+        Row,
+        r#"
+        select id, subject, aggregate_id || '-' || version as "event_id!", payload, traceparent,
+               transaction::text::bigint as "transaction!", waiting as "waiting!"
+        from (
+            select *, sum(octet_length(payload)) over (order by id) as bytes, row_number() over (order by id) as number,
+                   count(*) over () as waiting
+            from (select * from bus.outbox where stream = $1 and id > $2 order by id limit $3) as oldest
+        ) as measured
+        where bytes <= $4 or number = 1
+        order by id
+        "#,
+        stream,
+        floor,
+        // One more than is published, to know whether there are more.
+        i64::try_from(BATCH)? + 1,
+        BATCH_BYTES,
+    )
+    .fetch_all(&mut **tx)
+    .await?;
+    rows.truncate(BATCH);
+    let waiting = rows.first().map_or(0, |row| row.waiting);
+    let more = waiting > i64::try_from(rows.len())?;
+    if more {
+        let transactions: Vec<i64> = rows.iter().map(|row| row.transaction).collect();
+        let last = rows.last().map_or(0, |row| row.id);
+        let behind = behind(tx, stream, last, &transactions).await?;
+        rows.truncate(whole(&transactions, &behind));
+    }
+    Ok(Batch { rows, more })
+}
+
+/// Those of the transactions that have events behind the row `last` as well.
+async fn behind(tx: &mut Transaction, stream: &str, last: i64, transactions: &[i64]) -> sqlx::Result<Vec<i64>> {
+    sqlx::query_scalar!(
+        r#"
+        select distinct transaction as "transaction!"
+        from (
+            select transaction::text::bigint from bus.outbox where stream = $1 and id > $2 order by id limit $3
+        ) as behind
+        where transaction = any($4)
+        "#,
+        stream,
+        last,
+        AHEAD,
+        transactions,
+    )
+    .fetch_all(&mut **tx)
+    .await
+}
+
+/// How many of the rows, given by their transactions, form whole transactions. All of them if no prefix does: a transaction
+/// that is larger than a batch is split.
+///
+/// Only a prefix of the rows can be published: a later row may belong to a newer version of the same aggregate.
+fn whole(transactions: &[i64], behind: &[i64]) -> usize {
+    let last: HashMap<i64, usize> =
+        transactions.iter().enumerate().map(|(at, &transaction)| (transaction, at)).collect();
+    let (mut reach, mut whole) = (0, 0);
+    for (at, transaction) in transactions.iter().enumerate() {
+        if behind.contains(transaction) {
+            break;
+        }
+        reach = reach.max(last[transaction]);
+        if reach == at {
+            whole = at + 1;
+        }
+    }
+    if whole == 0 { transactions.len() } else { whole }
+}
+
+/// Deletes published rows, `ids` in ascending order, and moves the position from where it is to `last_seq`, which is greater.
+///
+/// Now and then also where the release before looks for it: its relays may run at the same time during an update, and read
+/// 4096 messages at most to catch up. To update the row each time would leave a dead version of it for each batch.
+pub(super) async fn move_on(
+    tx: &mut Transaction,
+    stream: &str,
+    from: Position,
+    last_seq: u64,
+    ids: &[i64],
+) -> anyhow::Result<()> {
+    let is_shared = from.last_seq / SHARED != last_seq / SHARED;
+    let last_seq = i64::try_from(last_seq)?;
+    sqlx::query!(
+        // The range bounds what can be touched. It is not enough: a row that was committed since may lie in it.
+        "with published as (
+             delete from bus.outbox where stream = $1 and id between $5 and $6 and id = any($7)
+         ), before as (
+             delete from bus.position where stream = $1 and last_seq = $2
+         )
+         insert into bus.position (stream, last_seq, floor) values ($1, $3, $4)",
+        stream,
+        i64::try_from(from.last_seq)?,
+        last_seq,
+        from.floor,
+        ids.first().copied().unwrap_or_default(),
+        ids.last().copied().unwrap_or_default(),
+        ids,
+    )
+    .execute(&mut **tx)
+    .await?;
+    if is_shared {
+        let share = sqlx::query!("update bus.relay set last_seq = $2 where stream = $1", stream, last_seq);
+        share.execute(&mut **tx).await?;
+    }
+    Ok(())
+}
+
+/// Rows of any id are looked at again.
+pub(super) async fn forget_floor(tx: &mut Transaction, stream: &str) -> sqlx::Result<()> {
+    sqlx::query!("update bus.position set floor = 0 where stream = $1", stream).execute(&mut **tx).await?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::whole;
+
+    #[test]
+    fn a_batch_ends_where_no_transaction_is_cut() {
+        for (transactions, behind, expected) in [
+            (vec![1, 1, 2, 3], vec![], 4),
+            (vec![1, 1, 2, 3], vec![3], 3),
+            (vec![1, 2, 1, 3, 2, 4], vec![4], 5),
+            (vec![1, 2, 3, 2, 4, 4], vec![4], 4),
+            (vec![1, 2, 1, 2], vec![2], 4), // neither is whole: split
+            (vec![1, 2, 2, 3, 4, 3], vec![3], 3),
+            (vec![7, 7, 7], vec![7], 3),
+        ] {
+            assert_eq!(whole(&transactions, &behind), expected, "{transactions:?}, {behind:?} go on");
+        }
+    }
+}

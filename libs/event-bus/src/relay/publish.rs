@@ -1,0 +1,71 @@
+//! The one place that publishes events.
+
+use super::outbox::Row;
+use crate::Bus;
+use anyhow::{Context, bail, ensure};
+use async_nats::jetstream::publish::PublishAck;
+use async_nats::jetstream::response::Response;
+use async_nats::{HeaderMap, header};
+use bytes::Bytes;
+
+/// The position of the stream is not what we expected.
+const WRONG_LAST_SEQUENCE: u64 = 10071;
+/// The same event was stored moments ago: the deduplication window knows its id.
+const DUPLICATE_IN_BATCH: u64 = 10201;
+
+/// A batch is not what it was when it was sent: the server could not keep its first messages until the last one came.
+const INCOMPLETE_BATCH: u64 = 10176;
+
+/// Whether the server stored what it was given.
+pub(super) enum Published {
+    UpTo(u64),
+    /// Nothing was stored: the stream has moved on without us.
+    Elsewhere,
+}
+
+/// Stores all `rows` directly behind `last_seq`, or none of them.
+#[expect(clippy::disallowed_methods, reason = "this is the one place that publishes")]
+pub(super) async fn publish(bus: &Bus, stream: &str, last_seq: u64, rows: &[Row]) -> anyhow::Result<Published> {
+    let batch = (rows.len() > 1).then(|| bus.nats.new_inbox());
+    let mut last = None;
+    for (row, number) in rows.iter().zip(1_u64..) {
+        let mut headers = HeaderMap::new();
+        headers.insert(header::NATS_MESSAGE_ID, row.event_id.as_str());
+        if let Some(traceparent) = &row.traceparent {
+            headers.insert("traceparent", traceparent.as_str());
+        }
+        if number == 1 {
+            headers.insert(header::NATS_EXPECTED_LAST_SEQUENCE, header::HeaderValue::from(last_seq));
+        }
+        if let Some(batch) = &batch {
+            headers.insert(header::NATS_BATCH_ID, batch_id(batch));
+            headers.insert(header::NATS_BATCH_SEQUENCE, header::HeaderValue::from(number));
+        }
+        let message = (row.subject.clone(), headers, Bytes::from(row.payload.clone()));
+        if let Some((subject, headers, payload)) = last.replace(message) {
+            bus.nats.publish_with_headers(subject, headers, payload).await?;
+        }
+    }
+    let (subject, mut headers, payload) = last.context("nothing to publish")?;
+    if batch.is_some() {
+        headers.insert(header::NATS_BATCH_COMMIT, header::NATS_BATCH_COMMIT_FINAL);
+    }
+    let answer = bus.nats.request_with_headers(subject, headers, payload).await?;
+    match serde_json::from_slice(&answer.payload)? {
+        Response::<PublishAck>::Ok(ack) if ack.duplicate => Ok(Published::Elsewhere),
+        Response::Ok(ack) => {
+            ensure!(ack.stream == stream, "{stream} events went to the stream {}: check its subjects", ack.stream);
+            Ok(Published::UpTo(ack.sequence))
+        }
+        Response::Err { error } => match error.error_code().0 {
+            WRONG_LAST_SEQUENCE | DUPLICATE_IN_BATCH => Ok(Published::Elsewhere),
+            INCOMPLETE_BATCH => bail!("the server cannot store (disk full?): {error}"),
+            _ => bail!("the server refused: {error}"),
+        },
+    }
+}
+
+/// A batch's id has 64 characters at most; the unique end of an inbox has 22.
+fn batch_id(inbox: &str) -> &str {
+    inbox.rsplit('.').next().unwrap_or(inbox)
+}

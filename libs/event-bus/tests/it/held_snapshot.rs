@@ -1,0 +1,145 @@
+//! What a backup, a report or a forgotten session does to the outbox: none of its dead rows can be removed.
+
+use crate::harness::{Harness, append};
+use contracts::Id;
+use sqlx::{AssertSqlSafe, Executor, PgConnection};
+use stack::eventually;
+
+/// Buffers that a call of one of the relay's statements may touch on average. A step that walks over what was published
+/// before touches hundreds.
+const BUFFERS: f64 = 60.0;
+
+/// Events that are published while the snapshot is held.
+const EVENTS: i64 = 10_000;
+
+/// Commits events in transactions of 500, past the bus, and waits until they are published.
+async fn publish(harness: &Harness, db: &mut PgConnection, events: i64) {
+    for _ in 0..events / 500 {
+        commit_500(db).await;
+    }
+    harness.published().await;
+}
+
+async fn commit_500(db: &mut PgConnection) {
+    let sql = "select bus.append('TICKETS', 'ticket.created', substr(md5(random()::text), 1, 24), 0, '{}', null)
+               from generate_series(1, 500)";
+    db.execute(sql).await.unwrap();
+}
+
+async fn measure_from_now_on(db: &mut PgConnection) {
+    db.execute("select pg_stat_statements_reset(0, (select oid from pg_database where datname = current_database()))")
+        .await
+        .unwrap();
+}
+
+/// The statement of the relay that touches the most buffers in a call, and how many.
+async fn worst(db: &mut PgConnection) -> (String, f64) {
+    let sql = "select query, ((shared_blks_hit + shared_blks_read) / calls)::float8
+               from pg_stat_statements join pg_database on pg_database.oid = dbid
+               where datname = current_database() and query ~ 'bus\\.(outbox|relay|position)'
+                     and query !~ 'analyze|pg_stat|generate_series|count'
+               order by 2 desc limit 1";
+    sqlx::query_as(AssertSqlSafe(sql.to_owned())).fetch_one(db).await.unwrap()
+}
+
+/// Fifty steps with one event each.
+async fn fifty_steps(harness: &Harness, bus: &event_bus::Bus) {
+    let id = Id::generate();
+    for version in 0..50 {
+        append(bus, id, version..version + 1).await;
+        harness.published().await;
+    }
+}
+
+#[tokio::test]
+async fn a_snapshot_held_open_and_any_statistics_leave_the_steps_of_the_relay_small() {
+    let mut harness = Harness::start().await;
+    let mut db = harness.db().await;
+    db.execute("create extension pg_stat_statements").await.unwrap();
+    let bus = harness.relay().await;
+    publish(&harness, &mut db, 1000).await;
+
+    let mut holder = harness.db().await;
+    holder.execute("begin isolation level repeatable read; select from bus.outbox").await.unwrap();
+    publish(&harness, &mut db, EVENTS).await;
+    db.execute("analyze bus.outbox; analyze bus.relay").await.unwrap(); // full of dead rows, none of them alive
+    measure_from_now_on(&mut db).await;
+    fifty_steps(&harness, &bus).await;
+    let (query, buffers) = worst(&mut db).await;
+    assert!(buffers < BUFFERS, "many dead rows: {buffers} buffers a call: {query}");
+
+    harness.nats.stop().await.unwrap();
+    for _ in 0..10 {
+        commit_500(&mut db).await;
+    }
+    db.execute("analyze bus.outbox").await.unwrap(); // full of live rows
+    measure_from_now_on(&mut db).await;
+    harness.nats.start_again().await.unwrap();
+    harness.published().await;
+    // A step publishes up to 512 rows here: three buffers a row are more than it needs.
+    let (query, buffers) = worst(&mut db).await;
+    assert!(buffers < 3.0 * 512.0, "many live rows: {buffers} buffers a call: {query}");
+
+    holder.execute("rollback").await.unwrap();
+    db.execute("vacuum analyze").await.unwrap(); // empty
+    publish(&harness, &mut db, 5000).await;
+    measure_from_now_on(&mut db).await;
+    fifty_steps(&harness, &bus).await;
+    let (query, buffers) = worst(&mut db).await;
+    assert!(buffers < BUFFERS, "statistics of an empty table: {buffers} buffers a call: {query}");
+}
+
+#[tokio::test]
+async fn an_event_that_commits_long_after_those_behind_it_is_published() {
+    let mut harness = Harness::start().await;
+    let mut db = harness.db().await;
+    harness.relay().await;
+    let mut late = harness.db().await;
+    late.execute("begin; select bus.append('TICKETS', 'ticket.created', 'late', 0, '{}', null)").await.unwrap();
+    // For longer than the floor takes to rise.
+    for _ in 0..8 {
+        publish(&harness, &mut db, 500).await;
+        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+    }
+    late.execute("commit").await.unwrap();
+    harness.published().await;
+    assert_eq!(harness.stream().await.last().map(String::as_str), Some("late-0"));
+}
+
+/// As after a copy of the database that did not take over the sequence.
+#[tokio::test]
+async fn events_are_published_when_the_ids_of_the_outbox_begin_again() {
+    let mut harness = Harness::start().await;
+    let mut db = harness.db().await;
+    harness.relay().await;
+    for _ in 0..5 {
+        publish(&harness, &mut db, 500).await;
+        tokio::time::sleep(std::time::Duration::from_millis(120)).await; // so that the floor rises
+    }
+    let floor: i64 = sqlx::query_scalar("select max(floor) from bus.position").fetch_one(&mut db).await.unwrap();
+    assert!(floor > 0, "there is no floor to test");
+    db.execute("truncate bus.outbox restart identity").await.unwrap();
+    publish(&harness, &mut db, 500).await;
+    assert_eq!(harness.stream().await.len(), 3000);
+}
+
+/// Neither among the rows that were read, nor among the transactions that are writing when the relay looks for them.
+#[tokio::test]
+async fn an_event_that_commits_between_the_looks_of_a_step_is_published() {
+    let mut harness = Harness::start().await;
+    let bus = harness.relay().await;
+    eventually("the stream", async || harness.jetstream().await.get_stream("TICKETS").await).await.unwrap();
+    harness.nats.stop().await.unwrap();
+    let mut late = harness.db().await;
+    late.execute("begin; select bus.append('TICKETS', 'ticket.created', 'late', 0, '{}', null)").await.unwrap();
+    let first = append(&bus, Id::generate(), 0..1).await;
+    // The relay publishes the first event, and cannot delete its row.
+    let mut holder = harness.db().await;
+    holder.execute("begin; select from bus.outbox for update").await.unwrap();
+    harness.nats.start_again().await.unwrap();
+    eventually("the first event", async || harness.stream().await == first).await.unwrap();
+    late.execute("commit").await.unwrap();
+    holder.execute("rollback").await.unwrap();
+    harness.published().await;
+    assert_eq!(harness.stream().await, [first, vec!["late-0".to_owned()]].concat());
+}

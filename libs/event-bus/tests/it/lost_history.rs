@@ -1,0 +1,62 @@
+//! A database that is older than its own stream: restored from a backup, or failed over to a standby that lagged.
+
+use crate::harness::{Harness, append, event};
+use contracts::{Event, Id, Publish, TicketEvent};
+use event_bus::Bus;
+use std::time::Duration;
+
+/// Versions 0 to 2 of a ticket are published; then the database is as it was when there was only version 0.
+async fn restored(harness: &mut Harness) -> (Bus, Id) {
+    let (bus, id) = (harness.relay().await, Id::generate());
+    append(&bus, id, 0..3).await;
+    harness.published().await;
+    harness.forget_event_ids().await;
+    sqlx::query("update bus.relay set last_seq = 1").execute(&mut harness.db().await).await.unwrap();
+    (bus, id)
+}
+
+async fn commit(bus: &Bus, event: &TicketEvent) {
+    let mut tx = bus.begin().await.unwrap();
+    tx.append([event]).await.unwrap();
+    tx.commit().await.unwrap();
+}
+
+async fn nothing_was_published(harness: &Harness, waiting: i64) {
+    let before = harness.stream().await;
+    tokio::time::sleep(Duration::from_secs(2)).await; // time to do wrong
+    assert_eq!((harness.stream().await, harness.outbox().await), (before, waiting));
+    assert_eq!(harness.stream().await.len(), 3);
+}
+
+#[tokio::test]
+async fn a_version_given_twice_with_other_content_stops_the_relay() {
+    let mut harness = Harness::start().await;
+    let (bus, id) = restored(&mut harness).await;
+    let mut other = event(id, 1);
+    if let TicketEvent::Updated(snapshot) = &mut other {
+        snapshot.title = "sold under another name".to_owned();
+    }
+    commit(&bus, &other).await;
+    nothing_was_published(&harness, 1).await;
+}
+
+#[tokio::test]
+async fn a_version_the_database_has_never_heard_of_stops_the_relay() {
+    let mut harness = Harness::start().await;
+    let (bus, id) = restored(&mut harness).await;
+    commit(&bus, &event(id, 1)).await; // as it was; version 2 is what has no row
+    nothing_was_published(&harness, 1).await;
+}
+
+/// The row is there, but the message in the stream has another subject: it says that something else happened.
+#[tokio::test]
+async fn a_version_given_twice_with_another_subject_stops_the_relay() {
+    let mut harness = Harness::start().await;
+    let (bus, id) = (harness.relay().await, Id::generate());
+    append(&bus, id, 0..2).await;
+    harness.published().await;
+    harness.forget_event_ids().await;
+    harness.publish_as(&event(id, 2).event_id(), "ticket.created", event(id, 2).encode()).await;
+    commit(&bus, &event(id, 2)).await;
+    nothing_was_published(&harness, 1).await;
+}
