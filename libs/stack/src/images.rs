@@ -15,7 +15,7 @@ use tokio::sync::OnceCell;
 use tokio::time::timeout;
 
 const NAMES: &str = include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/../../infra/images/names"));
-const BUILD_SERVICES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../infra/docker/build");
+const DOCKERFILE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../infra/docker/Dockerfile");
 const BUILD: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../infra/images/build");
 
 /// A registry that cannot be reached must not hold up anybody: Docker itself would try for minutes.
@@ -62,12 +62,27 @@ pub async fn ensure(image: Image) -> Result<()> {
     once.get_or_try_init(|| provide(image)).await.copied()
 }
 
-/// Compiles the services as they are now, and makes `ticketing/tickets` and `ticketing/orders` of them: a matter of seconds
-/// where little has changed, and of many minutes the first time.
-pub async fn build_services() -> Result<()> {
-    let output = Command::new(BUILD_SERVICES).stdin(Stdio::null()).kill_on_drop(true).output().await;
-    let output = output.with_context(|| format!("cannot run {BUILD_SERVICES}"))?;
-    ensure!(output.status.success(), "infra/docker/build failed:\n{}", String::from_utf8_lossy(&output.stderr));
+/// Makes an image of this binary and of the libraries it is linked with, as `infra/docker/Dockerfile` makes those of the
+/// services. The binary is `/service` in it.
+///
+/// For tests: a binary that is compiled anyway, instead of the static ones that `infra/docker/build` compiles.
+pub async fn build_from(binary: &Path, image: &str) -> Result<()> {
+    let root = std::env::temp_dir().join(format!("{}-{}", image.replace(['/', ':'], "-"), std::process::id()));
+    let script = r#"
+        mkdir -p "$2"
+        cp "$1" "$2/service"
+        for library in $(ldd "$1" | grep -o '/[^ ]*'); do cp --parents --dereference "$library" "$2"; done
+        before=$(docker images --quiet --no-trunc "$3")
+        after=$(docker build --quiet --file "$4" --target host --tag "$3" "$2")
+        # That of an earlier compilation has no name any more. It stays if something runs it.
+        if [ "${before:-$after}" != "$after" ]; then docker rmi "$before" || true; fi
+    "#;
+    let mut command = Command::new("sh");
+    command.args(["-euc", script, "sh"]).arg(binary).arg(&root).args([image, DOCKERFILE]);
+    let output = command.stdin(Stdio::null()).kill_on_drop(true).output().await;
+    let _ = std::fs::remove_dir_all(&root);
+    let output = output.context("cannot run sh")?;
+    ensure!(output.status.success(), "cannot make {image}:\n{}", String::from_utf8_lossy(&output.stderr));
     Ok(())
 }
 

@@ -1,5 +1,6 @@
 //! `cargo up`: the whole system on this machine. Also the services themselves: `stack tickets` and `stack orders` are
-//! their `main`, so that `cargo up` and tests start the processes they are about from one binary.
+//! their `main`, so that `cargo up` and tests start the processes they are about from one binary. In an image it is called
+//! with the arguments of a service, and the variable `STACK_SERVICE` says which service it is.
 
 mod lock;
 mod system;
@@ -10,7 +11,8 @@ use clap::Parser;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    let mut args = std::env::args_os().skip(1).peekable();
+    let named = std::env::var_os("STACK_SERVICE");
+    let mut args = named.into_iter().chain(std::env::args_os().skip(1)).peekable();
     match args.peek().and_then(|name| name.to_str()) {
         Some("tickets") => {
             stack::end_with_parent();

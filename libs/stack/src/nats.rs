@@ -18,14 +18,15 @@ macro_rules! configuration {
 }
 
 /// All of `infra/nats`; one of them is given to the server, and includes others.
-const CONFIGURATION: [(&str, &str); 7] = configuration!(
+const CONFIGURATION: [(&str, &str); 8] = configuration!(
     "nats.conf",
     "users.conf",
     "cluster.conf",
     "routes.conf",
     "tls.conf",
     "cluster-tls.conf",
-    "certificates.conf"
+    "certificates.conf",
+    "frozen.sh"
 );
 
 /// The users of `users.conf`. Here their passwords are their names: only this machine can reach the server.

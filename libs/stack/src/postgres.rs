@@ -22,7 +22,7 @@ const ROLES: &str = include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/../../inf
 const QUICK_LOGIN: &str = "-c scram_iterations=16";
 
 /// Postgres as in production – every commit is on disk before it is acknowledged, and the databases `tickets` and `orders`
-/// have the roles of `infra/postgres` – with room for 300 connections.
+/// have the roles of `infra/postgres` – with room for 300 connections, and the extension `pg_stat_statements` at hand.
 #[derive(Debug)]
 pub struct Postgres {
     container: Container,
@@ -72,7 +72,7 @@ impl Postgres {
                 .with_env_var("ORDERS_OWNER_PASSWORD", "orders_owner")
                 .with_env_var("ORDERS_PASSWORD", "orders")
                 .with_copy_to("/docker-entrypoint-initdb.d/roles.sql", ROLES.as_bytes().to_vec())
-                .with_cmd(["-c", "max_connections=300"]);
+                .with_cmd(["-c", "max_connections=300", "-c", "shared_preload_libraries=pg_stat_statements"]);
             configure(request)
         })
         .await?;

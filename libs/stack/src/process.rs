@@ -119,6 +119,14 @@ impl Process {
         outcome.map_err(|reason| anyhow!("{self}: {reason:#}. It said last:\n{}", self.last_lines(30)))
     }
 
+    /// The most memory it has ever had in use (resident set), in kB. Fails if it has ended.
+    pub fn memory_peak(&self) -> Result<u64> {
+        let pid = self.child.id().with_context(|| format!("{self} has ended"))?;
+        let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
+        let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).context("no VmHWM")?;
+        Ok(peak.trim().trim_end_matches(" kB").parse()?)
+    }
+
     /// Sends it a signal. Fails if it has ended already.
     pub async fn signal(&self, signal: Signal) -> Result<()> {
         let name = match signal {

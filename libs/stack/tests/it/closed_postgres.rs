@@ -154,3 +154,27 @@ async fn migrating_takes_away_what_a_service_does_not_need_any_more() -> Result<
     db.execute("select from tickets").await?;
     Ok(())
 }
+
+/// As if the image of another service were started as orders.
+#[tokio::test]
+async fn a_database_with_the_tables_of_another_service_is_neither_migrated_nor_used() -> Result<()> {
+    let postgres = migrated().await?;
+    let url = postgres.url("tickets_owner", "tickets");
+    let reason = "the database holds the tables of the service tickets, and this is orders";
+    let migrate = tokio::process::Command::new(env!("CARGO_BIN_EXE_stack"))
+        .args(["orders", "migrate", "--patience", "1s", "--database-url", &url])
+        .output()
+        .await?;
+    let printed = String::from_utf8_lossy(&migrate.stdout);
+    ensure!(!migrate.status.success() && printed.contains(reason), "{printed}");
+
+    let env = [("DATABASE_URL", url.as_str()), ("NATS_URL", "127.0.0.1:1"), ("JWT_KEY", JWT_KEY)];
+    let orders = Process::spawn_at(Path::new(env!("CARGO_BIN_EXE_stack")), "orders", free_port(), env, |_| {})?;
+    eventually("the reason", async || orders.logs().contains(reason)).await?;
+    orders.client().get("/readyz").await?.expect(503)?;
+    let mut db = PgConnection::connect(&url).await?;
+    let tables = "select count(*) from pg_tables where tablename in ('orders', 'ticket_replica', 'payments')";
+    let theirs: i64 = sqlx::query_scalar(tables).fetch_one(&mut db).await?;
+    ensure!(theirs == 0, "orders has made {theirs} of its tables");
+    Ok(())
+}

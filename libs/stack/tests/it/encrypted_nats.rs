@@ -1,41 +1,16 @@
 //! What is optional at NATS: encrypted connections, and an encrypted store.
 
+use crate::authority::Authority;
 use anyhow::{Context, Result, ensure};
-use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
 use serde_json::json;
 use stack::{JWT_KEY, Nats, NatsSetup, Postgres, Process, eventually};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use tokio::process::Command;
 
-/// An authority of its own for a server at 127.0.0.1; its certificate is a file that ends with the test.
-struct Authority {
-    file: PathBuf,
-    certificate: Vec<u8>,
-    key: Vec<u8>,
-}
-
-impl Authority {
-    fn new() -> Result<Self> {
-        let mut params = CertificateParams::default();
-        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        let authority = CertifiedIssuer::self_signed(params, KeyPair::generate()?)?;
-        let key = KeyPair::generate()?;
-        let certificate = CertificateParams::new(vec!["127.0.0.1".to_owned()])?.signed_by(&key, &authority)?;
-        let file = std::env::temp_dir().join(format!("stack-{}-{:x}.pem", std::process::id(), rand::random::<u64>()));
-        std::fs::write(&file, authority.pem())?;
-        Ok(Self { file, certificate: certificate.pem().into(), key: key.serialize_pem().into() })
-    }
-
-    async fn server(&self) -> Result<Nats> {
-        let certificates = Some((self.certificate.clone(), self.key.clone(), self.file.clone()));
-        Nats::start_with(NatsSetup { configuration: Some("tls.conf"), certificates, ..NatsSetup::default() }).await
-    }
-}
-
-impl Drop for Authority {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_file(&self.file);
-    }
+/// A server that has a certificate of this authority.
+async fn server_of(authority: &Authority) -> Result<Nats> {
+    let certificates = Some((authority.certificate.clone(), authority.key.clone(), authority.file.clone()));
+    Nats::start_with(NatsSetup { configuration: Some("tls.conf"), certificates, ..NatsSetup::default() }).await
 }
 
 /// The binary of the services, asked to do a task.
@@ -48,7 +23,7 @@ fn task(name: &str, service: &str, nats_url: &str, authority: &Path) -> Command 
 #[tokio::test]
 async fn services_and_provisioning_work_over_encrypted_connections_and_over_no_others() -> Result<()> {
     let (authority, stranger) = (Authority::new()?, Authority::new()?);
-    let (postgres, nats) = tokio::try_join!(Postgres::start(), authority.server())?;
+    let (postgres, nats) = tokio::try_join!(Postgres::start(), server_of(&authority))?;
     stack::migrate(&postgres).await?;
     let provisioner = nats.url_of("provisioner");
     for (wrong, why) in [(Path::new(""), "without encryption"), (&stranger.file, "with another authority")] {

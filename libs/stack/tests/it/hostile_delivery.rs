@@ -1,35 +1,118 @@
 //! A network between the services that delivers everything twice and shuffled.
 
+use crate::records::Records;
 use crate::system::{System, id};
 use anyhow::{Context, Result, ensure};
 use async_nats::jetstream::{self, consumer};
-use futures::StreamExt;
 use futures::future::{select, try_join_all};
+use futures::{StreamExt, TryStreamExt, stream};
 use rand::seq::SliceRandom;
 use serde_json::json;
 use stack::{Nats, eventually_within};
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
-use tokio::time::{Instant, sleep, timeout_at};
+use tokio::time::{Instant, timeout_at};
 
 const ROUNDS: usize = 50;
 const TICKETS: usize = 20;
+/// How often the network delivers each message.
+const COPIES: u64 = 2;
+/// Deliveries that wait for their confirmation at a time.
+const AT_ONCE: usize = 128;
 
-/// Brings every message of `stream` from one server to the other twice. At any moment half of what is on its way arrives,
-/// in random order, so that messages overtake each other by far.
-async fn carry(stream: &str, from: &str, to: &str) -> Result<()> {
-    let source = jetstream::new(stack::connect(from).await?).get_stream(stream).await?;
-    let target = jetstream::new(stack::connect(to).await?);
-    let mut messages = source.create_consumer(consumer::pull::OrderedConfig::default()).await?.messages().await?;
-    let mut under_way = Vec::new();
-    loop {
-        let until = Instant::now() + Duration::from_millis(20);
-        while let Ok(message) = timeout_at(until, messages.next()).await {
-            let message = message.context("the stream ended")??;
-            under_way.extend([(); 2].map(|()| (message.subject.clone(), message.payload.clone())));
+/// One direction of the network: brings each message of a stream from one server to the other twice, shuffled.
+struct Road {
+    stream: &'static str,
+    from: String,
+    to: String,
+    delivered: AtomicU64,
+}
+
+impl Road {
+    fn new(stream: &'static str, from: &Nats, to: &Nats) -> Self {
+        Self { stream, from: from.url(), to: to.url(), delivered: AtomicU64::new(0) }
+    }
+
+    /// At any moment half of what is under way is delivered, in random order, so that messages overtake each other by far.
+    async fn carry(&self) -> Result<()> {
+        let source = jetstream::new(stack::connect(&self.from).await?).get_stream(self.stream).await?;
+        let target = jetstream::new(stack::connect(&self.to).await?);
+        let mut messages = source.create_consumer(consumer::pull::OrderedConfig::default()).await?.messages().await?;
+        let mut under_way = Vec::new();
+        loop {
+            let until = Instant::now() + Duration::from_millis(20);
+            while let Ok(message) = timeout_at(until, messages.next()).await {
+                let message = message.context("the stream ended")??;
+                under_way.extend((0..COPIES).map(|_| (message.subject.clone(), message.payload.clone())));
+            }
+            under_way.shuffle(&mut rand::rng());
+            let deliveries = stream::iter(under_way.split_off(under_way.len() / 2));
+            deliveries
+                .map(async |(subject, payload)| anyhow::Ok(target.publish(subject, payload).await?.await?))
+                .buffered(AT_ONCE)
+                .try_for_each(async |_| {
+                    self.delivered.fetch_add(1, Relaxed);
+                    Ok(())
+                })
+                .await?;
         }
-        under_way.shuffle(&mut rand::rng());
-        for (subject, payload) in under_way.split_off(under_way.len() / 2) {
-            target.publish(subject, payload).await?.await?;
+    }
+
+    fn delivered(&self) -> u64 {
+        self.delivered.load(Relaxed)
+    }
+
+    /// Everything that is in the stream was delivered, and nothing is under way.
+    async fn is_idle(&self) -> Result<()> {
+        let source = jetstream::new(stack::connect(&self.from).await?).get_stream(self.stream).await?;
+        let expected = COPIES * source.cached_info().state.last_sequence;
+        ensure!(self.delivered() == expected, "{}: {} of {expected} delivered", self.stream, self.delivered());
+        Ok(())
+    }
+}
+
+/// Two servers, and the network between them.
+struct Network {
+    /// What happens to tickets, on its way to orders.
+    tickets: Road,
+    /// What happens to orders, on its way to tickets.
+    orders: Road,
+    /// The server of orders.
+    far: Records,
+}
+
+impl Network {
+    async fn run(&self) -> Result<()> {
+        tokio::try_join!(self.tickets.carry(), self.orders.carry()).map(drop)
+    }
+
+    fn delivered(&self) -> u64 {
+        self.tickets.delivered() + self.orders.delivered()
+    }
+
+    /// Nothing moves: whatever is delivered was applied, what this caused was published, and all of it was delivered.
+    async fn is_quiet(&self, system: &System) -> Result<()> {
+        let before = self.delivered();
+        system.is_caught_up("ORDERS", "tickets").await?;
+        self.far.is_caught_up("TICKETS", "orders").await?;
+        system.relayed_and_applied().await?;
+        self.tickets.is_idle().await?;
+        self.orders.is_idle().await?;
+        // What moved on while it was looked at came to a reader again.
+        ensure!(self.delivered() == before, "messages were delivered meanwhile");
+        Ok(())
+    }
+
+    /// Waits until nothing moves. The clock starts again with every message that the network delivers: on a busy machine
+    /// the network may take long, and that says nothing about the system.
+    async fn quiet(&self, system: &System) -> Result<()> {
+        loop {
+            let before = self.delivered();
+            let quiet = async || self.is_quiet(system).await;
+            match eventually_within(Duration::from_mins(1), "the system to settle", quiet).await {
+                Err(_) if self.delivered() != before => {}
+                outcome => return outcome,
+            }
         }
     }
 }
@@ -60,8 +143,11 @@ async fn fifty_rounds_of_order_and_cancel_on_twenty_tickets_end_with_every_ticke
     system.orders_nats = far.server();
     system.add(0, 2).await?;
 
-    let (near, far) = (system.nats.url(), far.url());
-    let network = async { tokio::try_join!(carry("TICKETS", &near, &far), carry("ORDERS", &far, &near)).map(drop) };
+    let network = Network {
+        tickets: Road::new("TICKETS", &system.nats, &far),
+        orders: Road::new("ORDERS", &far, &system.nats),
+        far: Records { nats_url: far.url(), ..system.records.clone() },
+    };
     let story = async {
         let tickets = try_join_all((0..TICKETS).map(|_| system.ticket())).await?;
         eventually_within(Duration::from_secs(30), "the tickets to be known", async || {
@@ -70,16 +156,11 @@ async fn fifty_rounds_of_order_and_cancel_on_twenty_tickets_end_with_every_ticke
         })
         .await?;
         try_join_all(tickets.iter().enumerate().map(|(number, ticket)| fifty_rounds(&system, number, ticket))).await?;
-        eventually_within(Duration::from_mins(1), "the system to settle", async || {
-            system.relayed_and_applied().await?;
-            system.copies_agree().await
-        })
-        .await?;
-        // Settled means that it stays so, whatever is still on its way.
-        sleep(Duration::from_secs(1)).await;
+        network.quiet(&system).await?;
+        // Nothing is on its way any more, so it stays as it is.
         system.copies_agree().await
     };
-    let outcome = select(Box::pin(network), Box::pin(story)).await.factor_first().0;
+    let outcome = select(Box::pin(network.run()), Box::pin(story)).await.factor_first().0;
     outcome?;
     let held = system.tickets_rows().await?.iter().filter(|row| row.split('|').count() == 6).count();
     ensure!(held == TICKETS / 2, "{held} tickets are held");

@@ -2,27 +2,36 @@
 
 #![allow(clippy::disallowed_methods, reason = "tests look into tables, and publish what no relay would")]
 
+mod absent_fields;
+mod authority;
 mod closed_nats;
 mod closed_postgres;
 mod containers;
 mod encrypted_nats;
 mod expiring;
 mod following;
+mod full_disk;
 mod hostile_delivery;
+mod images;
 mod killing;
+mod large_events;
 mod load;
 mod nats_cluster;
 mod nats_outage;
 mod new_tickets;
+mod older_database;
 mod paying;
+mod payment_conflicts;
 mod poison;
 mod postgres_restart;
 mod races;
 mod records;
 mod relay_crashes;
+mod replies;
 mod rolling_restart;
 mod selling_once;
 mod settled;
+mod small_disk;
 mod starting_and_stopping;
 mod system;
 mod the_pair;

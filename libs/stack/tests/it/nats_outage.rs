@@ -84,3 +84,54 @@ async fn a_consumer_that_was_deleted_is_made_anew_by_services_that_may_and_catch
     eventually_within(Duration::from_secs(30), "a new consumer", async || system.consumer().await).await?;
     system.settled().await
 }
+
+/// Lines of a log at the level of warnings, or above.
+fn warnings(log: &str) -> Vec<&str> {
+    log.lines().filter(|line| line.contains(" WARN ") || line.contains("ERROR")).collect()
+}
+
+#[tokio::test]
+async fn an_outage_is_logged_when_it_begins_and_when_it_ends_however_many_ask() -> Result<()> {
+    let system = System::start(1, 1).await?;
+    system.nats.pause().await?;
+    let until = Instant::now() + Duration::from_secs(12);
+    let ask = async |user: usize| {
+        let buyer = system.buyer(0, &format!("user {user}"));
+        while Instant::now() < until {
+            let answer = buyer.post("/api/orders", json!({"ticketId": "ffffffffffffffffffffffff"})).await?;
+            ensure!(answer.status != 201, "{}", answer.body);
+        }
+        anyhow::Ok(())
+    };
+    futures::future::try_join_all((0..8).map(ask)).await?;
+    let log = system.orders[0].logs();
+    let warned = warnings(&log);
+    // Asking, three subscriptions, the relay and the client of NATS have a line each.
+    ensure!((1..=10).contains(&warned.len()), "{} warnings:\n{}", warned.len(), warned.join("\n"));
+    system.nats.unpause().await?;
+    system.settled().await?;
+    system.buyer(0, "later").post("/api/orders", json!({"ticketId": "ffffffffffffffffffffffff"})).await?.expect(404)?;
+    stack::eventually("the end of it", async || system.orders[0].logs().contains("asking tickets.show: works again"))
+        .await
+}
+
+#[tokio::test]
+async fn a_consumer_that_was_deleted_is_named_once_with_what_to_do() -> Result<()> {
+    let system = System::start(1, 1).await?;
+    system.jetstream().await?.get_stream("TICKETS").await?.delete_consumer("orders").await?;
+    let named = || {
+        let log = system.orders[0].logs();
+        warnings(&log)
+            .into_iter()
+            .filter(|line| line.contains("consuming TICKETS as orders"))
+            .map(str::to_owned)
+            .collect()
+    };
+    stack::eventually("the warning", async || !Vec::<String>::is_empty(&named())).await?;
+    tokio::time::sleep(Duration::from_secs(8)).await; // time for more of them
+    let lines: Vec<String> = named();
+    ensure!(lines.len() == 1 && lines[0].contains("run the command `provision`"), "{}", lines.join("\n"));
+    stack::provision(&system.nats.server(), 1).await?;
+    let again = "consuming TICKETS as orders: works again";
+    stack::eventually("the end of it", async || system.orders[0].logs().contains(again)).await
+}

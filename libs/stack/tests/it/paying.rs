@@ -131,7 +131,7 @@ async fn a_payment_for_an_unknown_order_is_retried_and_then_a_dead_letter_that_h
     .await?;
     eventually_within(Duration::from_mins(1), "the dead letter", async || {
         let sql = "select count(*) from bus.dead_letters where status = 'dead' and attempts = 5
-                   and error like 'there is no order ffffffffffffffffffffffff%'";
+                   and error = 'payment 000000000000000000000009: order ffffffffffffffffffffffff does not exist'";
         ensure!(count(&story.system.orders_db, sql).await? == 1);
         anyhow::Ok(())
     })

@@ -11,6 +11,7 @@ pub const PLACES: [(&str, &str); 4] =
     [("TICKETS", "orders"), ("ORDERS", "tickets"), ("PAYMENTS", "orders"), ("EXPIRATION", "orders")];
 
 /// Everything is looked at with all rights.
+#[derive(Clone)]
 pub struct Records {
     /// Servers, comma-separated, with user and password.
     pub nats_url: String,
@@ -86,13 +87,15 @@ impl Records {
     /// Waits until a service has applied all that is in a stream.
     pub async fn caught_up(&self, stream: &str, service: &str) -> Result<()> {
         let what = format!("{service} to catch up with {stream}");
-        stack::eventually(&what, async || {
-            let place = self.place(stream, service).await?;
-            let (pending, unacked) = (place.num_pending, place.num_ack_pending);
-            ensure!(pending == 0 && unacked == 0, "{pending} to deliver, {unacked} to acknowledge");
-            anyhow::Ok(())
-        })
-        .await
+        stack::eventually(&what, async || self.is_caught_up(stream, service).await).await
+    }
+
+    /// An error if a service has not applied all that is in a stream.
+    pub async fn is_caught_up(&self, stream: &str, service: &str) -> Result<()> {
+        let place = self.place(stream, service).await?;
+        let (pending, unacked) = (place.num_pending, place.num_ack_pending);
+        ensure!(pending == 0 && unacked == 0, "{pending} to deliver, {unacked} to acknowledge");
+        Ok(())
     }
 }
 

@@ -1,0 +1,99 @@
+//! The disk of NATS is full: its stream freezes, and stays frozen when there is room. Kubernetes has to restart the server
+//! then, and not before. What compose does is tested in `tests/compose`.
+
+use crate::small_disk::{SmallDisk, docker};
+use crate::system::System;
+use anyhow::{Context, Result, ensure};
+use async_nats::jetstream;
+use stack::{Nats, NatsSetup, Postgres, eventually};
+use std::time::Duration;
+
+const MANIFEST: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../infra/k8s/base/nats.yaml");
+
+#[tokio::test]
+async fn the_liveness_probe_fails_only_when_a_restart_unfreezes_the_stream() -> Result<()> {
+    let disk = SmallDisk::new(format!("stack-full-disk-{}", std::process::id())).await?;
+    let nats = Nats::start_with(NatsSetup { name: Some(disk.volume.clone()), ..NatsSetup::default() }).await?;
+    stack::provision(&nats.server(), 1).await?;
+    let mut jetstream = jetstream::new(nats.connect().await?);
+    jetstream.set_timeout(Duration::from_secs(1));
+    publish(&jetstream).await?;
+    ensure!(is_live(&nats).await?, "a healthy server is not live");
+
+    disk.fill().await?;
+    eventually("the stream to freeze", async || {
+        ensure!(publish(&jetstream).await.is_err(), "an event was stored on a full disk");
+        health(&nats).await?.expect(503)
+    })
+    .await?;
+    ensure!(is_live(&nats).await?, "a restart cannot help while the disk is full");
+    nats.kill().await?;
+    nats.start_again().await?;
+    ensure!(is_live(&nats).await?, "a server that starts on a full disk would be restarted for ever");
+    eventually("the stream to freeze again", async || {
+        ensure!(publish(&jetstream).await.is_err(), "an event was stored on a full disk");
+        health(&nats).await?.expect(503)
+    })
+    .await?;
+
+    disk.free().await?;
+    ensure!(
+        publish(&jetstream).await.is_err(),
+        "room is enough: the server recovers by itself, and no probe is needed"
+    );
+    ensure!(!is_live(&nats).await?, "the stream is frozen, there is room, and nobody restarts the server");
+    nats.restart().await?;
+    eventually("an event to be stored", async || publish(&jetstream).await).await?;
+    ensure!(is_live(&nats).await?, "the restarted server is not live");
+    Ok(())
+}
+
+async fn publish(jetstream: &jetstream::Context) -> Result<()> {
+    jetstream.publish("ticket.created", "x".repeat(500).into()).await?.await?;
+    Ok(())
+}
+
+async fn health(nats: &Nats) -> Result<stack::Answer> {
+    stack::Client::new(&nats.monitoring_url()).get("/healthz").await
+}
+
+/// What the kubelet would find out: the manifest's own command, in the container.
+async fn is_live(nats: &Nats) -> Result<bool> {
+    let manifest = std::fs::read_to_string(MANIFEST)?;
+    let command = manifest.lines().find_map(|line| {
+        let line = line.trim().strip_prefix("- ")?;
+        line.contains("/etc/nats/frozen.sh").then_some(line)
+    });
+    let command = command.context("the manifest has no liveness probe that asks whether a stream is frozen")?;
+    let prints = format!("if {command}; then echo live; else echo dead; fi");
+    Ok(docker(&["exec", nats.id(), "sh", "-c", &prints]).await? == "live")
+}
+
+#[tokio::test]
+async fn the_log_of_a_service_names_the_full_disk_and_everything_is_published_once_there_is_room() -> Result<()> {
+    let disk = SmallDisk::new(format!("stack-full-log-{}", std::process::id())).await?;
+    let nats = NatsSetup { name: Some(disk.volume.clone()), ..NatsSetup::default() };
+    let (postgres, nats) = futures::try_join!(Postgres::start(), Nats::start_with(nats))?;
+    stack::prepare(&postgres, &nats).await?;
+    let servers = nats.server();
+    let mut system = System::new(postgres, nats, &servers);
+    system.add(1, 1).await?;
+    system.ticket().await?;
+    system.settled().await?;
+
+    disk.fill().await?;
+    for _ in 0..20 {
+        system.ticket().await?;
+    }
+    eventually("the reason", async || {
+        let log = system.tickets[0].logs();
+        let reason = log.lines().find(|line| line.contains(" WARN ") && line.contains("publishing to TICKETS"));
+        let reason = reason.with_context(|| format!("nothing of it in:\n{log}"))?;
+        ensure!(reason.contains("cannot store (disk full?)"), "{reason}");
+        anyhow::Ok(())
+    })
+    .await?;
+    disk.free().await?;
+    system.nats.restart().await?;
+    system.settled().await
+}

@@ -1,0 +1,63 @@
+//! A volume in memory that a test can fill.
+
+use anyhow::{Result, ensure};
+use stack::Reaper;
+use stack::images::Image;
+use tokio::process::Command;
+
+/// More than the room that `infra/nats/frozen.sh` asks for.
+const SIZE: &str = "128m";
+
+/// A volume of Docker's. Docker forgets what is in memory when no container uses it: a container that sleeps keeps it. To be
+/// dropped after what uses it.
+pub struct SmallDisk {
+    /// The volume's name.
+    pub volume: String,
+    holder: String,
+    remove: String,
+    _reaper: Reaper,
+}
+
+impl SmallDisk {
+    pub async fn new(volume: String) -> Result<Self> {
+        stack::images::ensure(Image::Nats).await?;
+        let size = format!("o=size={SIZE}");
+        docker(&["volume", "create", "--opt", "type=tmpfs", "--opt", "device=tmpfs", "--opt", &size, &volume]).await?;
+        let (name, tag) = Image::Nats.name();
+        let (mount, image) = (format!("{volume}:/data"), format!("{name}:{tag}"));
+        let holder = docker(&["run", "--detach", "--volume", &mount, "--entrypoint", "sleep", &image, "3600"]).await?;
+        let remove = format!("docker rm --force {holder} && docker volume rm {volume}");
+        let reaper = Reaper::watch(["sh", "-c", &remove])?;
+        Ok(Self { volume, holder, remove, _reaper: reaper })
+    }
+
+    /// Leaves no room at all.
+    pub async fn fill(&self) -> Result<()> {
+        self.run("dd if=/dev/zero of=/data/filler bs=4096; test $(df -P /data | awk 'END { print $4 }') -eq 0").await
+    }
+
+    /// Gives back what [`fill`](Self::fill) took.
+    pub async fn free(&self) -> Result<()> {
+        self.run("rm /data/filler").await
+    }
+
+    async fn run(&self, script: &str) -> Result<()> {
+        docker(&["exec", &self.holder, "sh", "-c", script]).await.map(drop)
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        let removed = std::process::Command::new("sh").args(["-c", &self.remove]).output();
+        if !removed.is_ok_and(|output| output.status.success()) {
+            stack::say(&format!("could not remove the volume {}", self.volume));
+        }
+    }
+}
+
+/// What this command prints.
+pub async fn docker(arguments: &[&str]) -> Result<String> {
+    let output = Command::new("docker").args(arguments).output().await?;
+    ensure!(output.status.success(), "docker {arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+    Ok(String::from_utf8(output.stdout)?.trim().to_owned())
+}

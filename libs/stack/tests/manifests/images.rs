@@ -1,0 +1,59 @@
+//! Images have the same names for everything that builds, pulls or runs them.
+
+use crate::overlay::{Overlay, ROOT, items, text};
+use anyhow::Result;
+use serde_json::Value;
+use std::collections::BTreeSet;
+use std::path::Path;
+
+/// The files beside the overlays that name images.
+#[derive(Clone)]
+pub struct Files {
+    pub compose: Value,
+    pub skaffold: Value,
+    pub names: String,
+}
+
+impl Files {
+    pub fn read() -> Result<Self> {
+        let read = |name| std::fs::read_to_string(Path::new(ROOT).join(name));
+        let (compose, skaffold) = (read("docker-compose.yml")?, read("skaffold.yaml")?);
+        let (compose, skaffold) = (serde_saphyr::from_str(&compose)?, serde_saphyr::from_str(&skaffold)?);
+        Ok(Self { compose, skaffold, names: read("infra/images/names")? })
+    }
+}
+
+pub fn check(files: &Files, overlays: &[Overlay], errors: &mut Vec<String>) {
+    let Files { compose, skaffold, names } = files;
+    let built = items(&skaffold["build"]["artifacts"]).map(|artifact| text(&artifact["image"]));
+    let pulled = names.lines().filter_map(|line| line.split_once('=')).map(|(_, image)| image);
+    let all: BTreeSet<_> = built.chain(pulled).collect();
+    let services = compose["services"].as_object().into_iter().flat_map(|services| services.values());
+    let mut users =
+        vec![("docker-compose.yml", services.map(|service| text(&service["image"])).collect::<BTreeSet<_>>())];
+    users.extend(overlays.iter().map(|it| (it.name, it.pods().map(|pod| text(&pod.container["image"])).collect())));
+    for (user, images) in users {
+        let found: BTreeSet<_> = images.into_iter().map(|image| untagged(image, &all)).collect();
+        let ours = |image: &&str| !(user.starts_with("prod") && image.starts_with("postgres:"));
+        let wanted: BTreeSet<_> = all.iter().copied().filter(ours).collect();
+        if found != wanted {
+            errors.push(format!("{user} runs {found:?}, and {wanted:?} are built or pulled"));
+        }
+    }
+    forwards(skaffold, overlays, errors);
+}
+
+/// Images of ours have another tag in each place.
+fn untagged<'a>(image: &'a str, all: &BTreeSet<&str>) -> &'a str {
+    image.split_once(':').map(|(name, _)| name).filter(|name| all.contains(name)).unwrap_or(image)
+}
+
+/// What skaffold forwards is there. It would only warn.
+fn forwards(skaffold: &Value, overlays: &[Overlay], errors: &mut Vec<String>) {
+    for forward in items(&skaffold["portForward"]) {
+        let (service, port) = (text(&forward["resourceName"]), forward["port"].as_u64().unwrap_or_default());
+        if forward["namespace"] != "ticketing" || !overlays.iter().any(|it| it.behind(service, port).is_some()) {
+            errors.push(format!("skaffold.yaml: nothing listens at {service}:{port}"));
+        }
+    }
+}

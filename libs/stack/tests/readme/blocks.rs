@@ -1,0 +1,45 @@
+//! The blocks of README.md: indented by four spaces, or fenced.
+
+use crate::overlay::ROOT;
+use anyhow::{Context, Result, ensure};
+use tokio::process::Command;
+
+pub fn blocks() -> Result<Vec<String>> {
+    let mut blocks: Vec<String> = Vec::new();
+    let (mut fenced, mut inside) = (false, false);
+    for line in std::fs::read_to_string(format!("{ROOT}/README.md"))?.lines() {
+        if line.trim_start().starts_with("```") {
+            (fenced, inside) = (!fenced, false);
+            continue;
+        }
+        let code = if fenced { Some(line) } else { line.strip_prefix("    ") };
+        match code.or((inside && line.is_empty()).then_some("")) {
+            Some(code) => {
+                if !inside {
+                    blocks.push(String::new());
+                }
+                let block = blocks.last_mut().context("a block has begun")?;
+                *block = format!("{block}{code}\n");
+                inside = true;
+            }
+            None => inside = false,
+        }
+    }
+    Ok(blocks.iter().map(|block| block.trim_end().to_owned()).collect())
+}
+
+/// The only block that contains this.
+pub fn block(part: &str) -> Result<String> {
+    let mut blocks = blocks()?;
+    blocks.retain(|block| block.contains(part));
+    ensure!(blocks.len() == 1, "{} blocks of the README contain {part:?}", blocks.len());
+    blocks.pop().context("there is one")
+}
+
+/// What the command prints, if it succeeds.
+pub async fn outcome(command: &mut Command) -> Result<String> {
+    let output = command.kill_on_drop(true).output().await.with_context(|| format!("cannot run {command:?}"))?;
+    let (printed, complaints) = (String::from_utf8(output.stdout)?, String::from_utf8_lossy(&output.stderr));
+    ensure!(output.status.success(), "{}: {printed}\n{complaints}", output.status);
+    Ok(printed)
+}

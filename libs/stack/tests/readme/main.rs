@@ -1,0 +1,129 @@
+//! The blocks of README.md, taken from the file: each one is run, or parsed where it needs what is not here.
+//! Needs kubectl, psql, openssl and curl.
+
+#![allow(clippy::disallowed_methods, reason = "tests look into tables, and publish what no relay would")]
+
+#[path = "../it/authority.rs"]
+mod authority;
+mod blocks;
+#[path = "../manifests/overlay.rs"]
+#[allow(dead_code, reason = "the tests of manifests look at more of it")]
+mod overlay;
+mod postgres;
+mod production;
+#[path = "../it/records.rs"]
+#[allow(dead_code, reason = "other tests look at more of them")]
+mod records;
+#[path = "../it/settled.rs"]
+mod settled;
+#[path = "../it/system.rs"]
+#[allow(dead_code, reason = "other tests do more to it")]
+mod system;
+
+use crate::blocks::{block, blocks, outcome};
+use crate::system::System;
+use anyhow::{Context, Result, ensure};
+use serde_json::Value;
+use std::process::Stdio;
+use tokio::io::{AsyncBufReadExt, BufReader};
+use tokio::process::Command;
+
+/// A part of each block that a test of this target runs.
+const RUN: [&str; 4] = ["ALICE=… BOB=…", "ALICE=ey", "# 1. roles and databases", "exec 3<>/dev/tcp"];
+
+/// Programs that a test cannot run: a block with a line that starts with one of them is only parsed.
+const ABSENT: [(&str, &str); 7] = [
+    ("cargo", "it runs this test"),
+    ("docker compose", "its own test, `compose`, runs it"),
+    ("infra/docker/build", "it takes minutes; `compose` runs it"),
+    ("infra/k8s/try", "it needs a cluster"),
+    ("kind", "it pulls images"),
+    ("skaffold", "it needs a cluster"),
+    ("as monitor", "the command `nats` is in no package repository that tests may use"),
+];
+
+/// Blocks that are no commands.
+const TEXT: [&str; 1] = ["services/tickets      api →"];
+
+#[tokio::test]
+async fn every_block_of_the_readme_parses_and_is_run_or_cannot_be() -> Result<()> {
+    let blocks = blocks()?;
+    ensure!(blocks.len() > 5, "{blocks:#?}");
+    for block in blocks.iter().filter(|block| !TEXT.iter().any(|text| block.starts_with(text))) {
+        outcome(Command::new("bash").arg("-n").arg("-c").arg(block)).await.with_context(|| block.clone())?;
+        let is_run = RUN.iter().any(|part| block.contains(part));
+        let needs = ABSENT.iter().any(|(program, _)| block.lines().any(|line| line.starts_with(program)));
+        ensure!(is_run || needs, "no test runs this block, and nothing that it needs is absent:\n{block}");
+    }
+    Ok(())
+}
+
+/// The block with the addresses of this system.
+fn at(system: &System, block: &str) -> String {
+    let monitoring = system.nats.monitoring_url();
+    let ports = [
+        ("3001", system.tickets[0].port().to_string()),
+        ("3002", system.orders[0].port().to_string()),
+        ("4222", system.nats.server().replace("127.0.0.1:", "")),
+        ("8222", monitoring.replace("http://127.0.0.1:", "")),
+    ];
+    ports.iter().fold(block.to_owned(), |text, (from, to)| {
+        text.replace(&format!("127.0.0.1:{from}"), &format!("127.0.0.1:{to}"))
+            .replace(&format!("127.0.0.1/{from}"), &format!("127.0.0.1/{to}"))
+    })
+}
+
+#[tokio::test]
+async fn blocks_for_a_running_system_do_what_the_readme_says() -> Result<()> {
+    let system = System::start(1, 1).await?;
+    system.tickets(1).await?; // it is over its start
+    the_session(&system).await?;
+    the_ticket_with_a_token(&system).await?;
+    the_stream_over_plain_tcp(&system).await?;
+    system.settled().await
+}
+
+async fn the_session(system: &System) -> Result<()> {
+    let block = at(system, &block(RUN[0])?);
+    let tokens = format!("ALICE={}\nBOB={}", stack::token("alice"), stack::token("bob"));
+    let printed = stack::session(&system.tickets[0].address(), &system.orders[0].address());
+    let commands = |session: &str| {
+        session.lines().skip_while(|line| !line.starts_with("call()")).map(str::to_owned).collect::<Vec<_>>()
+    };
+    ensure!(commands(&block) == commands(&printed), "`cargo up` prints another session:\n{printed}");
+    let output = outcome(Command::new("bash").args(["-ec", &block.replace(RUN[0], &tokens)])).await?;
+    let last: Value = serde_json::from_str(output.lines().last().unwrap_or_default()).context(output.clone())?;
+    ensure!(last[0]["status"] == "cancelled", "{output}");
+    Ok(())
+}
+
+/// The one with the token of alice that is in the file.
+async fn the_ticket_with_a_token(system: &System) -> Result<()> {
+    let output = outcome(Command::new("bash").args(["-ec", &at(system, &block(RUN[1])?)])).await?;
+    let ticket: Value = serde_json::from_str(&output).with_context(|| output.clone())?;
+    ensure!(ticket["userId"] == "alice" && ticket["version"] == 0, "{ticket}");
+    Ok(())
+}
+
+/// Bash and curl alone. The subscription lasts until somebody ends it; only then follows the last line.
+async fn the_stream_over_plain_tcp(system: &System) -> Result<()> {
+    let block = at(system, &block(RUN[3])?);
+    let (subscription, rest) = block.split_once("curl").context("the block ends with curl")?;
+    let mut bash =
+        Command::new("bash").args(["-ec", subscription]).stdout(Stdio::piped()).kill_on_drop(true).spawn()?;
+    let mut lines = BufReader::new(bash.stdout.take().context("stdout is a pipe")?).lines();
+    // The server acknowledges CONNECT and both subscriptions.
+    let mut acknowledged = 0;
+    while acknowledged < 3 {
+        let line = lines.next_line().await?.context("the subscription ended")?;
+        ensure!(!line.starts_with("-ERR"), "{line}");
+        acknowledged += usize::from(line.starts_with("+OK"));
+    }
+    let ticket = system.ticket().await?;
+    while !lines.next_line().await?.context("the subscription ended")?.contains(&ticket) {}
+
+    let output = outcome(Command::new("bash").args(["-ec", &format!("curl{rest}")])).await?;
+    let streams: Value = serde_json::from_str(&output).with_context(|| output.clone())?;
+    ensure!(streams["streams"] == 4 && streams["consumers"] == 4, "{output}");
+    Ok(())
+}
