@@ -3,6 +3,8 @@
 use std::time::Duration;
 use tokio::time::{Instant, sleep};
 
+/// The longest delay. What waits here costs a server one small request per second and process, and each second is lag.
+const CEILING: Duration = Duration::from_secs(1);
 /// A failure that goes on is logged again after this long.
 const REMINDER: Duration = Duration::from_mins(1);
 
@@ -11,7 +13,7 @@ pub(crate) fn jitter(ceiling: Duration) -> Duration {
     ceiling.mul_f64(0.5 + rand::random::<f64>() / 2.0)
 }
 
-/// Doubles with every failure in a row from 100 ms to 5 s, jittered.
+/// Doubles with every failure in a row from 100 ms to 1 s, jittered.
 ///
 /// Logs one warning when failures begin, one a minute while they go on for any reason, and one line when they are over. They begin with the second failure in a row: the first may be a connection that is just being opened.
 #[derive(Debug, Default)]
@@ -63,7 +65,7 @@ impl Backoff {
     }
 
     fn count(&mut self) -> Duration {
-        let delay = jitter(Duration::from_millis(100 << self.failures.min(6)).min(Duration::from_secs(5)));
+        let delay = jitter(Duration::from_millis(100 << self.failures.min(6)).min(CEILING));
         self.failures = self.failures.saturating_add(1);
         self.began.get_or_insert_with(Instant::now);
         delay
