@@ -77,12 +77,10 @@ impl Config {
     /// What the bus of `service` needs to know.
     pub fn bus(&self, service: &'static str) -> event_bus::Settings {
         event_bus::Settings {
-            service,
             client: self.nats_client_id.clone().unwrap_or_else(|| service.to_owned()),
-            database_url: self.database_url.clone(),
             database_connections: self.database_connections.get(),
-            nats: self.nats.settings(),
             provision: self.provision,
+            ..event_bus::Settings::new(service, &self.database_url, self.nats.settings())
         }
     }
 }

@@ -4,9 +4,8 @@ use axum::Json;
 use axum::extract::rejection::{PathRejection, QueryRejection};
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use event_bus::postgres::is_outage;
+use event_bus::is_outage;
 use serde::Serialize;
-use std::fmt::Display;
 use tracing::{error, warn};
 
 use crate::telemetry::Throttle;
@@ -118,30 +117,30 @@ impl From<QueryRejection> for ApiError {
     }
 }
 
-impl From<sqlx::Error> for ApiError {
-    fn from(cause: sqlx::Error) -> Self {
-        if is_outage(&cause) {
-            return unavailable(&cause);
-        }
-        Self::Internal(cause.into())
+impl From<event_bus::Error> for ApiError {
+    fn from(cause: event_bus::Error) -> Self {
+        anyhow::Error::from(cause).into()
     }
 }
 
-/// Logged when it begins and once a minute while it goes on, not for every request.
-fn unavailable(cause: &dyn Display) -> ApiError {
-    static LOG: Throttle = Throttle::new();
-    if let Some(unlogged) = LOG.pass() {
-        warn!(error = %cause, unlogged, "Postgres is unavailable");
+impl From<sqlx::Error> for ApiError {
+    fn from(cause: sqlx::Error) -> Self {
+        anyhow::Error::from(cause).into()
     }
-    ApiError::Unavailable
 }
 
 /// An outage of Postgres stays one under any context that was wrapped around it.
 impl From<anyhow::Error> for ApiError {
     fn from(cause: anyhow::Error) -> Self {
-        if cause.chain().filter_map(|error| error.downcast_ref()).any(is_outage) {
-            return unavailable(&format!("{cause:#}"));
-        }
-        Self::Internal(cause)
+        if is_outage(&cause) { unavailable(&cause) } else { Self::Internal(cause) }
     }
+}
+
+/// Logged when it begins and once a minute while it goes on, not for every request.
+fn unavailable(cause: &anyhow::Error) -> ApiError {
+    static LOG: Throttle = Throttle::new();
+    if let Some(unlogged) = LOG.pass() {
+        warn!(error = format!("{cause:#}"), unlogged, "Postgres is unavailable");
+    }
+    ApiError::Unavailable
 }

@@ -3,12 +3,12 @@
 //! Data only: nothing here does input or output, and nothing knows Postgres, NATS or HTTP. A change of anything that
 //! goes over the wire shows as a diff of a file in `golden/`; older files still decode.
 //!
-//! Read [`event`] first: it says what an event is. Then [`ticket`], [`order`] and [`neighbours`], one enum per stream,
-//! [`endpoint`], what services ask each other, and the values all of it is made of: [`Id`], [`Price`], [`Timestamp`].
+//! What an event is says `event-bus-core`. Read [`ticket`], [`order`] and [`neighbours`], one enum per stream, then
+//! [`endpoint`], the requests between the services, and the values all of it is made of: [`Id`], [`Price`],
+//! [`Timestamp`].
 #![warn(missing_docs)]
 
 pub mod endpoint;
-pub mod event;
 mod id;
 pub mod neighbours;
 pub mod order;
@@ -16,8 +16,6 @@ mod price;
 pub mod ticket;
 mod timestamp;
 
-pub use endpoint::Endpoint;
-pub use event::{DecodeError, Event, Publish};
 pub use id::{Id, MalformedId};
 pub use neighbours::{ExpirationEvent, PaymentEvent};
 pub use order::{OrderChange, OrderEvent};

@@ -3,7 +3,7 @@
 //! They announce something that happens once, so their version is always 0.
 
 use crate::Id;
-use crate::event::{self, DecodeError, Event};
+use event_bus_core::{DecodeError, Event, decode_json};
 use serde::Deserialize;
 
 /// What a payments service says.
@@ -29,9 +29,9 @@ pub struct Payment {
 impl Event for PaymentEvent {
     const STREAM: &'static str = "PAYMENTS";
 
-    fn aggregate_id(&self) -> Id {
+    fn aggregate_id(&self) -> String {
         let Self::Created(payment) = self;
-        payment.id
+        payment.id.to_string()
     }
 
     fn version(&self) -> i64 {
@@ -40,7 +40,7 @@ impl Event for PaymentEvent {
 
     fn decode(subject: &str, body: &[u8]) -> Result<Self, DecodeError> {
         match subject {
-            "payment.created" => event::body(body).map(Self::Created),
+            "payment.created" => decode_json(body).map(Self::Created),
             unknown => Err(DecodeError::UnknownSubject(unknown.to_owned())),
         }
     }
@@ -64,9 +64,9 @@ pub struct Expiration {
 impl Event for ExpirationEvent {
     const STREAM: &'static str = "EXPIRATION";
 
-    fn aggregate_id(&self) -> Id {
+    fn aggregate_id(&self) -> String {
         let Self::Complete(expiration) = self;
-        expiration.order_id
+        expiration.order_id.to_string()
     }
 
     fn version(&self) -> i64 {
@@ -75,7 +75,7 @@ impl Event for ExpirationEvent {
 
     fn decode(subject: &str, body: &[u8]) -> Result<Self, DecodeError> {
         match subject {
-            "expiration.complete" => event::body(body).map(Self::Complete),
+            "expiration.complete" => decode_json(body).map(Self::Complete),
             unknown => Err(DecodeError::UnknownSubject(unknown.to_owned())),
         }
     }

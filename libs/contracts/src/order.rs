@@ -1,7 +1,7 @@
 //! Events of the orders service: stream `ORDERS`.
 
-use crate::event::{self, DecodeError, Event, Publish};
 use crate::{Id, Price, Timestamp};
+use event_bus_core::{DecodeError, Event, Publish, decode_json, encode_json};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use std::borrow::Cow;
 use std::str::FromStr;
@@ -24,7 +24,7 @@ pub struct OrderSnapshot {
     /// The order.
     pub id: Id,
     /// Counts saved changes, from 0.
-    #[serde(deserialize_with = "event::version")]
+    #[serde(deserialize_with = "event_bus_core::deserialize_version")]
     pub version: i64,
     /// Where the order stands.
     pub status: OrderStatus,
@@ -44,11 +44,11 @@ pub struct OrderedTicket {
     /// What it cost.
     pub price: Price,
     /// The version of the ticket that was ordered.
-    #[serde(deserialize_with = "event::version")]
+    #[serde(deserialize_with = "event_bus_core::deserialize_version")]
     pub version: i64,
     /// Numbers the orders of this ticket: 1, 2, 3 … A fencing token: what belongs to a lower number is history.
     /// 0 where an older publisher does not say.
-    #[serde(default, deserialize_with = "event::version")]
+    #[serde(default, deserialize_with = "event_bus_core::deserialize_version")]
     pub reservation: i64,
 }
 
@@ -58,7 +58,7 @@ pub struct OrderChange {
     /// The order.
     pub id: Id,
     /// Counts saved changes, from 0.
-    #[serde(deserialize_with = "event::version")]
+    #[serde(deserialize_with = "event_bus_core::deserialize_version")]
     pub version: i64,
     /// The ticket that was ordered.
     pub ticket: ReservedTicket,
@@ -73,7 +73,7 @@ pub struct ReservedTicket {
     /// The ticket.
     pub id: Id,
     /// See [`OrderedTicket::reservation`].
-    #[serde(default, deserialize_with = "event::version")]
+    #[serde(default, deserialize_with = "event_bus_core::deserialize_version")]
     pub reservation: i64,
 }
 
@@ -140,8 +140,8 @@ impl OrderEvent {
 impl Event for OrderEvent {
     const STREAM: &'static str = "ORDERS";
 
-    fn aggregate_id(&self) -> Id {
-        self.snapshot().id
+    fn aggregate_id(&self) -> String {
+        self.snapshot().id.to_string()
     }
 
     fn version(&self) -> i64 {
@@ -150,9 +150,9 @@ impl Event for OrderEvent {
 
     fn decode(subject: &str, body: &[u8]) -> Result<Self, DecodeError> {
         match subject {
-            "order.created" => event::body(body).map(Self::Created),
-            "order.cancelled" => event::body(body).map(Self::Cancelled),
-            "order.completed" => event::body(body).map(Self::Completed),
+            "order.created" => decode_json(body).map(Self::Created),
+            "order.cancelled" => decode_json(body).map(Self::Cancelled),
+            "order.completed" => decode_json(body).map(Self::Completed),
             unknown => Err(DecodeError::UnknownSubject(unknown.to_owned())),
         }
     }
@@ -168,15 +168,15 @@ impl Publish for OrderEvent {
     }
 
     fn encode(&self) -> String {
-        event::json(self.snapshot())
+        encode_json(self.snapshot())
     }
 }
 
 impl Event for OrderChange {
     const STREAM: &'static str = OrderEvent::STREAM;
 
-    fn aggregate_id(&self) -> Id {
-        self.id
+    fn aggregate_id(&self) -> String {
+        self.id.to_string()
     }
 
     fn version(&self) -> i64 {
@@ -189,6 +189,6 @@ impl Event for OrderChange {
             "order.cancelled" => false,
             unknown => return Err(DecodeError::UnknownSubject(unknown.to_owned())),
         };
-        Ok(Self { holds_ticket, ..event::body(body)? })
+        Ok(Self { holds_ticket, ..decode_json(body)? })
     }
 }

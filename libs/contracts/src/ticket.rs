@@ -1,7 +1,7 @@
 //! Events of the tickets service: stream `TICKETS`.
 
-use crate::event::{self, DecodeError, Event, Publish};
 use crate::{Id, Price};
+use event_bus_core::{DecodeError, Event, Publish, decode_json, encode_json};
 use serde::{Deserialize, Serialize};
 
 /// What happened to a ticket.
@@ -20,7 +20,7 @@ pub struct TicketSnapshot {
     /// The ticket.
     pub id: Id,
     /// Counts saved changes, from 0.
-    #[serde(deserialize_with = "event::version")]
+    #[serde(deserialize_with = "event_bus_core::deserialize_version")]
     pub version: i64,
     /// What its owner calls it.
     pub title: String,
@@ -46,8 +46,8 @@ impl TicketEvent {
 impl Event for TicketEvent {
     const STREAM: &'static str = "TICKETS";
 
-    fn aggregate_id(&self) -> Id {
-        self.snapshot().id
+    fn aggregate_id(&self) -> String {
+        self.snapshot().id.to_string()
     }
 
     fn version(&self) -> i64 {
@@ -56,8 +56,8 @@ impl Event for TicketEvent {
 
     fn decode(subject: &str, body: &[u8]) -> Result<Self, DecodeError> {
         match subject {
-            "ticket.created" => event::body(body).map(Self::Created),
-            "ticket.updated" => event::body(body).map(Self::Updated),
+            "ticket.created" => decode_json(body).map(Self::Created),
+            "ticket.updated" => decode_json(body).map(Self::Updated),
             unknown => Err(DecodeError::UnknownSubject(unknown.to_owned())),
         }
     }
@@ -72,6 +72,6 @@ impl Publish for TicketEvent {
     }
 
     fn encode(&self) -> String {
-        event::json(self.snapshot())
+        encode_json(self.snapshot())
     }
 }

@@ -2,7 +2,8 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-use contracts::{Event, ExpirationEvent, OrderChange, OrderEvent, PaymentEvent, TicketEvent};
+use contracts::{ExpirationEvent, OrderChange, OrderEvent, PaymentEvent, TicketEvent};
+use event_bus_core::Event;
 use serde_json::Value;
 use std::fmt::Debug;
 

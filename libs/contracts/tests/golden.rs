@@ -2,7 +2,8 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-use contracts::{DecodeError, Event, ExpirationEvent, OrderChange, OrderEvent, PaymentEvent, Publish, TicketEvent};
+use contracts::{ExpirationEvent, OrderChange, OrderEvent, PaymentEvent, TicketEvent};
+use event_bus_core::{DecodeError, Event, Publish};
 
 fn golden(name: &str) -> String {
     let path = format!("{}/golden/{name}.json", env!("CARGO_MANIFEST_DIR"));

@@ -1,13 +1,11 @@
 //! Events that could not be applied: kept whole, with the reason, in `bus.dead_letters`.
 
+use crate::event_id;
 use anyhow::anyhow;
 use async_nats::HeaderMap;
 use async_nats::jetstream::Message;
 use serde_json::{Map, Value};
 use sqlx::PgConnection;
-
-/// Failed attempts after which an event becomes a dead letter.
-const ATTEMPTS: i32 = 5;
 
 /// Whether a message is finished with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -38,13 +36,13 @@ pub(crate) struct Applied {
     pub(crate) seqs: Vec<i64>,
 }
 
-/// Records a failed attempt.
-pub(crate) async fn record(db: &mut PgConnection, attempt: &FailedAttempt<'_>) -> anyhow::Result<Verdict> {
+/// Records a failed attempt. An event with `limit` of them is a dead letter.
+pub(crate) async fn record(db: &mut PgConnection, attempt: &FailedAttempt<'_>, limit: u32) -> anyhow::Result<Verdict> {
     let FailedAttempt { message, event_id, error, retryable } = attempt;
     let info = message.info().map_err(|error| anyhow!("not a JetStream message: {error}"))?;
     // A publisher may call its garbage anything; only ids of ours are compared, and fit into an index.
-    let key = event_id.as_deref().and_then(crate::split_event_id);
-    let event_id = key.is_some().then_some(event_id.as_deref()).flatten();
+    let key = event_id.as_deref().and_then(event_id::split);
+    let event_id = event_id.as_deref().filter(|_| key.is_some());
     let recorded = sqlx::query!(
         r#"
         insert into bus.dead_letters as letter
@@ -66,13 +64,13 @@ pub(crate) async fn record(db: &mut PgConnection, attempt: &FailedAttempt<'_>) -
         info.published,
         storable(&message.subject),
         event_id,
-        key.as_ref().map(|(aggregate_id, _)| aggregate_id),
-        key.as_ref().map(|(_, version)| *version),
+        key.map(|(aggregate_id, _)| aggregate_id),
+        key.map(|(_, version)| version),
         &message.payload[..],
         headers(message.headers.as_ref()),
         storable(error),
         !retryable,
-        ATTEMPTS,
+        i32::try_from(limit)?,
     )
     .fetch_one(db)
     .await?;

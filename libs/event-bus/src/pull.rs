@@ -4,6 +4,8 @@
 //! reader has left waits out `ack_wait` before somebody else gets it. Here every request comes to an end that we see –
 //! filled, expired or refused – so a reader that asks for no more and reads to the end leaves nothing behind.
 
+use crate::broker::Broker;
+use crate::settings::Settings;
 use anyhow::{Context, bail};
 use async_nats::jetstream::{self, Message};
 use async_nats::{StatusCode, Subscriber};
@@ -12,11 +14,6 @@ use serde_json::json;
 use std::time::Duration;
 use tokio::time::timeout;
 
-/// Messages per request.
-const BATCH: usize = 512;
-/// Bytes per request; the largest message of a stream has to fit. Two requests' worth of messages is held at a time: one
-/// that is being applied, in several forms, and one that arrives.
-const BYTES: usize = 3 << 19;
 /// How long a request may wait for messages; also how long stopping an idle subscription can take.
 const EXPIRES: Duration = Duration::from_secs(2);
 /// How often the server shows that an idle request is alive.
@@ -33,19 +30,31 @@ pub(crate) struct Pull {
     /// Where messages come. One subscription for all requests.
     inbox: String,
     messages: Subscriber,
+    /// Messages per request.
+    batch: usize,
+    /// Bytes per request.
+    bytes: usize,
     /// Messages that the server may still send for the request under way; 0: none is.
     due: usize,
 }
 
 impl Pull {
-    pub(crate) async fn open(jetstream: &jetstream::Context, stream: &str, durable: &str) -> anyhow::Result<Self> {
-        let client = jetstream.client();
+    /// Two requests' worth of messages is held at a time: one that is being applied, and one that arrives.
+    pub(crate) async fn open(
+        broker: &Broker,
+        settings: &Settings,
+        stream: &str,
+        durable: &str,
+    ) -> anyhow::Result<Self> {
+        let client = &broker.client;
         let inbox = client.new_inbox();
         Ok(Self {
-            jetstream: jetstream.clone(),
+            jetstream: broker.jetstream.clone(),
             next: format!("$JS.API.CONSUMER.MSG.NEXT.{stream}.{durable}"),
             messages: client.subscribe(inbox.clone()).await?,
             inbox,
+            batch: settings.apply_events,
+            bytes: settings.apply_bytes,
             due: 0,
         })
     }
@@ -65,7 +74,7 @@ impl Pull {
             let message = timeout(SILENCE, self.messages.next()).await.context("no sign of life from the consumer")?;
             self.take(message, &mut batch).await?;
         }
-        while self.due > 0 && batch.len() < BATCH {
+        while self.due > 0 && batch.len() < self.batch {
             let Some(message) = self.messages.next().now_or_never() else { break };
             self.take(message, &mut batch).await?;
         }
@@ -82,15 +91,15 @@ impl Pull {
 
     async fn request(&mut self) -> anyhow::Result<()> {
         let request = json!({
-            "batch": BATCH,
-            "max_bytes": BYTES,
+            "batch": self.batch,
+            "max_bytes": self.bytes,
             "expires": u64::try_from(EXPIRES.as_nanos())?,
             "idle_heartbeat": u64::try_from(HEARTBEAT.as_nanos())?,
         });
         let client = self.jetstream.client();
         let publish = client.publish_with_reply(self.next.clone(), self.inbox.clone(), request.to_string().into());
         timeout(SILENCE, publish).await.context("the connection to NATS does not take a request")??;
-        self.due = BATCH;
+        self.due = self.batch;
         Ok(())
     }
 
@@ -106,8 +115,8 @@ impl Pull {
             // the request, so it counts only those that will not come.
             Some(StatusCode::TIMEOUT | StatusCode::REQUEST_TERMINATED) if let Some(unsent) = unsent(&message) => {
                 self.due = self.due.saturating_sub(unsent);
-                if unsent == BATCH && message.status == Some(StatusCode::REQUEST_TERMINATED) {
-                    bail!("the next message is larger than {BYTES} bytes");
+                if unsent == self.batch && message.status == Some(StatusCode::REQUEST_TERMINATED) {
+                    bail!("the next message is larger than {} bytes: raise apply_bytes", self.bytes);
                 }
             }
             // Nothing to wait for.

@@ -23,9 +23,12 @@ mod outbox;
 mod publish;
 mod reconcile;
 
-use crate::Bus;
-use crate::outbox::{Connection, Transaction};
+use crate::broker::Broker;
+use crate::connection::Transaction;
+use crate::database::Database;
+use crate::error::Result;
 use crate::retry::{Backoff, jitter};
+use crate::settings::Settings;
 use anyhow::Context;
 use floor::Floor;
 use outbox::{Batch, Position};
@@ -36,16 +39,12 @@ use tokio::sync::watch;
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
-/// So many that there may be more than one batch.
-const FULL: usize = 256;
 /// Under load a batch waits this long to fill: each costs six round trips and a write to two disks.
 const COALESCE: Duration = Duration::from_millis(5);
 /// When to look for rows that nobody woke us for: those of a replica that died.
 const POLL: Duration = Duration::from_millis(500);
 /// When to look again while another replica relays and something of ours may wait.
 const CONTENDED: Duration = Duration::from_millis(20);
-/// How long the server may take to store a batch. Shorter than `idle_in_transaction_session_timeout`.
-const PUBLISH: Duration = Duration::from_secs(5);
 /// How long a step may take before the connection to Postgres counts as dead.
 const STEP: Duration = Duration::from_secs(20);
 /// How often a relay with nothing to publish compares the end of the stream with its position.
@@ -67,7 +66,9 @@ enum Step {
 
 /// The relay of one stream in this process.
 struct Relay<'a> {
-    bus: &'a Bus,
+    database: &'a Database,
+    broker: &'a Broker,
+    settings: &'a Settings,
     stream: &'static str,
     stop: &'a CancellationToken,
     floor: Floor,
@@ -78,14 +79,21 @@ struct Relay<'a> {
 }
 
 /// Relays `stream` until `stop`, then publishes what is left, as far as that works at once.
-pub(crate) async fn run(bus: &Bus, stream: &'static str, stop: &CancellationToken) -> anyhow::Result<()> {
+pub(crate) async fn run(
+    database: &Database,
+    broker: &Broker,
+    settings: &Settings,
+    stream: &'static str,
+    stop: &CancellationToken,
+) -> anyhow::Result<()> {
     let what = format!("publishing to {stream}");
     let mut backoff = Backoff::default();
-    let mut work = bus.wake.subscribe();
-    let mut relay = Relay { bus, stream, stop, floor: Floor::default(), compared: None, committed: None };
+    let mut work = database.commits();
+    let (floor, compared, committed) = (Floor::default(), None, None);
+    let mut relay = Relay { database, broker, settings, stream, stop, floor, compared, committed };
     // A node of NATS that was cut off from its cluster answers for some seconds from what it knew before.
     let mut lost: Option<Instant> = None;
-    while let Err(error) = register(bus, stream).await {
+    while let Err(error) = register(database, stream).await {
         if stop.run_until_cancelled(sleep(backoff.fail(&what, &error.into()))).await.is_none() {
             return Ok(());
         }
@@ -116,7 +124,7 @@ pub(crate) async fn run(bus: &Bus, stream: &'static str, stop: &CancellationToke
             Err(error) => {
                 // What was true of this database and this stream may not be true of those that come back.
                 (relay.compared, relay.committed, relay.floor) = (None, None, Floor::default());
-                bus.provision_again(stop).await;
+                broker.provision_again(stop).await;
                 match error.downcast_ref() {
                     Some(LostHistory::Broker { .. }) if lost.get_or_insert_with(Instant::now).elapsed() < CUT_OFF => {
                         backoff.fail(&what, &error)
@@ -142,8 +150,8 @@ async fn wait_for_work(work: &mut watch::Receiver<u64>, stop: &CancellationToken
 }
 
 /// The row that is the lock of the stream, for the first of all relays.
-async fn register(bus: &Bus, stream: &str) -> sqlx::Result<()> {
-    let mut db = Connection::acquire(&bus.db).await?;
+async fn register(database: &Database, stream: &str) -> Result<()> {
+    let mut db = database.background_connection().await?;
     sqlx::query!("insert into bus.relay (stream) values ($1) on conflict do nothing", stream).execute(&mut *db).await?;
     Ok(())
 }
@@ -151,9 +159,9 @@ async fn register(bus: &Bus, stream: &str) -> sqlx::Result<()> {
 impl Relay<'_> {
     /// One transaction of the relay.
     async fn step(&mut self) -> anyhow::Result<Step> {
-        let Self { bus, stream, .. } = *self;
-        bus.connected()?;
-        let mut tx = Transaction::begin_as(&bus.db, &bus.wake, outbox::BEGIN).await?;
+        let Self { broker, settings, stream, .. } = *self;
+        broker.connected()?;
+        let mut tx = self.database.begin_in_background(outbox::BEGIN).await?;
         let Some(mut position) = outbox::lock(&mut tx, stream).await? else {
             tx.rollback().await?;
             return Ok(Step::Contended);
@@ -164,12 +172,12 @@ impl Relay<'_> {
         }
         position.floor = self.floor.proven().max(position.floor);
         // A statement of its own: a row that its predecessor's holder deleted would still be seen by the lock's snapshot.
-        let batch = outbox::oldest(&mut tx, stream, position.floor).await?;
+        let batch = outbox::oldest(&mut tx, settings, stream, position.floor).await?;
         if batch.rows.is_empty() {
             return self.idle(tx, position).await;
         }
-        let published = timeout(PUBLISH, publish::publish(bus, stream, position.last_seq, &batch.rows)).await;
-        let step = match published.context(
+        let published = publish::publish(broker, stream, position.last_seq, &batch.rows);
+        let step = match timeout(settings.publish_timeout, published).await.context(
             "the server did not confirm in time; if that goes on, it cannot store (disk full?): see its /healthz",
         )?? {
             Published::UpTo(seq) => {
@@ -184,7 +192,7 @@ impl Relay<'_> {
                 self.after(&batch)
             }
             Published::Elsewhere => {
-                reconcile::reconcile(bus, &mut tx, stream, position).await?;
+                reconcile::reconcile(broker, &mut tx, stream, position).await?;
                 tx.commit().await?;
                 Step::More
             }
@@ -198,7 +206,8 @@ impl Relay<'_> {
             _ if batch.more => Step::More,
             // Behind a single row nothing waited; what has come since has woken us.
             1 if !self.stop.is_cancelled() => Step::Done,
-            FULL.. => Step::More,
+            // So many that there may be more than one batch.
+            events if events >= self.settings.publish_events / 2 => Step::More,
             _ => Step::Busy,
         }
     }
@@ -213,7 +222,7 @@ impl Relay<'_> {
             return Ok(Step::More);
         }
         if self.compared.is_none_or(|last| last.elapsed() > COMPARE) && !self.stop.is_cancelled() {
-            reconcile::compare(self.bus, &mut tx, self.stream, position).await?;
+            reconcile::compare(self.broker, &mut tx, self.stream, position).await?;
             tx.commit().await?;
             self.compared = Some(Instant::now());
         } else {

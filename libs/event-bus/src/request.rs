@@ -1,77 +1,101 @@
-//! Request/reply: a question that any replica of a service answers, as an endpoint of NATS' service API, so that
+//! Request/reply: a request that any replica of a service replies to, as an endpoint of NATS' service API, so that
 //! `nats micro ls` shows it.
 //!
-//! Nothing is kept: what dies on the way is a question without an answer, and whoever asks goes on without. Only for what
-//! can be done without.
+//! Nothing is kept: what is lost on the way is a request without a reply, and the requester goes on without it. Only for
+//! what can be done without.
 
-use crate::outbox::Connection;
-use crate::{Bus, panics, trace};
+use crate::broker::Broker;
+use crate::connection::Connection;
+use crate::database::Database;
+use crate::retry::Backoff;
+use crate::settings::Settings;
+use crate::{panics, trace};
 use anyhow::{Context, bail};
 use async_nats::HeaderMap;
-use async_nats::service::error::Error as Refusal;
+use async_nats::service::error::Error as ServiceError;
 use async_nats::service::{NATS_SERVICE_ERROR, NATS_SERVICE_ERROR_CODE, Request, ServiceExt};
-use contracts::Endpoint;
+use event_bus_core::Endpoint;
 use futures::StreamExt;
 use serde::{Serialize, de::DeserializeOwned};
 use std::future::Future;
-use std::sync::PoisonError;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
-/// How long an answer may take. A person waits for it.
-const ANSWER: Duration = Duration::from_millis(300);
-/// Questions worked on at once: of the connections of the bus, two are enough for thousands per second.
-const AT_ONCE: usize = 2;
-/// What has arrived when a stop begins is still answered.
-const FAREWELL: Duration = Duration::from_secs(1);
+/// Requests that have arrived when a stop begins are still replied to.
+const DRAIN: Duration = Duration::from_secs(1);
 
 const NOT_FOUND: usize = 404;
 
-pub(crate) async fn ask<Q: Serialize, A: DeserializeOwned>(
-    bus: &Bus,
-    endpoint: &Endpoint<Q, A>,
-    question: &Q,
-) -> anyhow::Result<Option<A>> {
-    let answer = try_ask(bus, endpoint, question).await;
-    let what = format!("asking {}", endpoint.subject());
-    // Not a line for each of them: requests come by the hundreds.
-    let mut log = bus.asking.lock().unwrap_or_else(PoisonError::into_inner);
-    match &answer {
-        Ok(_) => log.succeed(&what),
-        Err(error) => drop(log.fail(&what, error)),
-    }
-    answer
+/// Sends requests to other services.
+#[derive(Clone)]
+pub(crate) struct Requester {
+    broker: Broker,
+    timeout: Duration,
+    /// Whether requests fail, for the log.
+    failing: Arc<Mutex<Backoff>>,
 }
 
-async fn try_ask<Q: Serialize, A: DeserializeOwned>(
-    bus: &Bus,
-    endpoint: &Endpoint<Q, A>,
-    question: &Q,
-) -> anyhow::Result<Option<A>> {
-    bus.connected()?;
-    let mut headers = HeaderMap::new();
-    if let Some(traceparent) = trace::current() {
-        headers.insert("traceparent", traceparent);
+impl Requester {
+    pub(crate) fn new(broker: Broker, timeout: Duration) -> Self {
+        Self { broker, timeout, failing: Arc::default() }
     }
-    let request = async_nats::Request::new().payload(serde_json::to_vec(question)?.into()).headers(headers);
-    let answer = bus.nats.send_request(endpoint.subject(), request);
-    // The client's own limit would not cover a connection that takes nothing.
-    let answer = timeout(ANSWER, answer).await.context("no answer in time")??;
-    if let Some(headers) = &answer.headers
-        && let Some(code) = headers.get(NATS_SERVICE_ERROR_CODE)
-    {
-        if code.as_str() == NOT_FOUND.to_string() {
-            return Ok(None);
+
+    pub(crate) async fn request<Q: Serialize, A: DeserializeOwned>(
+        &self,
+        endpoint: &Endpoint<Q, A>,
+        body: &Q,
+    ) -> anyhow::Result<Option<A>> {
+        let reply = self.try_request(endpoint, body).await;
+        let what = format!("requesting {}", endpoint.subject());
+        // Not a line for each of them: requests come by the hundreds.
+        let mut log = self.failing.lock().unwrap_or_else(PoisonError::into_inner);
+        match &reply {
+            Ok(_) => log.succeed(&what),
+            Err(error) => drop(log.fail(&what, error)),
         }
-        let reason = headers.get(NATS_SERVICE_ERROR).map_or("no reason given", |reason| reason.as_str());
-        bail!("{} answers {code} {reason}", endpoint.service);
+        reply
     }
-    Ok(Some(serde_json::from_slice(&answer.payload)?))
+
+    async fn try_request<Q: Serialize, A: DeserializeOwned>(
+        &self,
+        endpoint: &Endpoint<Q, A>,
+        body: &Q,
+    ) -> anyhow::Result<Option<A>> {
+        self.broker.connected()?;
+        let mut headers = HeaderMap::new();
+        if let Some(traceparent) = trace::current() {
+            headers.insert("traceparent", traceparent);
+        }
+        let request = async_nats::Request::new().payload(serde_json::to_vec(body)?.into()).headers(headers);
+        let reply = self.broker.client.send_request(endpoint.subject(), request);
+        // The client's own limit would not cover a connection that takes nothing.
+        let reply = timeout(self.timeout, reply).await.context("no reply in time")??;
+        if let Some(headers) = &reply.headers
+            && let Some(code) = headers.get(NATS_SERVICE_ERROR_CODE)
+        {
+            if code.as_str() == NOT_FOUND.to_string() {
+                return Ok(None);
+            }
+            let reason = headers.get(NATS_SERVICE_ERROR).map_or("no reason given", |reason| reason.as_str());
+            bail!("{} replies {code} {reason}", endpoint.service);
+        }
+        Ok(Some(serde_json::from_slice(&reply.payload)?))
+    }
 }
 
-pub(crate) async fn answer<Q, A, F>(
-    bus: &Bus,
+/// One endpoint of this process.
+struct Replier<'a, R> {
+    database: &'a Database,
+    timeout: Duration,
+    find: R,
+}
+
+pub(crate) async fn reply<Q, A, F>(
+    database: &Database,
+    broker: &Broker,
+    settings: &Settings,
     endpoint: &Endpoint<Q, A>,
     find: impl Fn(Connection, Q) -> F,
     stop: &CancellationToken,
@@ -81,10 +105,10 @@ where
     A: Serialize,
     F: Future<Output = anyhow::Result<Option<A>>>,
 {
-    let service = bus
-        .nats
+    let service = broker
+        .client
         .service_builder()
-        .description(format!("Questions that the replicas of {} answer", endpoint.service))
+        .description(format!("Requests that the replicas of {} reply to", endpoint.service))
         .queue_group(endpoint.service)
         .start(endpoint.service, env!("CARGO_PKG_VERSION"))
         .await
@@ -92,56 +116,62 @@ where
     let about = [("description".to_owned(), endpoint.description.to_owned())].into();
     let requests = service.endpoint_builder().name(endpoint.name).metadata(about).add(endpoint.subject()).await;
     let requests = requests.map_err(anyhow::Error::from_boxed)?;
-    let mut answering = std::pin::pin!(requests.for_each_concurrent(AT_ONCE, |request| respond(bus, request, &find)));
+    let replier = Replier { database, timeout: settings.reply_timeout, find };
+    let replying = requests.for_each_concurrent(settings.reply_concurrency, |request| replier.reply(request));
+    let mut replying = std::pin::pin!(replying);
     tokio::select! {
-        () = &mut answering => bail!("the connection to NATS was closed"),
+        () = &mut replying => bail!("the connection to NATS was closed"),
         () = stop.cancelled() => {}
     }
-    // Other replicas are asked from here on; the stream ends behind the last question that came to us.
+    // Other replicas get the requests from here on; the stream ends behind the last request that came to us.
     let _ = service.stop().await;
-    let _ = timeout(FAREWELL, answering).await;
+    let _ = timeout(DRAIN, replying).await;
     Ok(())
 }
 
-async fn respond<Q, A, F>(bus: &Bus, request: Request, find: impl Fn(Connection, Q) -> F)
-where
-    Q: DeserializeOwned,
-    A: Serialize,
-    F: Future<Output = anyhow::Result<Option<A>>>,
-{
-    // The server does not check where a reply goes to: it is published with our rights, which an asker may not have.
-    if !request.message.reply.as_ref().is_some_and(|reply| reply.starts_with("_INBOX")) {
-        return tracing::warn!(reply = ?request.message.reply, "a question names no inbox for its answer: ignored");
+impl<R> Replier<'_, R> {
+    async fn reply<Q, A, F>(&self, request: Request)
+    where
+        R: Fn(Connection, Q) -> F,
+        Q: DeserializeOwned,
+        A: Serialize,
+        F: Future<Output = anyhow::Result<Option<A>>>,
+    {
+        // The server does not check where a reply goes to: it is published with our rights, which a requester may not have.
+        if !request.message.reply.as_ref().is_some_and(|reply| reply.starts_with("_INBOX")) {
+            return tracing::warn!(reply = ?request.message.reply, "a request names no inbox for its reply: ignored");
+        }
+        let headers = request.message.headers.as_ref();
+        let traceparent = headers.and_then(|headers| headers.get("traceparent")).map(ToString::to_string);
+        let reply = match serde_json::from_slice(&request.message.payload) {
+            Err(error) => Err(failure(400, "Bad Request", &error.into())),
+            Ok(body) => match timeout(self.timeout, trace::scope(traceparent, self.find(body))).await {
+                Ok(Ok(Some(found))) => {
+                    serde_json::to_vec(&found).map(Into::into).map_err(|error| failure(500, "Internal", &error.into()))
+                }
+                Ok(Ok(None)) => Err(ServiceError { status: "Not Found".to_owned(), code: NOT_FOUND }),
+                Ok(Err(error)) => Err(failure(503, "Unavailable", &error)),
+                // Nobody waits for it any more.
+                Err(_) => return,
+            },
+        };
+        if let Err(error) = request.respond(reply).await {
+            tracing::debug!("cannot reply to a request: {error}");
+        }
     }
-    let headers = request.message.headers.as_ref();
-    let traceparent = headers.and_then(|headers| headers.get("traceparent")).map(ToString::to_string);
-    let answer = match serde_json::from_slice(&request.message.payload) {
-        Err(error) => Err(refusal(400, "Bad Request", &error.into())),
-        Ok(question) => match timeout(ANSWER, trace::scope(traceparent, look(bus, question, find))).await {
-            Ok(Ok(Some(answer))) => {
-                serde_json::to_vec(&answer).map(Into::into).map_err(|error| refusal(500, "Internal", &error.into()))
-            }
-            Ok(Ok(None)) => Err(Refusal { status: "Not Found".to_owned(), code: NOT_FOUND }),
-            Ok(Err(error)) => Err(refusal(503, "Unavailable", &error)),
-            // Nobody waits for it any more.
-            Err(_) => return,
-        },
-    };
-    if let Err(error) = request.respond(answer).await {
-        tracing::debug!("cannot answer a question: {error}");
+
+    /// Not on a connection for requests of users: the more of those there are, the later a reply would come.
+    async fn find<Q, A, F>(&self, body: Q) -> anyhow::Result<Option<A>>
+    where
+        R: Fn(Connection, Q) -> F,
+        F: Future<Output = anyhow::Result<Option<A>>>,
+    {
+        let db = self.database.background_connection().await?;
+        panics::caught("replying", (self.find)(db, body)).await
     }
 }
 
-/// Not on a connection for requests: the more of those there are, the later an answer would come.
-async fn look<Q, A, F>(bus: &Bus, question: Q, find: impl Fn(Connection, Q) -> F) -> anyhow::Result<Option<A>>
-where
-    F: Future<Output = anyhow::Result<Option<A>>>,
-{
-    bus.migrated()?;
-    panics::caught("answering", find(Connection::acquire(&bus.db).await?, question)).await
-}
-
-fn refusal(code: usize, status: &str, error: &anyhow::Error) -> Refusal {
-    tracing::warn!("a question was not answered: {error:#}");
-    Refusal { status: status.to_owned(), code }
+fn failure(code: usize, status: &str, error: &anyhow::Error) -> ServiceError {
+    tracing::warn!("cannot reply to a request: {error:#}");
+    ServiceError { status: status.to_owned(), code }
 }

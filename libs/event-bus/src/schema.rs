@@ -3,7 +3,8 @@
 //! Whoever starts a service may have it migrate by itself, as the owner of the database; or migrates beforehand
 //! ([`migrate`]), and starts it as a role that can do nothing but its work.
 
-use crate::postgres::{self, is_outage};
+use crate::error::{Error, is_outage};
+use crate::postgres;
 use crate::retry::patiently;
 use anyhow::{Context, bail, ensure};
 use sqlx::error::DatabaseError;
@@ -23,7 +24,7 @@ pub struct Schema {
     service: &'static str,
     /// Those of the bus, then those of the service.
     migrations: [Migrator; 2],
-    /// Likewise.
+    /// In the same order.
     grants: [&'static str; 2],
 }
 
@@ -36,8 +37,8 @@ impl Schema {
     }
 
     /// Brings the tables up to date, if they are not. Replicas may do it at once.
-    pub(crate) async fn prepare(&self, db: &PgPool) -> anyhow::Result<()> {
-        let db = single(PgConnectOptions::clone(&db.connect_options()));
+    pub(crate) async fn prepare(&self, options: &PgConnectOptions) -> anyhow::Result<()> {
+        let db = single(options.clone());
         let prepared = async {
             let lock = sqlx::query_scalar!("select pg_try_advisory_lock_shared(hashtext('migrate')) as \"free!\"");
             ensure!(lock.fetch_one(&db).await?, "somebody is migrating it");
@@ -106,8 +107,9 @@ pub async fn migrate(url: &str, schema: &Schema, role: Option<&str>, patience: D
     let options = postgres::options(url, "migrate")?;
     let migrate = async || {
         // A pool would keep the reason to itself.
-        let there = timeout(postgres::OPEN, options.connect()).await.unwrap_or(Err(sqlx::Error::PoolTimedOut));
-        there.context("Postgres does not let us in")?.close().await?;
+        let there =
+            timeout(postgres::OPEN, options.connect()).await.map_err(|_| Error::NoConnection(postgres::OPEN))?;
+        there.context("cannot connect to Postgres")?.close().await?;
         let db = single(options.clone());
         let migrated = async {
             // Until this connection ends: nobody takes tables for usable whose grants are yet to come, and Postgres refuses
@@ -123,9 +125,7 @@ pub async fn migrate(url: &str, schema: &Schema, role: Option<&str>, patience: D
         db.close().await;
         migrated
     };
-    let away =
-        |error: &anyhow::Error| error.chain().any(|cause| cause.downcast_ref::<sqlx::Error>().is_some_and(is_outage));
-    patiently(patience, "migrating", away, migrate).await
+    patiently(patience, "migrating", is_outage, migrate).await
 }
 
 /// A single connection, on which a statement may take as long as it needs. To be closed however things end: a migration

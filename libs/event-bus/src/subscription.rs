@@ -16,17 +16,19 @@
 
 mod apply;
 
-use crate::Bus;
+use crate::broker::Broker;
+use crate::connection::Transaction;
+use crate::database::Database;
 use crate::dead_letters::{self, FailedAttempt, Verdict};
-use crate::outbox::{Connection, Transaction};
+use crate::error::{Error, is_outage};
 use crate::panics::panic_message;
-use crate::postgres::is_outage;
 use crate::pull::Pull;
 use crate::retry::{Backoff, jitter};
-use apply::{Failure, Locks, database_errors};
+use crate::settings::Settings;
+use apply::{Failure, Locks};
 use async_nats::header;
 use async_nats::jetstream::{AckKind, Message};
-use contracts::Event;
+use event_bus_core::Event;
 use metrics::Counter;
 use std::collections::HashMap;
 use std::future::Future;
@@ -52,8 +54,6 @@ pub trait Handler: Send + Sync + 'static {
 
 /// An ack is a message of its own, and must not hold us up when the link is down.
 const ACK: Duration = Duration::from_secs(1);
-/// The first delay of an event whose attempt failed; it doubles.
-const RETRY: Duration = Duration::from_secs(2);
 /// The first delay of an event that waits for a lock; it doubles up to the second one.
 const LOCKED: Duration = Duration::from_millis(500);
 const LOCKED_LONG: Duration = Duration::from_secs(4);
@@ -65,7 +65,9 @@ const SUSPECT: Duration = Duration::from_mins(2);
 const UNSTORABLE: Duration = Duration::from_mins(1);
 
 struct Subscription<'a, H> {
-    bus: &'a Bus,
+    database: &'a Database,
+    broker: &'a Broker,
+    settings: &'a Settings,
     durable: &'static str,
     handler: &'a H,
     stop: &'a CancellationToken,
@@ -84,14 +86,18 @@ struct Deliveries<E> {
 
 /// Applies the events of `H::Event::STREAM` until `stop`.
 pub(crate) async fn run<H: Handler>(
-    bus: &Bus,
+    database: &Database,
+    broker: &Broker,
+    settings: &Settings,
     durable: &'static str,
     handler: &H,
     stop: &CancellationToken,
 ) -> anyhow::Result<()> {
     let what = format!("consuming {} as {durable}", H::Event::STREAM);
     let mut subscription = Subscription {
-        bus,
+        database,
+        broker,
+        settings,
         durable,
         handler,
         stop,
@@ -103,7 +109,7 @@ pub(crate) async fn run<H: Handler>(
     let mut backoff = Backoff::default();
     while !stop.is_cancelled() {
         let Err(error) = subscription.consume(|| backoff.succeed(&what)).await else { break };
-        bus.provision_again(stop).await;
+        broker.provision_again(stop).await;
         let pause = backoff.fail(&what, &error);
         tokio::select! {
             () = sleep(pause) => {}
@@ -111,15 +117,15 @@ pub(crate) async fn run<H: Handler>(
         }
     }
     // Acks are only queued; the process may end after this.
-    let _ = timeout(ACK, bus.nats.flush()).await;
+    let _ = timeout(ACK, broker.client.flush()).await;
     Ok(())
 }
 
 impl<H: Handler> Subscription<'_, H> {
     /// Pulls and applies until `stop`, or until the pull is lost.
     async fn consume(&mut self, mut alive: impl FnMut()) -> anyhow::Result<()> {
-        self.bus.connected()?;
-        let mut pull = Pull::open(&self.bus.jetstream, H::Event::STREAM, self.durable).await?;
+        self.broker.connected()?;
+        let mut pull = Pull::open(self.broker, self.settings, H::Event::STREAM, self.durable).await?;
         loop {
             let batch = pull.receive(|| !self.stop.is_cancelled()).await?;
             alive();
@@ -135,7 +141,7 @@ impl<H: Handler> Subscription<'_, H> {
         let (mut together, mut alone, mut poison) = (Deliveries::default(), Deliveries::default(), Vec::new());
         for message in batch {
             match decode::<H::Event>(&message) {
-                Ok(event) if self.suspects.contains_key(&event.aggregate_id().to_string()) => {
+                Ok(event) if self.suspects.contains_key(&event.aggregate_id()) => {
                     alone.push(message, event);
                 }
                 Ok(event) => together.push(message, event),
@@ -167,12 +173,12 @@ impl<H: Handler> Subscription<'_, H> {
         let mut locked_in_a_row = 0;
         for (number, (message, event)) in deliveries.messages.iter().zip(&deliveries.events).enumerate() {
             if locked_in_a_row == LOCKED_IN_A_ROW {
-                self.suspects.insert(event.aggregate_id().to_string(), Instant::now());
+                self.suspects.insert(event.aggregate_id(), Instant::now());
                 postpone(message).await;
                 continue;
             }
             let (message, event) = (std::slice::from_ref(message), std::slice::from_ref(event));
-            let (aggregate, event_id) = (event[0].aggregate_id().to_string(), event[0].event_id());
+            let (aggregate, event_id) = (event[0].aggregate_id(), event[0].event_id());
             match self.apply(message, event, Locks::Single).await {
                 Ok(()) => {
                     locked_in_a_row = 0;
@@ -221,10 +227,10 @@ impl<H: Handler> Subscription<'_, H> {
             }
             Ok(Verdict::Retry { attempts }) => {
                 tracing::warn!(subject = %message.subject, event_id, error, attempts, "an event is tried again later");
-                send(message, AckKind::Nak(Some(jitter(RETRY * 2_u32.pow(attempts - 1))))).await;
+                send(message, AckKind::Nak(Some(self.retry_delay(attempts)))).await;
             }
             Ok(Verdict::Superseded) => send(message, AckKind::Term).await,
-            Err(error) if database_errors(&error).any(is_outage) => {
+            Err(error) if is_outage(&error) => {
                 self.wait_out(&error, std::slice::from_ref(message)).await;
             }
             Err(error) => {
@@ -235,8 +241,15 @@ impl<H: Handler> Subscription<'_, H> {
     }
 
     async fn record(&self, attempt: &FailedAttempt<'_>) -> anyhow::Result<Verdict> {
-        let mut db = Connection::acquire(&self.bus.db).await?;
-        timeout(apply::LIMIT, dead_letters::record(&mut db, attempt)).await.map_err(|_| sqlx::Error::PoolTimedOut)?
+        let mut db = self.database.background_connection().await?;
+        let recorded = dead_letters::record(&mut db, attempt, self.settings.attempts);
+        let limit = self.settings.apply_timeout;
+        timeout(limit, recorded).await.map_err(|_| Error::NoAnswer(limit))?
+    }
+
+    /// How long an event waits after so many failed attempts.
+    fn retry_delay(&self, attempts: u32) -> Duration {
+        jitter(self.settings.retry_delay.saturating_mul(2_u32.saturating_pow(attempts.saturating_sub(1))))
     }
 
     /// Postgres is away: hand `messages` back, to be delivered to a replica that can apply them by then, and wait.
@@ -248,7 +261,7 @@ impl<H: Handler> Subscription<'_, H> {
         }
         let mut pause = delay;
         while self.stop.run_until_cancelled(sleep(pause)).await.is_some() {
-            if self.bus.is_ready().await {
+            if self.database.is_ready().await {
                 self.outage.succeed(&what);
                 return;
             }

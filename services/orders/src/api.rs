@@ -111,7 +111,7 @@ async fn cancel_order(
 /// A ticket that was made a moment ago may not have arrived in the replica: tickets is asked. Only tickets knows that a
 /// ticket does not exist, so without a reply the order is unavailable, not unknown.
 async fn learn(bus: &Bus, ticket_id: Id) -> Result<(), ApiError> {
-    let ticket = bus.ask(&SHOW_TICKET, &ticket_id).await.map_err(|error| {
+    let ticket = bus.request(&SHOW_TICKET, &ticket_id).await.map_err(|error| {
         tracing::debug!(%ticket_id, error = format!("{error:#}"), "cannot ask tickets for a ticket");
         ApiError::Unavailable
     })?;

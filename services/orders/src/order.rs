@@ -132,7 +132,7 @@ mod tests {
 
     use super::*;
     use OrderStatus::{AwaitingPayment, Cancelled, Complete, Created};
-    use contracts::Publish;
+    use event_bus::Publish;
     use serde_json::json;
 
     const EXPIRES_AT: &str = "2026-01-31T12:15:00.000Z";

@@ -5,8 +5,8 @@ use crate::order::{Offer, Order, Ticket};
 use anyhow::{Context, ensure};
 use bootstrap::list::{self, Part};
 use contracts::neighbours::Payment;
-use contracts::{Event, Id, OrderEvent, Publish, Timestamp};
-use event_bus::{Outgoing, trace};
+use contracts::{Id, OrderEvent, Timestamp};
+use event_bus::{Event, Outgoing, Publish, trace};
 use rust_decimal::Decimal;
 use sqlx::PgConnection;
 use sqlx::types::time::OffsetDateTime;
@@ -210,7 +210,7 @@ pub async fn insert(db: &mut PgConnection, order: &Order) -> sqlx::Result<bool> 
 /// event per order. Returns how many were written: an order of which somebody else has written that version first is
 /// left alone.
 pub async fn save(db: &mut PgConnection, events: &[OrderEvent]) -> sqlx::Result<u64> {
-    let ids: Vec<String> = events.iter().map(|event| event.aggregate_id().to_string()).collect();
+    let ids: Vec<String> = events.iter().map(Event::aggregate_id).collect();
     let versions: Vec<i64> = events.iter().map(Event::version).collect();
     let statuses: Vec<&str> = events.iter().map(|event| event.snapshot().status.as_str()).collect();
     let subjects: Vec<&str> = events.iter().map(Publish::subject).collect();

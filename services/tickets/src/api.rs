@@ -75,7 +75,7 @@ async fn edit_ticket(
 }
 
 /// What other services are told about a ticket, reserved or not.
-pub async fn answer(mut db: Connection, id: Id) -> anyhow::Result<Option<TicketSnapshot>> {
+pub async fn reply(mut db: Connection, id: Id) -> anyhow::Result<Option<TicketSnapshot>> {
     Ok(store::find(&mut db, id).await?.map(Into::into))
 }
 

@@ -48,6 +48,6 @@ pub async fn start(config: Config) -> anyhow::Result<Running> {
     let mut service = Service::new(&config.service);
     service.spawn("relay", |stop| bus.clone().relay::<TicketEvent>(stop));
     service.spawn("order events", |stop| bus.clone().subscribe("tickets", OrderEvents, stop));
-    service.spawn("questions", |stop| bus.clone().answer(SHOW_TICKET, api::answer, stop));
+    service.spawn("requests", |stop| bus.clone().reply(SHOW_TICKET, api::reply, stop));
     service.run(api::routes(App { bus: bus.clone(), keys }), bus).await
 }

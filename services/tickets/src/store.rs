@@ -161,7 +161,7 @@ pub async fn save_followed(
     tx: &mut Transaction,
     tickets: impl Iterator<Item = &Ticket>,
     updates: &[TicketEvent],
-) -> sqlx::Result<()> {
+) -> event_bus::Result<()> {
     let (mut ids, mut orders, mut versions, mut heard) = (Vec::new(), Vec::new(), Vec::new(), (Vec::new(), Vec::new()));
     for ticket in tickets {
         ids.push(ticket.id.to_string());

@@ -107,7 +107,7 @@ mod tests {
     #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
     use super::*;
-    use contracts::Event;
+    use event_bus::Event;
     use serde_json::json;
 
     fn draft(title: &str, price: &str) -> Draft {

@@ -5,7 +5,7 @@
 //! ended, and the outbox was read once more since: what such a transaction committed after the read before is found then.
 //! Such a transaction holds a lock on the table from before it draws an id until its end, and the server lists locks.
 
-use crate::outbox::Transaction;
+use crate::connection::Transaction;
 use std::collections::HashSet;
 use std::time::Duration;
 use tokio::time::Instant;

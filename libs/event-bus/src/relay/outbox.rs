@@ -1,12 +1,9 @@
 //! The statements of the relay. Each has one possible plan, with any statistics of the tables: see migration 3.
 
-use crate::outbox::Transaction;
+use crate::connection::Transaction;
+use crate::settings::Settings;
 use std::collections::HashMap;
 
-/// Events in one batch at most; the server takes 1000.
-const BATCH: usize = 512;
-/// Bytes of bodies in one batch at most, though always one event.
-const BATCH_BYTES: i64 = 1 << 20;
 /// How many rows behind a full batch are searched for events of its transactions.
 const AHEAD: i64 = 1000;
 
@@ -61,7 +58,12 @@ pub(super) async fn lock(tx: &mut Transaction, stream: &str) -> anyhow::Result<O
 
 /// The oldest rows behind `floor`. All events of a transaction are among them, or none – unless they span more rows than a
 /// batch may hold.
-pub(super) async fn oldest(tx: &mut Transaction, stream: &str, floor: i64) -> anyhow::Result<Batch> {
+pub(super) async fn oldest(
+    tx: &mut Transaction,
+    settings: &Settings,
+    stream: &str,
+    floor: i64,
+) -> anyhow::Result<Batch> {
     let mut rows = sqlx::query_as!(
         Row,
         r#"
@@ -78,12 +80,12 @@ pub(super) async fn oldest(tx: &mut Transaction, stream: &str, floor: i64) -> an
         stream,
         floor,
         // One more than is published, to know whether there are more.
-        i64::try_from(BATCH)? + 1,
-        BATCH_BYTES,
+        i64::try_from(settings.publish_events)? + 1,
+        i64::try_from(settings.publish_bytes)?,
     )
     .fetch_all(&mut **tx)
     .await?;
-    rows.truncate(BATCH);
+    rows.truncate(settings.publish_events);
     let waiting = rows.first().map_or(0, |row| row.waiting);
     let more = waiting > i64::try_from(rows.len())?;
     if more {

@@ -1,7 +1,7 @@
 //! The one place that publishes events.
 
 use super::outbox::Row;
-use crate::Bus;
+use crate::broker::Broker;
 use anyhow::{Context, bail, ensure};
 use async_nats::jetstream::publish::PublishAck;
 use async_nats::jetstream::response::Response;
@@ -25,8 +25,9 @@ pub(super) enum Published {
 
 /// Stores all `rows` directly behind `last_seq`, or none of them.
 #[expect(clippy::disallowed_methods, reason = "this is the one place that publishes")]
-pub(super) async fn publish(bus: &Bus, stream: &str, last_seq: u64, rows: &[Row]) -> anyhow::Result<Published> {
-    let batch = (rows.len() > 1).then(|| bus.nats.new_inbox());
+pub(super) async fn publish(broker: &Broker, stream: &str, last_seq: u64, rows: &[Row]) -> anyhow::Result<Published> {
+    let nats = &broker.client;
+    let batch = (rows.len() > 1).then(|| nats.new_inbox());
     let mut last = None;
     for (row, number) in rows.iter().zip(1_u64..) {
         let mut headers = HeaderMap::new();
@@ -43,14 +44,14 @@ pub(super) async fn publish(bus: &Bus, stream: &str, last_seq: u64, rows: &[Row]
         }
         let message = (row.subject.clone(), headers, Bytes::from(row.payload.clone()));
         if let Some((subject, headers, payload)) = last.replace(message) {
-            bus.nats.publish_with_headers(subject, headers, payload).await?;
+            nats.publish_with_headers(subject, headers, payload).await?;
         }
     }
     let (subject, mut headers, payload) = last.context("nothing to publish")?;
     if batch.is_some() {
         headers.insert(header::NATS_BATCH_COMMIT, header::NATS_BATCH_COMMIT_FINAL);
     }
-    let answer = bus.nats.request_with_headers(subject, headers, payload).await?;
+    let answer = nats.request_with_headers(subject, headers, payload).await?;
     match serde_json::from_slice(&answer.payload)? {
         Response::<PublishAck>::Ok(ack) if ack.duplicate => Ok(Published::Elsewhere),
         Response::Ok(ack) => {

@@ -10,8 +10,9 @@
 //! In the last two cases versions would be given out twice, or be missing. Nothing is published until a person has decided.
 
 use super::outbox::{self, Position};
-use crate::Bus;
-use crate::outbox::Transaction;
+use crate::broker::Broker;
+use crate::connection::Transaction;
+use crate::event_id;
 use anyhow::{Context, ensure};
 use async_nats::header;
 use async_nats::jetstream::stream::Stream;
@@ -54,15 +55,25 @@ struct Stored {
 }
 
 /// Checks that the stream ends at `position`; moves on behind what is found there.
-pub(super) async fn compare(bus: &Bus, tx: &mut Transaction, stream: &str, position: Position) -> anyhow::Result<()> {
+pub(super) async fn compare(
+    broker: &Broker,
+    tx: &mut Transaction,
+    stream: &str,
+    position: Position,
+) -> anyhow::Result<()> {
     let end =
-        bus.jetstream.get_stream(stream).await.context("cannot read the stream")?.cached_info().state.last_sequence;
-    if end == position.last_seq { Ok(()) } else { reconcile(bus, tx, stream, position).await }
+        broker.jetstream.get_stream(stream).await.context("cannot read the stream")?.cached_info().state.last_sequence;
+    if end == position.last_seq { Ok(()) } else { reconcile(broker, tx, stream, position).await }
 }
 
 /// Reads what the stream holds behind `position`, deletes the rows of ours that are among it, and moves on behind it.
-pub(super) async fn reconcile(bus: &Bus, tx: &mut Transaction, stream: &str, position: Position) -> anyhow::Result<()> {
-    let handle = bus.jetstream.get_stream(stream).await.context("cannot read the stream")?;
+pub(super) async fn reconcile(
+    broker: &Broker,
+    tx: &mut Transaction,
+    stream: &str,
+    position: Position,
+) -> anyhow::Result<()> {
+    let handle = broker.jetstream.get_stream(stream).await.context("cannot read the stream")?;
     let (end, last_seq) = (handle.cached_info().state.last_sequence, position.last_seq);
     if end < last_seq {
         return Err(LostHistory::Broker { stream: stream.to_owned(), end, last_seq }.into());
@@ -127,9 +138,7 @@ async fn stored_at(stream: &Stream, seq: u64) -> anyhow::Result<Option<Stored>> 
         Err(error) => return Err(error).context("cannot read the stream"),
     };
     let Some(event_id) = message.headers.get(header::NATS_MESSAGE_ID).map(ToString::to_string) else { return Ok(None) };
-    let ours = crate::split_event_id(&event_id);
-    Ok(ours.map(|(aggregate_id, version)| {
-        let (subject, payload) = (message.subject.to_string(), message.payload);
-        Stored { seq, event_id, aggregate_id, version, subject, payload }
-    }))
+    let Some((aggregate_id, version)) = event_id::split(&event_id) else { return Ok(None) };
+    let (aggregate_id, subject) = (aggregate_id.to_owned(), message.subject.to_string());
+    Ok(Some(Stored { seq, aggregate_id, version, subject, payload: message.payload, event_id }))
 }

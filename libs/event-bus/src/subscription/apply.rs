@@ -2,17 +2,13 @@
 
 use super::{Handler, Subscription};
 use crate::dead_letters::{self, Applied};
-use crate::outbox::Transaction;
+use crate::error::{causes_in_postgres, is_lock_timeout, is_outage, is_statement_timeout, lock_of};
 use crate::panics;
-use crate::postgres::{is_lock_timeout, is_outage, is_statement_timeout, lock_of};
 use anyhow::Context;
 use async_nats::jetstream::Message;
-use contracts::Event;
+use event_bus_core::Event;
 use std::time::Duration;
 use tokio::time::timeout;
-
-/// How long one transaction may take; far below `ack_wait`, since up to two batches wait at a time.
-pub(super) const LIMIT: Duration = Duration::from_secs(10);
 
 /// How long a statement may wait for a lock.
 #[derive(Debug, Clone, Copy)]
@@ -47,23 +43,24 @@ impl<H: Handler> Subscription<'_, H> {
         let applied = self.apply_within_limit(messages, events, locks).await;
         let Err(error) = applied else { return Ok(()) };
         // What takes too long while Postgres answers others would take as long the next time.
-        let timed_out = error.is::<TooSlow>() || database_errors(&error).any(is_statement_timeout);
-        let lock = database_errors(&error).find(|error| is_lock_timeout(error)).map(lock_of);
+        let timed_out = error.is::<TooSlow>() || causes_in_postgres(&error).any(is_statement_timeout);
+        let lock = causes_in_postgres(&error).find(|error| is_lock_timeout(error)).map(lock_of);
         if let Some(lock) = lock {
             return Err(Failure::Locked(error.context(lock)));
         }
-        let is_outage = if timed_out { !self.bus.is_ready().await } else { database_errors(&error).any(is_outage) };
+        let is_outage = if timed_out { !self.database.is_ready().await } else { is_outage(&error) };
         Err(if is_outage { Failure::Outage(error) } else { Failure::Event(error) })
     }
 
     async fn apply_within_limit(&self, messages: &[Message], events: &[H::Event], locks: Locks) -> anyhow::Result<()> {
         let applied = Applied {
-            aggregates: events.iter().map(|event| event.aggregate_id().to_string()).collect(),
+            aggregates: events.iter().map(Event::aggregate_id).collect(),
             versions: events.iter().map(Event::version).collect(),
             seqs: messages.iter().map(stream_sequence).collect::<anyhow::Result<_>>()?,
         };
-        timeout(LIMIT, async {
-            let mut tx = Transaction::begin_as(&self.bus.db, &self.bus.wake, locks.begin()).await?;
+        let limit = self.settings.apply_timeout;
+        timeout(limit, async {
+            let mut tx = self.database.begin_in_background(locks.begin()).await?;
             let result = match panics::caught("the handler", self.handler.apply(&mut tx, events)).await {
                 Ok(()) => {
                     let superseded = dead_letters::supersede(&mut tx, H::Event::STREAM, self.durable, &applied).await;
@@ -73,9 +70,7 @@ impl<H: Handler> Subscription<'_, H> {
             };
             match result {
                 Ok(()) => Ok(tx.commit().await?),
-                Err(error) if database_errors(&error).any(|error| is_outage(error) && !is_lock_timeout(error)) => {
-                    Err(error)
-                }
+                Err(error) if is_outage(&error) && !causes_in_postgres(&error).any(is_lock_timeout) => Err(error),
                 Err(error) => {
                     tx.rollback().await?;
                     Err(error)
@@ -83,17 +78,13 @@ impl<H: Handler> Subscription<'_, H> {
             }
         })
         .await
-        .map_err(|_| TooSlow)?
+        .map_err(|_| TooSlow(limit))?
     }
 }
 
 #[derive(Debug, thiserror::Error)]
-#[error("applying took longer than {LIMIT:?}")]
-struct TooSlow;
-
-pub(super) fn database_errors(error: &anyhow::Error) -> impl Iterator<Item = &sqlx::Error> {
-    error.chain().filter_map(|cause| cause.downcast_ref())
-}
+#[error("applying took longer than {0:?}")]
+struct TooSlow(Duration);
 
 fn stream_sequence(message: &Message) -> anyhow::Result<i64> {
     let info = message.info().map_err(anyhow::Error::from_boxed).context("not a JetStream message")?;

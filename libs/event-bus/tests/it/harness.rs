@@ -2,8 +2,8 @@
 
 use async_nats::HeaderMap;
 use contracts::ticket::TicketSnapshot;
-use contracts::{Event, Id, TicketEvent};
-use event_bus::{Bus, NatsSettings, Schema, Settings};
+use contracts::{Id, TicketEvent};
+use event_bus::{Bus, Event, NatsSettings, Schema, Settings};
 use sqlx::migrate::Migrator;
 use sqlx::{Connection, PgConnection};
 use stack::{Nats, Postgres, eventually};
@@ -54,13 +54,11 @@ impl Harness {
 
     /// A bus that does nothing by itself.
     pub async fn bus(&self, nats_url: &str) -> Bus {
+        let nats = NatsSettings { url: nats_url.to_owned(), authority: None, stream_replicas: 1 };
         let settings = Settings {
-            service: "test",
-            client: "test".to_owned(),
-            database_url: self.database_url.clone(),
             database_connections: 8,
-            nats: NatsSettings { url: nats_url.to_owned(), authority: None, stream_replicas: 1 },
             provision: self.provision,
+            ..Settings::new("test", &self.database_url, nats)
         };
         Bus::open(settings, Schema::new("test", Migrator::DEFAULT, "")).await.unwrap()
     }

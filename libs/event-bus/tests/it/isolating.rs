@@ -1,8 +1,8 @@
 //! What waits, waits alone: one event that cannot be applied holds up no event of another aggregate.
 
 use crate::harness::{Harness, append, event};
-use contracts::{Event, Id, Publish, TicketEvent};
-use event_bus::{Bus, Handler, Transaction};
+use contracts::{Id, TicketEvent};
+use event_bus::{Bus, Event, Handler, Publish, Transaction};
 use sqlx::Executor;
 use stack::{eventually, eventually_within};
 use std::time::Duration;

@@ -1,8 +1,9 @@
 //! A database that is older than its own stream: restored from a backup, or failed over to a standby that lagged.
 
 use crate::harness::{Harness, append, event};
-use contracts::{Event, Id, Publish, TicketEvent};
+use contracts::{Id, TicketEvent};
 use event_bus::Bus;
+use event_bus::{Event, Publish};
 use std::time::Duration;
 
 /// Versions 0 to 2 of a ticket are published; then the database is as it was when there was only version 0.

@@ -1,5 +1,6 @@
 use crate::harness::{Harness, append, event, event_ids};
-use contracts::{Event, Id, Publish};
+use contracts::Id;
+use event_bus::{Event, Publish};
 use stack::eventually;
 use std::collections::{HashMap, HashSet};
 

@@ -14,7 +14,7 @@ async fn a_publish_that_arrives_after_a_takeover_is_refused(backlog: i64, publis
     let mut late = harness.db().await;
     late.execute("begin").await.unwrap();
     for version in 0..published_meanwhile {
-        let body = contracts::Publish::encode(&crate::harness::event(second, version));
+        let body = event_bus::Publish::encode(&crate::harness::event(second, version));
         let sql = "insert into bus.outbox (stream, subject, aggregate_id, version, payload)
                    values ('TICKETS', 'ticket.created', $1, $2, $3)";
         sqlx::query(sql).bind(second.to_string()).bind(version).bind(body).execute(&mut late).await.unwrap();

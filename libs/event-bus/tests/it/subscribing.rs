@@ -1,6 +1,6 @@
 use crate::harness::{Harness, append, event};
-use contracts::{Event, Id, Publish, TicketEvent};
-use event_bus::{Handler, Transaction};
+use contracts::{Id, TicketEvent};
+use event_bus::{Event, Handler, Publish, Transaction};
 use stack::{eventually, eventually_within};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};

@@ -1,5 +1,6 @@
 use crate::harness::{Harness, append, event};
-use contracts::{Event, Id};
+use contracts::Id;
+use event_bus::Event;
 use stack::{eventually, eventually_within};
 use std::time::Duration;
 use tokio::time::timeout;
@@ -32,6 +33,7 @@ async fn a_version_is_announced_once() {
     append(&bus, id, 0..1).await;
     let mut tx = bus.begin().await.unwrap();
     let error = tx.append([&event(id, 0)]).await.unwrap_err();
+    let event_bus::Error::Postgres(error) = error else { panic!("{error}") };
     assert!(error.as_database_error().unwrap().is_unique_violation(), "{error}");
 }
 

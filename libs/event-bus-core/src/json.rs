@@ -1,0 +1,31 @@
+//! Bodies as JSON.
+
+use crate::DecodeError;
+use serde::de::{DeserializeOwned, Error};
+use serde::{Deserialize, Deserializer, Serialize};
+
+/// The snapshot that a body holds.
+///
+/// # Errors
+/// The body is not JSON, or a field is missing or malformed.
+pub fn decode_json<T: DeserializeOwned>(body: &[u8]) -> Result<T, DecodeError> {
+    Ok(serde_json::from_slice(body)?)
+}
+
+/// The body that holds `snapshot`.
+///
+/// # Panics
+/// It has no JSON form: its `Serialize` fails, or a map has keys that are not strings.
+pub fn encode_json<T: Serialize>(snapshot: &T) -> String {
+    serde_json::to_string(snapshot).expect("a snapshot has a JSON form")
+}
+
+/// Reads a version, for `#[serde(deserialize_with = "event_bus_core::deserialize_version")]`. Versions count from 0: a negative one is
+/// refused, so that it does not reach a comparison.
+///
+/// # Errors
+/// It is not an integer, or is negative.
+pub fn deserialize_version<'de, D: Deserializer<'de>>(deserializer: D) -> Result<i64, D::Error> {
+    let version = i64::deserialize(deserializer)?;
+    if version < 0 { Err(D::Error::custom("a version is 0 or more")) } else { Ok(version) }
+}

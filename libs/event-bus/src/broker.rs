@@ -1,0 +1,57 @@
+//! The NATS server: the connection, JetStream, and the streams and consumers there.
+
+use crate::nats;
+use crate::settings::Settings;
+use crate::topology::{self, Drift};
+use async_nats::{Client, jetstream};
+use std::time::Duration;
+use tokio::time::sleep;
+use tokio_util::sync::CancellationToken;
+
+/// How often to look whether NATS is there, at the start.
+const CONNECTING: Duration = Duration::from_millis(50);
+
+/// The NATS server, or its cluster. Clones share everything.
+#[derive(Clone)]
+pub(crate) struct Broker {
+    pub(crate) client: Client,
+    pub(crate) jetstream: jetstream::Context,
+    /// How many servers keep each stream, if we create the streams.
+    provision: Option<u8>,
+}
+
+impl Broker {
+    /// Connects by and by: NATS may come up later.
+    pub(crate) async fn connect(settings: &Settings) -> anyhow::Result<Self> {
+        let client = nats::connect(&settings.nats, settings.service, &settings.client).await?;
+        Ok(Self {
+            jetstream: jetstream::new(client.clone()),
+            client,
+            provision: settings.provision.then_some(settings.nats.stream_replicas),
+        })
+    }
+
+    /// Asked before anything that would wait for NATS while it holds something.
+    pub(crate) fn connected(&self) -> anyhow::Result<()> {
+        nats::connected(&self.client)
+    }
+
+    /// Waits without a word: to connect takes a moment, and the client logs what keeps it from connecting.
+    pub(crate) async fn wait_connected(&self) {
+        while self.connected().is_err() {
+            sleep(CONNECTING).await;
+        }
+    }
+
+    /// Creates the streams and consumers that are missing, if that is ours to do.
+    pub(crate) async fn provision(&self, drift: Drift) -> anyhow::Result<()> {
+        let Some(replicas) = self.provision else { return Ok(()) };
+        self.connected()?;
+        topology::ensure(&self.client, replicas, drift).await
+    }
+
+    /// A stream or a consumer may be what is missing. If this does not help, what failed fails again and says why.
+    pub(crate) async fn provision_again(&self, stop: &CancellationToken) {
+        let _ = stop.run_until_cancelled(self.provision(Drift::Leave)).await;
+    }
+}

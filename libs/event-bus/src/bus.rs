@@ -1,0 +1,147 @@
+//! What a service holds of the event bus: one object from which it starts its tasks and gets its connections.
+
+use crate::broker::Broker;
+use crate::connection::{Connection, Transaction};
+use crate::database::Database;
+use crate::error::Result;
+use crate::relay;
+use crate::request::{self, Requester};
+use crate::retry::Backoff;
+use crate::schema::Schema;
+use crate::settings::Settings;
+use crate::subscription::{self, Handler};
+use crate::topology::Drift;
+use event_bus_core::{Endpoint, Publish};
+use serde::{Serialize, de::DeserializeOwned};
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::time::{sleep, timeout};
+use tokio_util::sync::CancellationToken;
+
+/// How long closing may take.
+const CLOSE: Duration = Duration::from_secs(1);
+
+/// A service's side of the event bus. Clones share everything.
+#[derive(Clone)]
+pub struct Bus {
+    settings: Arc<Settings>,
+    database: Database,
+    broker: Broker,
+    requester: Requester,
+}
+
+impl Bus {
+    /// A bus that connects by and by: neither Postgres nor NATS needs to be there yet. The relay and the subscriptions
+    /// bring the database up to date before they do anything else; where the role may not, they wait until somebody has.
+    ///
+    /// # Errors
+    /// A malformed URL, a file that cannot be read, or a limit with which the bus cannot work.
+    pub async fn open(settings: Settings, schema: Schema) -> anyhow::Result<Self> {
+        settings.check()?;
+        let database = Database::open(&settings, schema)?;
+        let broker = Broker::connect(&settings).await?;
+        let requester = Requester::new(broker.clone(), settings.reply_timeout);
+        Ok(Self { settings: Arc::new(settings), database, broker, requester })
+    }
+
+    /// A connection for reading.
+    ///
+    /// # Errors
+    /// An outage, for this and the next three: no connection came free, or the tables are not there yet.
+    pub async fn connection(&self) -> Result<Connection> {
+        self.database.connection().await
+    }
+
+    /// A connection for a statement that writes a row and appends its event: see [`Outgoing`](crate::Outgoing). The relay
+    /// is woken when it is dropped.
+    pub async fn statement(&self) -> Result<Connection> {
+        self.database.statement().await
+    }
+
+    /// A transaction of several statements.
+    pub async fn begin(&self) -> Result<Transaction> {
+        self.database.begin().await
+    }
+
+    /// The same, for work in the background: not on a connection for requests.
+    pub async fn begin_in_background(&self) -> Result<Transaction> {
+        self.database.begin_in_background("begin").await
+    }
+
+    /// Whether requests can be served: the tables are up to date and Postgres answers within a second.
+    pub async fn is_ready(&self) -> bool {
+        self.database.is_ready().await
+    }
+
+    /// Publishes the committed events of `E` until `stop`, then what is left as far as NATS takes it.
+    pub async fn relay<E: Publish>(self, stop: CancellationToken) -> anyhow::Result<()> {
+        if self.prepared(&stop).await {
+            relay::run(&self.database, &self.broker, &self.settings, E::STREAM, &stop).await?;
+        }
+        Ok(())
+    }
+
+    /// Applies the events of `H::Event`'s stream until `stop`, as the durable consumer `durable`.
+    pub async fn subscribe<H: Handler>(
+        self,
+        durable: &'static str,
+        handler: H,
+        stop: CancellationToken,
+    ) -> anyhow::Result<()> {
+        if self.prepared(&stop).await {
+            subscription::run(&self.database, &self.broker, &self.settings, durable, &handler, &stop).await?;
+        }
+        Ok(())
+    }
+
+    /// Sends a request to the service behind `endpoint`; one of its replicas replies. `None`: it says that there is no such
+    /// thing.
+    ///
+    /// # Errors
+    /// No reply within [`Settings::reply_timeout`], for any reason; at once if NATS is away or no replica is there. Logged
+    /// when it begins, once a minute while it goes on, and when it is over.
+    pub async fn request<Q: Serialize, A: DeserializeOwned>(
+        &self,
+        endpoint: &Endpoint<Q, A>,
+        body: &Q,
+    ) -> anyhow::Result<Option<A>> {
+        self.requester.request(endpoint, body).await
+    }
+
+    /// Replies to requests to `endpoint` until `stop`, together with the other replicas: each request goes to one of them.
+    /// `find` gets a connection for reading.
+    pub async fn reply<Q, A, F>(
+        self,
+        endpoint: Endpoint<Q, A>,
+        find: impl Fn(Connection, Q) -> F,
+        stop: CancellationToken,
+    ) -> anyhow::Result<()>
+    where
+        Q: DeserializeOwned,
+        A: Serialize,
+        F: Future<Output = anyhow::Result<Option<A>>>,
+    {
+        request::reply(&self.database, &self.broker, &self.settings, &endpoint, find, &stop).await
+    }
+
+    /// Closes the connections, once relay and subscriptions have ended.
+    pub async fn close(&self) {
+        let _ = timeout(CLOSE, self.broker.client.drain()).await;
+        let _ = timeout(CLOSE, self.database.close()).await;
+    }
+
+    /// Waits for the tables, for NATS, and for streams and consumers where we create them. `false`: stopped before.
+    async fn prepared(&self, stop: &CancellationToken) -> bool {
+        let what = "provisioning streams and consumers";
+        let mut backoff = Backoff::default();
+        let prepare = async {
+            self.database.migrate().await;
+            self.broker.wait_connected().await;
+            while let Err(error) = self.broker.provision(Drift::Mend).await {
+                sleep(backoff.fail(what, &error)).await;
+            }
+            backoff.succeed(what);
+        };
+        stop.run_until_cancelled(prepare).await.is_some()
+    }
+}

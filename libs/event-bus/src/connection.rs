@@ -1,0 +1,180 @@
+//! Connections and transactions that a cancelled future cannot leave half-done.
+
+use crate::error::{Error, Result};
+use crate::postgres;
+use sqlx::pool::PoolConnection;
+use sqlx::postgres::PgConnectOptions;
+use sqlx::{Executor, PgConnection, PgPool, Postgres};
+use std::ops::{Deref, DerefMut};
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::watch;
+use tokio::time::timeout;
+
+/// How long a connection that goes back to the pool may take to show that it lives. The pool itself would wait for ever
+/// for a peer that died without a word, and lose the place of the connection.
+const SIGN_OF_LIFE: Duration = Duration::from_secs(1);
+
+/// Connections to one database.
+#[derive(Clone, Debug)]
+pub(crate) struct Pool {
+    inner: PgPool,
+    /// How long to wait for a connection.
+    timeout: Duration,
+}
+
+/// Tells the relays of this process, one for each stream, that something was committed. Clones share everything.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Wake(Arc<watch::Sender<u64>>);
+
+impl Wake {
+    /// Every relay looks at the outbox once more, also one that is just looking.
+    pub(crate) fn all(&self) {
+        self.0.send_modify(|commits| *commits = commits.wrapping_add(1));
+    }
+
+    /// What one relay waits for.
+    pub(crate) fn subscribe(&self) -> watch::Receiver<u64> {
+        self.0.subscribe()
+    }
+}
+
+/// A connection on which every statement commits by itself, so that nothing can stay open whatever is cancelled.
+pub struct Connection {
+    inner: PoolConnection<Postgres>,
+    /// Woken at the end, if events may have been appended.
+    wake: Option<Wake>,
+    /// Whether a transaction may be open on it.
+    open: bool,
+}
+
+impl Pool {
+    pub(crate) fn new(options: PgConnectOptions, connections: u32, timeout: Duration) -> Self {
+        Self { inner: postgres::pool(options, connections), timeout }
+    }
+
+    pub(crate) async fn acquire(&self) -> Result<Connection> {
+        let pool = self.inner.clone();
+        let none = Error::NoConnection(self.timeout);
+        let acquire = async move { pool.acquire().await };
+        let acquired = if self.inner.num_idle() == 0 && self.inner.size() < self.inner.options().get_max_connections() {
+            // One has to be opened. On a task of its own, so that giving up does not cancel it: under load, cancelled
+            // attempts cause a thundering herd, in which every waiter restarts the connection attempt.
+            match timeout(self.timeout, tokio::spawn(acquire)).await {
+                Ok(Ok(opened)) => opened,
+                // The second: the process ends.
+                Err(_) | Ok(Err(_)) => return Err(none),
+            }
+        } else {
+            timeout(self.timeout, acquire).await.map_err(|_| none)?
+        };
+        Ok(Connection { inner: acquired?, wake: None, open: false })
+    }
+
+    pub(crate) async fn close(&self) {
+        self.inner.close().await;
+    }
+}
+
+impl Connection {
+    pub(crate) fn waking(mut self, relays: &Wake) -> Self {
+        self.wake = Some(relays.clone());
+        self
+    }
+}
+
+/// A transaction that carries events.
+///
+/// Unlike sqlx's own it cannot leave a connection half-open: unless [`commit`](Self::commit) or
+/// [`rollback`](Self::rollback) came to its end – be it an error, a panic or a cancelled future – the connection is
+/// closed instead of going back to the pool, and the server rolls back.
+pub struct Transaction {
+    connection: Connection,
+    wake: Wake,
+}
+
+impl Transaction {
+    /// `begin` is `begin`, and settings for this transaction.
+    pub(crate) async fn begin(mut connection: Connection, wake: &Wake, begin: &'static str) -> Result<Self> {
+        // Open before the server knows: a cancelled BEGIN may have arrived.
+        connection.open = true;
+        connection.execute(begin).await?;
+        Ok(Self { connection, wake: wake.clone() })
+    }
+
+    /// Makes rows and events durable and wakes the relay.
+    ///
+    /// # Errors
+    /// A connection lost in here leaves open whether the commit happened: tell nobody that it did.
+    pub async fn commit(mut self) -> Result<()> {
+        self.connection.execute("commit").await?;
+        self.connection.open = false;
+        self.wake.all();
+        Ok(())
+    }
+
+    /// Undoes everything and returns the connection to the pool.
+    pub async fn rollback(mut self) -> Result<()> {
+        self.connection.execute("rollback").await?;
+        self.connection.open = false;
+        Ok(())
+    }
+}
+
+impl Drop for Connection {
+    fn drop(&mut self) {
+        if self.open {
+            self.inner.close_on_drop();
+        } else {
+            tokio::spawn(timeout(SIGN_OF_LIFE, self.inner.return_to_pool()));
+        }
+        if let Some(relay) = &self.wake {
+            relay.all();
+        }
+    }
+}
+
+impl Deref for Connection {
+    type Target = PgConnection;
+
+    fn deref(&self) -> &PgConnection {
+        &self.inner
+    }
+}
+
+impl DerefMut for Connection {
+    fn deref_mut(&mut self) -> &mut PgConnection {
+        &mut self.inner
+    }
+}
+
+impl Deref for Transaction {
+    type Target = PgConnection;
+
+    fn deref(&self) -> &PgConnection {
+        &self.connection
+    }
+}
+
+impl DerefMut for Transaction {
+    fn deref_mut(&mut self) -> &mut PgConnection {
+        &mut self.connection
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_commit_wakes_the_relays_of_all_streams() {
+        let wake = Wake::default();
+        let mut relays = [wake.subscribe(), wake.subscribe()];
+        wake.all();
+        for relay in &mut relays {
+            assert!(relay.has_changed().unwrap_or_default());
+            relay.mark_unchanged();
+        }
+        assert!(!relays[0].has_changed().unwrap_or_default(), "woken twice by one commit");
+    }
+}

@@ -1,0 +1,103 @@
+//! The service's database: its tables, and connections for the two kinds of work.
+
+use crate::connection::{Connection, Pool, Transaction, Wake};
+use crate::error::{Error, Result};
+use crate::postgres;
+use crate::retry::Backoff;
+use crate::schema::Schema;
+use crate::settings::Settings;
+use sqlx::Connection as _;
+use sqlx::postgres::PgConnectOptions;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::{OnceCell, watch};
+use tokio::time::{sleep, timeout};
+
+/// How long Postgres may take to show that it is there.
+const READY: Duration = Duration::from_secs(1);
+
+/// The service's database. Clones share everything.
+#[derive(Clone)]
+pub(crate) struct Database {
+    requests: Pool,
+    background: Pool,
+    wake: Wake,
+    options: PgConnectOptions,
+    schema: Arc<Schema>,
+    migrated: Arc<OnceCell<()>>,
+}
+
+impl Database {
+    /// Connects when first used: Postgres may come up later.
+    pub(crate) fn open(settings: &Settings, schema: Schema) -> anyhow::Result<Self> {
+        let options = postgres::options(&settings.database_url, &settings.client)?;
+        let pool = |connections| Pool::new(options.clone(), connections, settings.connection_timeout);
+        Ok(Self {
+            requests: pool(settings.database_connections),
+            background: pool(settings.background_connections),
+            wake: Wake::default(),
+            schema: Arc::new(schema),
+            migrated: Arc::default(),
+            options,
+        })
+    }
+
+    /// Brings the tables of the bus and of the service up to date, trying until Postgres is there. Replicas may do it at
+    /// once; it is done once.
+    pub(crate) async fn migrate(&self) {
+        let what = "preparing the database";
+        let migrate = async || {
+            let mut backoff = Backoff::default();
+            while let Err(error) = self.schema.prepare(&self.options).await {
+                sleep(backoff.fail(what, &error)).await;
+            }
+            backoff.succeed(what);
+        };
+        self.migrated.get_or_init(migrate).await;
+    }
+
+    /// For requests: every statement commits by itself.
+    pub(crate) async fn connection(&self) -> Result<Connection> {
+        self.migrated()?.requests.acquire().await
+    }
+
+    /// The same; the relays are woken when it is dropped.
+    pub(crate) async fn statement(&self) -> Result<Connection> {
+        Ok(self.connection().await?.waking(&self.wake))
+    }
+
+    /// For requests that need several statements.
+    pub(crate) async fn begin(&self) -> Result<Transaction> {
+        Transaction::begin(self.connection().await?, &self.wake, "begin").await
+    }
+
+    /// For work in the background.
+    pub(crate) async fn background_connection(&self) -> Result<Connection> {
+        self.migrated()?.background.acquire().await
+    }
+
+    /// The same, as a transaction. `begin` is `begin`, and settings for this transaction.
+    pub(crate) async fn begin_in_background(&self, begin: &'static str) -> Result<Transaction> {
+        Transaction::begin(self.background_connection().await?, &self.wake, begin).await
+    }
+
+    /// Changes with every commit that may have appended events.
+    pub(crate) fn commits(&self) -> watch::Receiver<u64> {
+        self.wake.subscribe()
+    }
+
+    /// Whether the tables are up to date and Postgres answers within a second.
+    pub(crate) async fn is_ready(&self) -> bool {
+        // Not asked on one of the connections for requests: that they are busy is no reason to send requests elsewhere.
+        let answer = async { self.background_connection().await?.ping().await.map_err(Error::from) };
+        timeout(READY, answer).await.is_ok_and(|answer| answer.is_ok())
+    }
+
+    pub(crate) async fn close(&self) {
+        tokio::join!(self.requests.close(), self.background.close());
+    }
+
+    fn migrated(&self) -> Result<&Self> {
+        if self.migrated.initialized() { Ok(self) } else { Err(Error::NotMigrated) }
+    }
+}

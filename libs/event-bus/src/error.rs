@@ -1,0 +1,88 @@
+//! What can go wrong between a service and its database, and whether waiting helps.
+
+use sqlx::postgres::PgDatabaseError;
+use std::time::Duration;
+
+/// What a function of the bus that uses Postgres returns.
+pub type Result<T> = std::result::Result<T, Error>;
+
+/// Why the bus could not do what was asked of Postgres.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The tables are not up to date yet. The bus migrates them, or waits until somebody with more rights has.
+    #[error("the tables are not up to date yet: see what is logged about preparing the database")]
+    NotMigrated,
+    /// No connection came free, or could be opened, in time.
+    #[error("no connection to Postgres within {0:?}: it is unreachable, or all connections are busy")]
+    NoConnection(Duration),
+    /// A statement was sent, and nothing came back in time.
+    #[error("no answer from Postgres within {0:?}")]
+    NoAnswer(Duration),
+    /// Postgres, or the connection to it, reports an error.
+    #[error(transparent)]
+    Postgres(#[from] sqlx::Error),
+}
+
+impl Error {
+    /// Whether Postgres is unreachable, restarting or overloaded, or the transaction lost a race that it may win next
+    /// time. Nothing is wrong with the request or the event then, and trying again later can help.
+    pub fn is_outage(&self) -> bool {
+        match self {
+            Self::NotMigrated | Self::NoConnection(_) | Self::NoAnswer(_) => true,
+            Self::Postgres(error) => is_outage_of_postgres(error),
+        }
+    }
+}
+
+/// Whether an outage of Postgres, see [`Error::is_outage`], is among the causes of `error`.
+pub fn is_outage(error: &anyhow::Error) -> bool {
+    let is_ours = |error: &Error| error.is_outage();
+    error.chain().any(|cause| cause.downcast_ref().is_some_and(is_ours))
+        || causes_in_postgres(error).any(is_outage_of_postgres)
+}
+
+/// What Postgres reports among the causes of `error`.
+pub(crate) fn causes_in_postgres(error: &anyhow::Error) -> impl Iterator<Item = &sqlx::Error> {
+    error.chain().filter_map(|cause| match cause.downcast_ref() {
+        Some(Error::Postgres(error)) => Some(error),
+        _ => cause.downcast_ref(),
+    })
+}
+
+/// Whether Postgres gave up on a statement that took longer than it may. An outage as well, to whoever waits.
+pub(crate) fn is_statement_timeout(error: &sqlx::Error) -> bool {
+    has_state(error, |state| state == "57014")
+}
+
+/// Whether a statement has waited too long for a lock: another transaction has *this row*. Other rows may be free.
+pub(crate) fn is_lock_timeout(error: &sqlx::Error) -> bool {
+    has_state(error, |state| state == "55P03")
+}
+
+/// Which lock a statement was waiting for, in the words of Postgres: `while locking tuple (0,1) in relation "…"`.
+pub(crate) fn lock_of(error: &sqlx::Error) -> String {
+    let error = error.as_database_error().and_then(|error| error.try_downcast_ref::<PgDatabaseError>());
+    error.and_then(PgDatabaseError::r#where).unwrap_or("waiting for a lock").replace('\n', "; ")
+}
+
+fn is_outage_of_postgres(error: &sqlx::Error) -> bool {
+    match error {
+        sqlx::Error::Io(_)
+        | sqlx::Error::Tls(_)
+        | sqlx::Error::Protocol(_)
+        | sqlx::Error::PoolTimedOut
+        | sqlx::Error::PoolClosed
+        | sqlx::Error::WorkerCrashed => true,
+        error => has_state(error, is_outage_state),
+    }
+}
+
+fn has_state(error: &sqlx::Error, wanted: impl FnOnce(&str) -> bool) -> bool {
+    matches!(error, sqlx::Error::Database(error) if error.code().is_some_and(|state| wanted(&state)))
+}
+
+/// Connection, rollback (deadlock, serialization), resources, object not in the needed state (lock timeout), operator
+/// intervention (restart, statement timeout), system error, and a server that became a read-only standby.
+fn is_outage_state(sqlstate: &str) -> bool {
+    matches!(sqlstate.get(..2), Some("08" | "40" | "53" | "55" | "57" | "58")) || sqlstate == "25006"
+}

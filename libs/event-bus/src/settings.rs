@@ -1,0 +1,92 @@
+//! What a bus needs to know, and the limits that it keeps.
+
+use crate::nats::NatsSettings;
+use crate::postgres::IDLE_IN_TRANSACTION;
+use anyhow::ensure;
+use std::time::Duration;
+
+/// What a bus needs to know. [`Settings::new`] gives all limits their defaults.
+#[derive(Clone)]
+pub struct Settings {
+    /// The service's name, which all of its replicas share. One word.
+    pub service: &'static str,
+    /// The name of this process, shown by Postgres and NATS. Default: `service`.
+    pub client: String,
+    /// The service's own database, `postgres://user:password@host:5432/database`.
+    pub database_url: String,
+    /// How to reach NATS.
+    pub nats: NatsSettings,
+    /// Whether to create streams and consumers, or to trust that somebody with more rights has. Default: trust.
+    pub provision: bool,
+
+    /// Connections to Postgres for requests at most. Default: 16.
+    pub database_connections: u32,
+    /// Connections to Postgres for the relay, the subscriptions, a service's own work in the background, replies to other
+    /// services, and the readiness check: apart from those for requests, so that neither starves the other. Default: 8.
+    pub background_connections: u32,
+    /// How long a request waits for a connection to Postgres. Default: 2 s.
+    pub connection_timeout: Duration,
+
+    /// Events that are published in one atomic batch at most; the server takes 1000. Default: 512.
+    pub publish_events: usize,
+    /// Bytes of event bodies in one batch at most, though always one event. Default: 1 MiB.
+    pub publish_bytes: usize,
+    /// How long the server may take to store a batch; less than 10 s, after which Postgres ends the relay's transaction.
+    /// Default: 5 s.
+    pub publish_timeout: Duration,
+
+    /// Events that are requested from a consumer, and applied in one transaction, at most. Default: 512.
+    pub apply_events: usize,
+    /// Bytes of messages per request to a consumer; the largest message of the stream has to fit. Up to two requests'
+    /// worth of messages is held in memory for each subscription. Default: 1.5 MiB.
+    pub apply_bytes: usize,
+    /// How long one transaction of a handler may take. Two of them have to fit into the `ack_wait` of a consumer.
+    /// Default: 10 s.
+    pub apply_timeout: Duration,
+    /// Failed attempts after which an event becomes a dead letter. Default: 5.
+    pub attempts: u32,
+    /// The delay after the first failed attempt; it doubles with each further one, and is jittered. Default: 2 s.
+    pub retry_delay: Duration,
+
+    /// How long a reply to a request to another service may take. Default: 300 ms.
+    pub reply_timeout: Duration,
+    /// Requests of other services that are worked on at once, each with a background connection. Default: 2.
+    pub reply_concurrency: usize,
+}
+
+impl Settings {
+    /// The settings of `service`, with the defaults for everything else.
+    pub fn new(service: &'static str, database_url: impl Into<String>, nats: NatsSettings) -> Self {
+        Self {
+            service,
+            client: service.to_owned(),
+            database_url: database_url.into(),
+            nats,
+            provision: false,
+            database_connections: 16,
+            background_connections: 8,
+            connection_timeout: Duration::from_secs(2),
+            publish_events: 512,
+            publish_bytes: 1 << 20,
+            publish_timeout: Duration::from_secs(5),
+            apply_events: 512,
+            apply_bytes: 3 << 19,
+            apply_timeout: Duration::from_secs(10),
+            attempts: 5,
+            retry_delay: Duration::from_secs(2),
+            reply_timeout: Duration::from_millis(300),
+            reply_concurrency: 2,
+        }
+    }
+
+    /// Refuses limits with which the bus could not keep its promises.
+    pub(crate) fn check(&self) -> anyhow::Result<()> {
+        ensure!(self.background_connections >= 3, "background_connections: a relay, a subscription and a check need 3");
+        ensure!(self.database_connections >= 1, "database_connections: requests need one at least");
+        ensure!((1..=1000).contains(&self.publish_events), "publish_events: the server takes 1 to 1000 in a batch");
+        ensure!(self.publish_timeout < IDLE_IN_TRANSACTION, "publish_timeout: less than {IDLE_IN_TRANSACTION:?}");
+        ensure!(self.apply_events >= 1 && self.attempts >= 1, "apply_events, attempts: 1 or more");
+        ensure!(self.reply_concurrency >= 1, "reply_concurrency: 1 or more");
+        Ok(())
+    }
+}
