@@ -26,12 +26,19 @@ pub struct Payment {
     pub stripe_id: String,
 }
 
+impl PaymentEvent {
+    /// The payment that this event announces.
+    pub fn payment(&self) -> &Payment {
+        let Self::Created(payment) = self;
+        payment
+    }
+}
+
 impl Event for PaymentEvent {
     const STREAM: &'static str = "PAYMENTS";
 
     fn aggregate_id(&self) -> String {
-        let Self::Created(payment) = self;
-        payment.id.to_string()
+        self.payment().id.to_string()
     }
 
     fn version(&self) -> i64 {
@@ -61,12 +68,19 @@ pub struct Expiration {
     pub order_id: Id,
 }
 
+impl ExpirationEvent {
+    /// The order whose time is over.
+    pub fn order_id(&self) -> Id {
+        let Self::Complete(expiration) = self;
+        expiration.order_id
+    }
+}
+
 impl Event for ExpirationEvent {
     const STREAM: &'static str = "EXPIRATION";
 
     fn aggregate_id(&self) -> String {
-        let Self::Complete(expiration) = self;
-        expiration.order_id.to_string()
+        self.order_id().to_string()
     }
 
     fn version(&self) -> i64 {

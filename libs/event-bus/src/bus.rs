@@ -4,7 +4,7 @@ use crate::broker::Broker;
 use crate::connection::{Connection, Transaction};
 use crate::database::Database;
 use crate::error::Result;
-use crate::relay;
+use crate::relay::{self, Relayed};
 use crate::request::{self, Requester};
 use crate::retry::Backoff;
 use crate::schema::Schema;
@@ -28,6 +28,7 @@ pub struct Bus {
     database: Database,
     broker: Broker,
     requester: Requester,
+    relayed: Relayed,
 }
 
 impl Bus {
@@ -41,7 +42,7 @@ impl Bus {
         let database = Database::open(&settings, schema)?;
         let broker = Broker::connect(&settings).await?;
         let requester = Requester::new(broker.clone(), settings.reply_timeout);
-        Ok(Self { settings: Arc::new(settings), database, broker, requester })
+        Ok(Self { settings: Arc::new(settings), database, broker, requester, relayed: Relayed::default() })
     }
 
     /// A connection for reading.
@@ -73,12 +74,24 @@ impl Bus {
         self.database.is_ready().await
     }
 
-    /// Publishes the committed events of `E` until `stop`, then what is left as far as NATS takes it.
-    pub async fn relay<E: Publish>(self, stop: CancellationToken) -> anyhow::Result<()> {
-        if self.prepared(&stop).await {
-            relay::run(&self.database, &self.broker, &self.settings, E::STREAM, &stop).await?;
+    /// Publishes the committed events of `E`'s stream until `stop`, then what is left as far as NATS takes it. A service
+    /// that publishes to several streams starts one relay for each.
+    ///
+    /// # Errors
+    /// At the start: the outbox holds events of a stream for which no relay was started in this process.
+    pub fn relay<E: Publish>(
+        self,
+        stop: CancellationToken,
+    ) -> impl Future<Output = anyhow::Result<()>> + Send + 'static {
+        // Now, and not when the task runs: another relay may look first.
+        self.relayed.add(E::STREAM);
+        async move {
+            if self.prepared(&stop).await {
+                let Self { database, broker, settings, relayed, .. } = &self;
+                relay::run(database, broker, settings, relayed, E::STREAM, &stop).await?;
+            }
+            Ok(())
         }
-        Ok(())
     }
 
     /// Applies the events of `H::Event`'s stream until `stop`, as the durable consumer `durable`.

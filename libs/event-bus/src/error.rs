@@ -18,6 +18,12 @@ pub enum Error {
     /// A statement was sent, and nothing came back in time.
     #[error("no answer from Postgres within {0:?}")]
     NoAnswer(Duration),
+    /// A header of the application that NATS or the bus could misunderstand.
+    #[error(
+        "the header {0:?} cannot travel: letters, digits and hyphens in its name, not Nats-… or traceparent; at most \
+             1000 bytes without control characters in its value"
+    )]
+    Header(String),
     /// Postgres, or the connection to it, reports an error.
     #[error(transparent)]
     Postgres(#[from] sqlx::Error),
@@ -29,6 +35,7 @@ impl Error {
     pub fn is_outage(&self) -> bool {
         match self {
             Self::NotMigrated | Self::NoConnection(_) | Self::NoAnswer(_) => true,
+            Self::Header(_) => false,
             Self::Postgres(error) => is_outage_of_postgres(error),
         }
     }

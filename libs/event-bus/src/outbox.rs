@@ -5,10 +5,12 @@
 
 use crate::connection::Transaction;
 use crate::error::Result;
+use crate::headers::Headers;
 use crate::trace;
 use event_bus_core::Publish;
 
-/// An event as `bus.append(stream, subject, aggregate_id, version, payload, traceparent)` takes it.
+/// An event as `bus.append(stream, subject, aggregate_id, version, payload, traceparent, headers)` takes it; `headers` may
+/// be left out.
 ///
 /// For statements that write a row and append its event in one round trip. Append after the row is written: its lock
 /// makes the order of the outbox the order of the versions.
@@ -26,6 +28,8 @@ pub struct Outgoing {
     pub payload: String,
     /// The trace context of the work at hand.
     pub traceparent: Option<String>,
+    /// What it carries beside the body.
+    pub headers: Headers,
 }
 
 impl Outgoing {
@@ -38,36 +42,58 @@ impl Outgoing {
             version: event.version(),
             payload: event.encode(),
             traceparent: trace::current(),
+            headers: Headers::default(),
         }
+    }
+
+    /// The same, with one more header.
+    ///
+    /// # Errors
+    /// See [`Headers::insert`].
+    pub fn with_header(mut self, name: &str, value: &str) -> Result<Self> {
+        self.headers.insert(name, value)?;
+        Ok(self)
+    }
+}
+
+impl<E: Publish> From<&E> for Outgoing {
+    fn from(event: &E) -> Self {
+        Self::new(event)
     }
 }
 
 impl Transaction {
-    /// Puts `events` into the outbox, in this order; they are published after the commit.
+    /// Puts `events` into the outbox, in this order; they are published after the commit. An event with headers comes as
+    /// [`Outgoing`], one without by reference.
     ///
     /// # Errors
     /// A second event for the same version of an aggregate violates a unique constraint.
-    pub async fn append<'a, E: Publish>(&mut self, events: impl IntoIterator<Item = &'a E>) -> Result<()> {
-        let events: Vec<_> = events.into_iter().map(Outgoing::new).collect();
+    pub async fn append(&mut self, events: impl IntoIterator<Item = impl Into<Outgoing>>) -> Result<()> {
+        let events: Vec<Outgoing> = events.into_iter().map(Into::into).collect();
         if events.is_empty() {
             return Ok(());
         }
+        let streams: Vec<&str> = events.iter().map(|event| event.stream).collect();
         let subjects: Vec<&str> = events.iter().map(|event| event.subject).collect();
         let aggregates: Vec<&str> = events.iter().map(|event| event.aggregate_id.as_str()).collect();
         let versions: Vec<i64> = events.iter().map(|event| event.version).collect();
         let payloads: Vec<&str> = events.iter().map(|event| event.payload.as_str()).collect();
+        let traceparents: Vec<Option<&str>> = events.iter().map(|event| event.traceparent.as_deref()).collect();
+        let headers: Vec<Option<String>> = events.iter().map(|event| event.headers.to_json()).collect();
         sqlx::query!(
-            "insert into bus.outbox (stream, subject, aggregate_id, version, payload, traceparent)
-             select $1, subject, aggregate_id, version, payload, $2
-             from unnest($3::text[], $4::text[], $5::bigint[], $6::text[])
-                  with ordinality as events (subject, aggregate_id, version, payload, number)
+            "insert into bus.outbox (stream, subject, aggregate_id, version, payload, traceparent, headers)
+             select stream, subject, aggregate_id, version, payload, traceparent, headers::json
+             from unnest($1::text[], $2::text[], $3::text[], $4::bigint[], $5::text[], $6::text[], $7::text[])
+                  with ordinality
+                  as events (stream, subject, aggregate_id, version, payload, traceparent, headers, number)
              order by number",
-            E::STREAM,
-            trace::current(),
+            &streams as _,
             &subjects as _,
             &aggregates as _,
             &versions,
             &payloads as _,
+            &traceparents as _,
+            &headers as _,
         )
         .execute(&mut **self)
         .await?;

@@ -29,11 +29,13 @@ use crate::database::Database;
 use crate::error::Result;
 use crate::retry::{Backoff, jitter};
 use crate::settings::Settings;
-use anyhow::Context;
+use anyhow::{Context, ensure};
 use floor::Floor;
-use outbox::{Batch, Position};
+use outbox::{Batch, Limits, Position};
 use publish::Published;
 use reconcile::LostHistory;
+use std::collections::BTreeSet;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep, timeout};
@@ -53,6 +55,8 @@ const COMPARE: Duration = Duration::from_secs(30);
 /// How long a stream that seems to be shorter than before may be the view of a node that was cut off from its cluster.
 const CUT_OFF: Duration = Duration::from_secs(15);
 
+const FORGOTTEN: &str = "events wait in the outbox for a stream that this process does not relay: start a relay for it";
+
 enum Step {
     /// More waits, or what was found has to be looked at again.
     More,
@@ -64,14 +68,33 @@ enum Step {
     Contended,
 }
 
+/// The streams that this process relays. Clones share everything.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Relayed(Arc<Mutex<BTreeSet<&'static str>>>);
+
+impl Relayed {
+    pub(crate) fn add(&self, stream: &'static str) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(stream);
+    }
+
+    /// Those of `streams` that nothing in this process relays.
+    fn forgotten(&self, streams: Vec<String>) -> Vec<String> {
+        let relayed = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        streams.into_iter().filter(|stream| !relayed.contains(stream.as_str())).collect()
+    }
+}
+
 /// The relay of one stream in this process.
 struct Relay<'a> {
     database: &'a Database,
     broker: &'a Broker,
     settings: &'a Settings,
+    relayed: &'a Relayed,
     stream: &'static str,
     stop: &'a CancellationToken,
     floor: Floor,
+    /// Whether the stream takes atomic batches, as far as we know.
+    atomic: bool,
     /// When the end of the stream was last known to be our position.
     compared: Option<Instant>,
     /// The position that we have last committed.
@@ -83,21 +106,28 @@ pub(crate) async fn run(
     database: &Database,
     broker: &Broker,
     settings: &Settings,
+    relayed: &Relayed,
     stream: &'static str,
     stop: &CancellationToken,
 ) -> anyhow::Result<()> {
     let what = format!("publishing to {stream}");
     let mut backoff = Backoff::default();
     let mut work = database.commits();
-    let (floor, compared, committed) = (Floor::default(), None, None);
-    let mut relay = Relay { database, broker, settings, stream, stop, floor, compared, committed };
+    let (floor, atomic, compared, committed) = (Floor::default(), true, None, None);
+    let mut relay = Relay { database, broker, settings, relayed, stream, stop, floor, atomic, compared, committed };
     // A node of NATS that was cut off from its cluster answers for some seconds from what it knew before.
     let mut lost: Option<Instant> = None;
-    while let Err(error) = register(database, stream).await {
-        if stop.run_until_cancelled(sleep(backoff.fail(&what, &error.into()))).await.is_none() {
-            return Ok(());
+    let forgotten = loop {
+        match register(database, stream).await {
+            Ok(waiting) => break relayed.forgotten(waiting),
+            Err(error) => {
+                if stop.run_until_cancelled(sleep(backoff.fail(&what, &error.into()))).await.is_none() {
+                    return Ok(());
+                }
+            }
         }
-    }
+    };
+    ensure!(forgotten.is_empty(), "{FORGOTTEN}: {}", forgotten.join(", "));
     loop {
         let step = timeout(STEP, relay.step()).await.context("Postgres does not answer");
         let pause = match step.flatten() {
@@ -123,7 +153,7 @@ pub(crate) async fn run(
             Err(_) if stop.is_cancelled() => return Ok(()),
             Err(error) => {
                 // What was true of this database and this stream may not be true of those that come back.
-                (relay.compared, relay.committed, relay.floor) = (None, None, Floor::default());
+                (relay.compared, relay.committed, relay.floor, relay.atomic) = (None, None, Floor::default(), true);
                 broker.provision_again(stop).await;
                 match error.downcast_ref() {
                     Some(LostHistory::Broker { .. }) if lost.get_or_insert_with(Instant::now).elapsed() < CUT_OFF => {
@@ -149,11 +179,12 @@ async fn wait_for_work(work: &mut watch::Receiver<u64>, stop: &CancellationToken
     }
 }
 
-/// The row that is the lock of the stream, for the first of all relays.
-async fn register(database: &Database, stream: &str) -> Result<()> {
+/// Inserts the row that is the lock of the stream, if this is the first of all relays. Returns the streams of which events
+/// are waiting.
+async fn register(database: &Database, stream: &str) -> Result<Vec<String>> {
     let mut db = database.background_connection().await?;
     sqlx::query!("insert into bus.relay (stream) values ($1) on conflict do nothing", stream).execute(&mut *db).await?;
-    Ok(())
+    Ok(outbox::streams(&mut db).await?)
 }
 
 impl Relay<'_> {
@@ -172,7 +203,7 @@ impl Relay<'_> {
         }
         position.floor = self.floor.proven().max(position.floor);
         // A statement of its own: a row that its predecessor's holder deleted would still be seen by the lock's snapshot.
-        let batch = outbox::oldest(&mut tx, settings, stream, position.floor).await?;
+        let batch = outbox::oldest(&mut tx, stream, position.floor, self.limits()).await?;
         if batch.rows.is_empty() {
             return self.idle(tx, position).await;
         }
@@ -191,6 +222,16 @@ impl Relay<'_> {
                 }
                 self.after(&batch)
             }
+            Published::Singly => {
+                tx.rollback().await?;
+                tracing::warn!(
+                    stream,
+                    "the stream takes no atomic batches: events are published one by one, which is \
+                                        slow, and not all those of a transaction at once; set allow_atomic on the stream"
+                );
+                self.atomic = false;
+                return Ok(Step::More);
+            }
             Published::Elsewhere => {
                 reconcile::reconcile(broker, &mut tx, stream, position).await?;
                 tx.commit().await?;
@@ -199,6 +240,13 @@ impl Relay<'_> {
         };
         self.compared = Some(Instant::now());
         Ok(step)
+    }
+
+    fn limits(&self) -> Limits {
+        Limits {
+            events: if self.atomic { self.settings.publish_events } else { 1 },
+            bytes: self.settings.publish_bytes,
+        }
     }
 
     fn after(&self, batch: &Batch) -> Step {
@@ -223,6 +271,10 @@ impl Relay<'_> {
         }
         if self.compared.is_none_or(|last| last.elapsed() > COMPARE) && !self.stop.is_cancelled() {
             reconcile::compare(self.broker, &mut tx, self.stream, position).await?;
+            let forgotten = self.relayed.forgotten(outbox::streams(&mut tx).await?);
+            if !forgotten.is_empty() {
+                tracing::error!(streams = forgotten.join(", "), "{FORGOTTEN}");
+            }
             tx.commit().await?;
             self.compared = Some(Instant::now());
         } else {

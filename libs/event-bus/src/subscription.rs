@@ -21,6 +21,7 @@ use crate::connection::Transaction;
 use crate::database::Database;
 use crate::dead_letters::{self, FailedAttempt, Verdict};
 use crate::error::{Error, is_outage};
+use crate::headers::Headers;
 use crate::panics::panic_message;
 use crate::pull::Pull;
 use crate::retry::{Backoff, jitter};
@@ -32,6 +33,7 @@ use event_bus_core::Event;
 use metrics::Counter;
 use std::collections::HashMap;
 use std::future::Future;
+use std::ops::Deref;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Duration;
 use tokio::time::{Instant, sleep, timeout};
@@ -49,7 +51,28 @@ pub trait Handler: Send + Sync + 'static {
     /// Undoes the whole transaction. An outage of Postgres is waited out. An event that needs a row which another
     /// transaction has locked is tried again until the lock is gone. Any other error counts against the event, tried
     /// alone, and so does a panic: after five times in about 30 seconds it becomes a dead letter.
-    fn apply(&self, tx: &mut Transaction, events: &[Self::Event]) -> impl Future<Output = anyhow::Result<()>> + Send;
+    fn apply(
+        &self,
+        tx: &mut Transaction,
+        events: &[Received<Self::Event>],
+    ) -> impl Future<Output = anyhow::Result<()>> + Send;
+}
+
+/// An event as it came out of the stream.
+#[derive(Debug, Clone)]
+pub struct Received<E> {
+    /// What happened.
+    pub event: E,
+    /// What it carries beside its body.
+    pub headers: Headers,
+}
+
+impl<E> Deref for Received<E> {
+    type Target = E;
+
+    fn deref(&self) -> &E {
+        &self.event
+    }
 }
 
 /// An ack is a message of its own, and must not hold us up when the link is down.
@@ -81,7 +104,7 @@ struct Subscription<'a, H> {
 /// Messages and the events in them, in the same order.
 struct Deliveries<E> {
     messages: Vec<Message>,
-    events: Vec<E>,
+    events: Vec<Received<E>>,
 }
 
 /// Applies the events of `H::Event::STREAM` until `stop`.
@@ -277,17 +300,18 @@ impl<E> Default for Deliveries<E> {
 }
 
 impl<E> Deliveries<E> {
-    fn push(&mut self, message: Message, event: E) {
+    fn push(&mut self, message: Message, event: Received<E>) {
         self.messages.push(message);
         self.events.push(event);
     }
 }
 
 /// The event in a message, or why there is none.
-fn decode<E: Event>(message: &Message) -> Result<E, String> {
+fn decode<E: Event>(message: &Message) -> Result<Received<E>, String> {
     let decoded = catch_unwind(AssertUnwindSafe(|| E::decode(&message.subject, &message.payload)));
     match decoded {
-        Ok(event) => event.map_err(|error| error.to_string()),
+        Ok(Ok(event)) => Ok(Received { event, headers: Headers::of_message(message.headers.as_ref()) }),
+        Ok(Err(error)) => Err(error.to_string()),
         Err(panic) => Err(format!("decoding panicked: {}", panic_message(&*panic))),
     }
 }

@@ -3,7 +3,7 @@
 use crate::store;
 use anyhow::Context;
 use contracts::ExpirationEvent;
-use event_bus::{Handler, Transaction};
+use event_bus::{Handler, Received, Transaction};
 
 /// Cancels orders that are not paid.
 pub struct ExpirationEvents;
@@ -11,8 +11,8 @@ pub struct ExpirationEvents;
 impl Handler for ExpirationEvents {
     type Event = ExpirationEvent;
 
-    async fn apply(&self, tx: &mut Transaction, events: &[ExpirationEvent]) -> anyhow::Result<()> {
-        let ids = || events.iter().map(|ExpirationEvent::Complete(expiration)| expiration.order_id);
+    async fn apply(&self, tx: &mut Transaction, events: &[Received<ExpirationEvent>]) -> anyhow::Result<()> {
+        let ids = || events.iter().map(|event| event.order_id());
         let mut orders = store::lock(tx, ids()).await?;
         let mut cancelled = Vec::new();
         for id in ids() {

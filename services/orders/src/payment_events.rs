@@ -5,7 +5,7 @@ use crate::store;
 use anyhow::{Context, bail, ensure};
 use contracts::PaymentEvent;
 use contracts::neighbours::Payment;
-use event_bus::{Handler, Transaction};
+use event_bus::{Handler, Received, Transaction};
 use metrics::Counter;
 use sqlx::PgConnection;
 
@@ -28,8 +28,8 @@ impl Default for PaymentEvents {
 impl Handler for PaymentEvents {
     type Event = PaymentEvent;
 
-    async fn apply(&self, tx: &mut Transaction, events: &[PaymentEvent]) -> anyhow::Result<()> {
-        let payments: Vec<_> = events.iter().map(|PaymentEvent::Created(payment)| payment).collect();
+    async fn apply(&self, tx: &mut Transaction, events: &[Received<PaymentEvent>]) -> anyhow::Result<()> {
+        let payments: Vec<_> = events.iter().map(|event| event.payment()).collect();
         let mut orders = store::lock(tx, payments.iter().map(|payment| payment.order_id)).await?;
         if let Some(lost) = payments.iter().find(|payment| !orders.contains_key(&payment.order_id)) {
             bail!("payment {}: order {} does not exist", lost.id, lost.order_id);

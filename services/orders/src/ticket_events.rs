@@ -2,7 +2,7 @@
 
 use crate::replica;
 use contracts::TicketEvent;
-use event_bus::{Handler, Transaction};
+use event_bus::{Handler, Received, Transaction};
 
 /// Keeps `ticket_replica`.
 pub struct TicketEvents;
@@ -10,7 +10,7 @@ pub struct TicketEvents;
 impl Handler for TicketEvents {
     type Event = TicketEvent;
 
-    async fn apply(&self, tx: &mut Transaction, events: &[TicketEvent]) -> anyhow::Result<()> {
-        Ok(replica::update(tx, events.iter().map(TicketEvent::snapshot)).await?)
+    async fn apply(&self, tx: &mut Transaction, events: &[Received<TicketEvent>]) -> anyhow::Result<()> {
+        Ok(replica::update(tx, events.iter().map(|event| event.snapshot())).await?)
     }
 }

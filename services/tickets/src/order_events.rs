@@ -3,7 +3,7 @@
 use crate::store;
 use anyhow::Context;
 use contracts::{OrderChange, TicketEvent};
-use event_bus::{Handler, Transaction};
+use event_bus::{Handler, Received, Transaction};
 
 /// Makes tickets follow their orders.
 pub struct OrderEvents;
@@ -11,7 +11,7 @@ pub struct OrderEvents;
 impl Handler for OrderEvents {
     type Event = OrderChange;
 
-    async fn apply(&self, tx: &mut Transaction, orders: &[OrderChange]) -> anyhow::Result<()> {
+    async fn apply(&self, tx: &mut Transaction, orders: &[Received<OrderChange>]) -> anyhow::Result<()> {
         let mut tickets = store::lock(tx, orders.iter().map(|order| order.ticket.id)).await?;
         let mut updates = Vec::new();
         for order in orders {

@@ -1,7 +1,9 @@
 //! The statements of the relay. Each has one possible plan, with any statistics of the tables: see migration 3.
 
 use crate::connection::Transaction;
-use crate::settings::Settings;
+use crate::headers::Headers;
+use anyhow::Context;
+use sqlx::PgConnection;
 use std::collections::HashMap;
 
 /// How many rows behind a full batch are searched for events of its transactions.
@@ -23,6 +25,14 @@ pub(super) struct Position {
     pub(super) floor: i64,
 }
 
+/// What one batch may hold.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Limits {
+    pub(super) events: usize,
+    /// Of bodies; one event may have more.
+    pub(super) bytes: usize,
+}
+
 /// The oldest rows, as many as are published together.
 #[derive(Debug)]
 pub(super) struct Batch {
@@ -38,6 +48,8 @@ pub(super) struct Row {
     pub(super) event_id: String,
     pub(super) payload: String,
     pub(super) traceparent: Option<String>,
+    /// JSON.
+    headers: Option<String>,
     transaction: i64,
     /// Rows that are waiting, as far as they were counted.
     waiting: i64,
@@ -46,6 +58,14 @@ pub(super) struct Row {
 impl Batch {
     pub(super) fn ids(&self) -> Vec<i64> {
         self.rows.iter().map(|row| row.id).collect()
+    }
+}
+
+impl Row {
+    /// The headers of the application.
+    pub(super) fn headers(&self) -> anyhow::Result<Headers> {
+        let headers = self.headers.as_deref().map(serde_json::from_str).transpose();
+        Ok(headers.with_context(|| format!("the headers of {} are not JSON", self.event_id))?.unwrap_or_default())
     }
 }
 
@@ -58,17 +78,12 @@ pub(super) async fn lock(tx: &mut Transaction, stream: &str) -> anyhow::Result<O
 
 /// The oldest rows behind `floor`. All events of a transaction are among them, or none – unless they span more rows than a
 /// batch may hold.
-pub(super) async fn oldest(
-    tx: &mut Transaction,
-    settings: &Settings,
-    stream: &str,
-    floor: i64,
-) -> anyhow::Result<Batch> {
+pub(super) async fn oldest(tx: &mut Transaction, stream: &str, floor: i64, limits: Limits) -> anyhow::Result<Batch> {
     let mut rows = sqlx::query_as!(
         Row,
         r#"
         select id, subject, aggregate_id || '-' || version as "event_id!", payload, traceparent,
-               transaction::text::bigint as "transaction!", waiting as "waiting!"
+               headers::text, transaction::text::bigint as "transaction!", waiting as "waiting!"
         from (
             select *, sum(octet_length(payload)) over (order by id) as bytes, row_number() over (order by id) as number,
                    count(*) over () as waiting
@@ -80,12 +95,12 @@ pub(super) async fn oldest(
         stream,
         floor,
         // One more than is published, to know whether there are more.
-        i64::try_from(settings.publish_events)? + 1,
-        i64::try_from(settings.publish_bytes)?,
+        i64::try_from(limits.events)? + 1,
+        i64::try_from(limits.bytes)?,
     )
     .fetch_all(&mut **tx)
     .await?;
-    rows.truncate(settings.publish_events);
+    rows.truncate(limits.events);
     let waiting = rows.first().map_or(0, |row| row.waiting);
     let more = waiting > i64::try_from(rows.len())?;
     if more {
@@ -172,6 +187,22 @@ pub(super) async fn move_on(
         share.execute(&mut **tx).await?;
     }
     Ok(())
+}
+
+/// The streams of which events are waiting: a lookup in the index for each of them, however many events there are.
+pub(super) async fn streams(db: &mut PgConnection) -> sqlx::Result<Vec<String>> {
+    let streams = sqlx::query_scalar!(
+        r#"
+        with recursive streams as (
+            (select stream from bus.outbox order by stream limit 1)
+            union all
+            select (select stream from bus.outbox where stream > streams.stream order by stream limit 1)
+            from streams where stream is not null
+        )
+        select stream as "stream!" from streams where stream is not null
+        "#
+    );
+    streams.fetch_all(db).await
 }
 
 /// Rows of any id are looked at again.

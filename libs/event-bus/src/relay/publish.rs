@@ -2,6 +2,7 @@
 
 use super::outbox::Row;
 use crate::broker::Broker;
+use crate::headers::TRACEPARENT;
 use anyhow::{Context, bail, ensure};
 use async_nats::jetstream::publish::PublishAck;
 use async_nats::jetstream::response::Response;
@@ -16,11 +17,16 @@ const DUPLICATE_IN_BATCH: u64 = 10201;
 /// A batch is not what it was when it was sent: the server could not keep its first messages until the last one came.
 const INCOMPLETE_BATCH: u64 = 10176;
 
+/// The stream takes no atomic batches: it is configured with `allow_atomic: false`.
+const ATOMIC_DISABLED: u64 = 10174;
+
 /// Whether the server stored what it was given.
 pub(super) enum Published {
     UpTo(u64),
     /// Nothing was stored: the stream has moved on without us.
     Elsewhere,
+    /// Nothing was stored: the stream takes single events only.
+    Singly,
 }
 
 /// Stores all `rows` directly behind `last_seq`, or none of them.
@@ -33,7 +39,10 @@ pub(super) async fn publish(broker: &Broker, stream: &str, last_seq: u64, rows: 
         let mut headers = HeaderMap::new();
         headers.insert(header::NATS_MESSAGE_ID, row.event_id.as_str());
         if let Some(traceparent) = &row.traceparent {
-            headers.insert("traceparent", traceparent.as_str());
+            headers.insert(TRACEPARENT, traceparent.as_str());
+        }
+        for (name, value) in row.headers()?.iter() {
+            headers.insert(name, value);
         }
         if number == 1 {
             headers.insert(header::NATS_EXPECTED_LAST_SEQUENCE, header::HeaderValue::from(last_seq));
@@ -60,6 +69,7 @@ pub(super) async fn publish(broker: &Broker, stream: &str, last_seq: u64, rows: 
         }
         Response::Err { error } => match error.error_code().0 {
             WRONG_LAST_SEQUENCE | DUPLICATE_IN_BATCH => Ok(Published::Elsewhere),
+            ATOMIC_DISABLED => Ok(Published::Singly),
             INCOMPLETE_BATCH => bail!("the server cannot store (disk full?): {error}"),
             _ => bail!("the server refused: {error}"),
         },

@@ -1,6 +1,6 @@
 //! One transaction of a handler, and whose fault it is if it fails.
 
-use super::{Handler, Subscription};
+use super::{Handler, Received, Subscription};
 use crate::dead_letters::{self, Applied};
 use crate::error::{causes_in_postgres, is_lock_timeout, is_outage, is_statement_timeout, lock_of};
 use crate::panics;
@@ -39,7 +39,12 @@ impl Locks {
 }
 
 impl<H: Handler> Subscription<'_, H> {
-    pub(super) async fn apply(&self, messages: &[Message], events: &[H::Event], locks: Locks) -> Result<(), Failure> {
+    pub(super) async fn apply(
+        &self,
+        messages: &[Message],
+        events: &[Received<H::Event>],
+        locks: Locks,
+    ) -> Result<(), Failure> {
         let applied = self.apply_within_limit(messages, events, locks).await;
         let Err(error) = applied else { return Ok(()) };
         // What takes too long while Postgres answers others would take as long the next time.
@@ -52,10 +57,15 @@ impl<H: Handler> Subscription<'_, H> {
         Err(if is_outage { Failure::Outage(error) } else { Failure::Event(error) })
     }
 
-    async fn apply_within_limit(&self, messages: &[Message], events: &[H::Event], locks: Locks) -> anyhow::Result<()> {
+    async fn apply_within_limit(
+        &self,
+        messages: &[Message],
+        events: &[Received<H::Event>],
+        locks: Locks,
+    ) -> anyhow::Result<()> {
         let applied = Applied {
-            aggregates: events.iter().map(Event::aggregate_id).collect(),
-            versions: events.iter().map(Event::version).collect(),
+            aggregates: events.iter().map(|event| event.aggregate_id()).collect(),
+            versions: events.iter().map(|event| event.version()).collect(),
             seqs: messages.iter().map(stream_sequence).collect::<anyhow::Result<_>>()?,
         };
         let limit = self.settings.apply_timeout;

@@ -54,13 +54,20 @@ impl Harness {
 
     /// A bus that does nothing by itself.
     pub async fn bus(&self, nats_url: &str) -> Bus {
+        Self::open(self.settings(nats_url)).await.unwrap()
+    }
+
+    pub async fn open(settings: Settings) -> anyhow::Result<Bus> {
+        Bus::open(settings, Schema::new("test", Migrator::DEFAULT, "")).await
+    }
+
+    pub fn settings(&self, nats_url: &str) -> Settings {
         let nats = NatsSettings { url: nats_url.to_owned(), authority: None, stream_replicas: 1 };
-        let settings = Settings {
+        Settings {
             database_connections: 8,
             provision: self.provision,
             ..Settings::new("test", &self.database_url, nats)
-        };
-        Bus::open(settings, Schema::new("test", Migrator::DEFAULT, "")).await.unwrap()
+        }
     }
 
     pub async fn jetstream(&self) -> async_nats::jetstream::Context {
@@ -81,7 +88,11 @@ impl Harness {
 
     /// The ids of all events in the stream, in order.
     pub async fn stream(&self) -> Vec<String> {
-        let stream = self.jetstream().await.get_stream("TICKETS").await.unwrap();
+        self.stream_of("TICKETS").await
+    }
+
+    pub async fn stream_of(&self, name: &str) -> Vec<String> {
+        let stream = self.jetstream().await.get_stream(name).await.unwrap();
         let mut ids = Vec::new();
         for seq in 1..=stream.cached_info().state.last_sequence {
             let message = stream.get_raw_message(seq).await.unwrap();

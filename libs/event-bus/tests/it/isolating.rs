@@ -2,7 +2,7 @@
 
 use crate::harness::{Harness, append, event};
 use contracts::{Id, TicketEvent};
-use event_bus::{Bus, Event, Handler, Publish, Transaction};
+use event_bus::{Bus, Event, Handler, Publish, Received, Transaction};
 use sqlx::Executor;
 use stack::{eventually, eventually_within};
 use std::time::Duration;
@@ -13,8 +13,8 @@ struct Counter;
 impl Handler for Counter {
     type Event = TicketEvent;
 
-    async fn apply(&self, tx: &mut Transaction, events: &[TicketEvent]) -> anyhow::Result<()> {
-        let mut ids: Vec<String> = events.iter().map(|event| event.aggregate_id().to_string()).collect();
+    async fn apply(&self, tx: &mut Transaction, events: &[Received<TicketEvent>]) -> anyhow::Result<()> {
+        let mut ids: Vec<String> = events.iter().map(|event| event.aggregate_id()).collect();
         ids.sort();
         sqlx::query("select from counted where id = any($1) order by id for update")
             .bind(&ids)
@@ -79,7 +79,7 @@ fn titled(id: Id, version: i64, title: &str) -> TicketEvent {
 async fn commit(harness: &Harness, title: &str) {
     let event = titled(Id::generate(), 0, title);
     let sql = "select bus.append('TICKETS', 'ticket.created', $1, 0, $2, null)";
-    let commit = sqlx::query(sql).bind(event.aggregate_id().to_string()).bind(event.encode());
+    let commit = sqlx::query(sql).bind(event.aggregate_id()).bind(event.encode());
     commit.execute(&mut harness.db().await).await.unwrap();
 }
 

@@ -4,12 +4,16 @@
 #![allow(clippy::disallowed_methods, reason = "tests look into tables, and publish what no relay would")]
 
 mod harness;
+mod headers;
 mod held_snapshot;
 mod isolating;
 mod lost_history;
 mod migrating;
 mod publishing;
+mod settings;
 mod stale_relay;
+mod streams;
 mod subscribing;
 mod topology;
 mod transactions;
+mod unavailable;

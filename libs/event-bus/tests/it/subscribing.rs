@@ -1,6 +1,6 @@
 use crate::harness::{Harness, append, event};
 use contracts::{Id, TicketEvent};
-use event_bus::{Event, Handler, Publish, Transaction};
+use event_bus::{Event, Handler, Publish, Received, Transaction};
 use stack::{eventually, eventually_within};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
@@ -27,7 +27,7 @@ enum Fault {
 impl Handler for Recorder {
     type Event = TicketEvent;
 
-    async fn apply(&self, tx: &mut Transaction, events: &[TicketEvent]) -> anyhow::Result<()> {
+    async fn apply(&self, tx: &mut Transaction, events: &[Received<TicketEvent>]) -> anyhow::Result<()> {
         self.calls.fetch_add(1, Ordering::Relaxed);
         let fault = self.fault.lock().unwrap().clone();
         match fault {
@@ -40,7 +40,7 @@ impl Handler for Recorder {
             }
             None => {}
         }
-        self.applied.lock().unwrap().extend(events.iter().map(Event::event_id));
+        self.applied.lock().unwrap().extend(events.iter().map(|event| event.event_id()));
         Ok(())
     }
 }

@@ -1,0 +1,99 @@
+//! Headers of the application: what an event carries beside its body.
+
+use crate::error::Error;
+use async_nats::HeaderMap;
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+
+/// Headers of an event, for example a tenant, a correlation id or a content type. Names are compared as they are written.
+///
+/// They travel through the outbox and the stream to the handlers of all readers, and into a dead letter.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Headers(BTreeMap<String, String>);
+
+impl Headers {
+    /// Adds a header, or replaces the one of that name.
+    ///
+    /// # Errors
+    /// The name is not made of letters, digits and hyphens, or belongs to NATS (`Nats-…`) or to the bus (`traceparent`);
+    /// or the value is longer than 1000 bytes or holds control characters.
+    pub fn insert(&mut self, name: &str, value: &str) -> Result<(), Error> {
+        const LONGEST: usize = 1000;
+        let is_name = !name.is_empty() && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-');
+        if !is_name
+            || is_reserved(name)
+            || name.len() > LONGEST
+            || value.len() > LONGEST
+            || value.chars().any(char::is_control)
+        {
+            return Err(Error::Header(name.to_owned()));
+        }
+        self.0.insert(name.to_owned(), value.to_owned());
+        Ok(())
+    }
+
+    /// The value of a header.
+    pub fn get(&self, name: &str) -> Option<&str> {
+        self.0.get(name).map(String::as_str)
+    }
+
+    /// All headers, by name.
+    pub fn iter(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.0.iter().map(|(name, value)| (name.as_str(), value.as_str()))
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// What a message carries, without the headers of NATS and of the bus. Of several values the first one counts.
+    pub(crate) fn of_message(headers: Option<&HeaderMap>) -> Self {
+        let all = headers.into_iter().flat_map(HeaderMap::iter);
+        let first = all.filter_map(|(name, values)| Some((name.to_string(), values.first()?.to_string())));
+        Self(first.filter(|(name, _)| !is_reserved(name)).collect())
+    }
+
+    /// As the outbox keeps them; `None`: there are none.
+    pub(crate) fn to_json(&self) -> Option<String> {
+        // Strings have a JSON form.
+        (!self.is_empty()).then(|| event_bus_core::encode_json(self))
+    }
+}
+
+pub(crate) const TRACEPARENT: &str = "traceparent";
+
+/// Whether NATS or the bus uses headers of this name.
+fn is_reserved(name: &str) -> bool {
+    name.eq_ignore_ascii_case(TRACEPARENT) || name.get(..5).is_some_and(|start| start.eq_ignore_ascii_case("nats-"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Headers;
+
+    #[test]
+    fn a_header_that_could_be_taken_for_another_is_refused() {
+        let mut headers = Headers::default();
+        for (name, value) in [
+            ("", "x"),
+            ("two words", "x"),
+            ("colon:", "x"),
+            ("naïve", "x"),
+            ("Nats-Msg-Id", "x"),
+            ("nats-expected-last-sequence", "x"),
+            ("Traceparent", "x"),
+            ("tenant", "line\r\nNats-Msg-Id: 1"),
+            ("tenant", "nul\0"),
+            ("tenant", &"x".repeat(1001)),
+        ] {
+            assert!(headers.insert(name, value).is_err(), "{name:?}: {value:?}");
+        }
+        assert!(headers.is_empty());
+        headers.insert("Content-Type", "application/json").unwrap();
+        headers.insert("tenant", "Zürich").unwrap();
+        headers.insert("tenant", "").unwrap();
+        assert_eq!(headers.iter().collect::<Vec<_>>(), [("Content-Type", "application/json"), ("tenant", "")]);
+    }
+}

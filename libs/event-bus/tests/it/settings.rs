@@ -1,0 +1,59 @@
+use crate::harness::{Harness, append};
+use contracts::{Id, TicketEvent};
+use event_bus::{Handler, Received, Settings, Transaction};
+use stack::eventually;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+#[tokio::test]
+async fn limits_that_break_a_promise_are_refused() {
+    let harness = Harness::start().await;
+    let settings = || harness.settings(&harness.nats.url());
+    for (name, settings) in [
+        ("publish_events", Settings { publish_events: 1001, ..settings() }),
+        ("publish_events", Settings { publish_events: 0, ..settings() }),
+        ("publish_timeout", Settings { publish_timeout: Duration::from_secs(10), ..settings() }),
+        ("background_connections", Settings { background_connections: 2, ..settings() }),
+        ("apply_events", Settings { apply_events: 0, ..settings() }),
+    ] {
+        let Err(error) = Harness::open(settings).await else { panic!("{name} was accepted") };
+        assert!(error.to_string().contains(name), "{error}");
+    }
+}
+
+/// Notes the largest batch, and refuses everything.
+#[derive(Clone, Default)]
+struct Refuser(Arc<AtomicUsize>);
+
+impl Handler for Refuser {
+    type Event = TicketEvent;
+
+    async fn apply(&self, _: &mut Transaction, events: &[Received<TicketEvent>]) -> anyhow::Result<()> {
+        self.0.fetch_max(events.len(), Ordering::Relaxed);
+        anyhow::bail!("refused")
+    }
+}
+
+#[tokio::test]
+async fn attempts_delays_and_batches_are_those_of_the_settings() {
+    let mut harness = Harness::start().await;
+    let (bus, refuser) = (harness.relay().await, Refuser::default());
+    append(&bus, Id::generate(), 0..30).await;
+    harness.published().await;
+
+    let settings = harness.settings(&harness.nats.url());
+    let settings = Settings { apply_events: 7, attempts: 2, retry_delay: Duration::from_millis(10), ..settings };
+    let reader = Harness::open(settings).await.unwrap();
+    harness.tasks.spawn(reader.subscribe("orders", refuser.clone(), harness.stop.clone()));
+    // With the defaults it takes 30 s until an event is a dead letter.
+    eventually("thirty dead letters after two attempts each", async || {
+        let sql = "select count(*) from bus.dead_letters where status = 'dead' and attempts = 2";
+        let dead: i64 = sqlx::query_scalar(sql).fetch_one(&mut harness.db().await).await?;
+        anyhow::ensure!(dead == 30, "{dead} are");
+        Ok(())
+    })
+    .await
+    .unwrap();
+    assert_eq!(refuser.0.load(Ordering::Relaxed), 7);
+}
