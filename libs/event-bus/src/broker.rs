@@ -21,7 +21,7 @@ pub(crate) struct Broker {
 }
 
 impl Broker {
-    /// Connects by and by: NATS may come up later.
+    /// Connects in the background: NATS may start later.
     pub(crate) async fn connect(settings: &Settings) -> anyhow::Result<Self> {
         let client = nats::connect(&settings.nats, settings.service, &settings.client).await?;
         Ok(Self {
@@ -31,12 +31,13 @@ impl Broker {
         })
     }
 
-    /// Asked before anything that would wait for NATS while it holds something.
+    /// Fails at once without a connection. Called before work that would wait for NATS while it holds a lock or a
+    /// connection to Postgres.
     pub(crate) fn connected(&self) -> anyhow::Result<()> {
         nats::connected(&self.client)
     }
 
-    /// Waits without a word: to connect takes a moment, and the client logs what keeps it from connecting.
+    /// Waits until there is a connection. Logs nothing: the client logs why it cannot connect.
     pub(crate) async fn wait_connected(&self) {
         while self.connected().is_err() {
             sleep(CONNECTING).await;
@@ -50,7 +51,7 @@ impl Broker {
         topology::ensure(&self.client, replicas, drift).await
     }
 
-    /// A stream or a consumer may be what is missing. If this does not help, what failed fails again and says why.
+    /// Creates what may be missing, after a failure. Errors are ignored: what failed fails again and says why.
     pub(crate) async fn provision_again(&self, stop: &CancellationToken) {
         let _ = stop.run_until_cancelled(self.provision(Drift::Leave)).await;
     }

@@ -32,8 +32,8 @@ pub struct Bus {
 }
 
 impl Bus {
-    /// A bus that connects by and by: neither Postgres nor NATS needs to be there yet. The relay and the subscriptions
-    /// bring the database up to date before they do anything else; where the role may not, they wait until somebody has.
+    /// A bus that connects in the background: neither Postgres nor NATS needs to run yet. The relay and the subscriptions
+    /// migrate the database before they do anything else. A role that may not migrate waits until the owner has.
     ///
     /// # Errors
     /// A malformed URL, a file that cannot be read, or a limit with which the bus cannot work.

@@ -11,8 +11,8 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::timeout;
 
-/// How long a connection that goes back to the pool may take to show that it lives. The pool itself would wait for ever
-/// for a peer that died without a word, and lose the place of the connection.
+/// How long a connection that goes back to the pool may take to show that it lives. The pool itself waits
+/// for ever for a peer that died, and never opens another connection in its place.
 const SIGN_OF_LIFE: Duration = Duration::from_secs(1);
 
 /// Connections to one database.
@@ -105,7 +105,7 @@ impl Transaction {
     /// Makes rows and events durable and wakes the relay.
     ///
     /// # Errors
-    /// A connection lost in here leaves open whether the commit happened: tell nobody that it did.
+    /// If the connection is lost here, the outcome of the commit is unknown: do not report success.
     pub async fn commit(mut self) -> Result<()> {
         self.connection.execute("commit").await?;
         self.connection.open = false;

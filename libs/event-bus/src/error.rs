@@ -9,7 +9,7 @@ pub type Result<T> = std::result::Result<T, Error>;
 /// Why the bus could not do what was asked of Postgres.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The tables are not up to date yet. The bus migrates them, or waits until somebody with more rights has.
+    /// The tables are not up to date yet. The bus migrates them, or waits for the command `migrate`.
     #[error("the tables are not up to date yet: see what is logged about preparing the database")]
     NotMigrated,
     /// No connection came free, or could be opened, in time.
@@ -56,7 +56,7 @@ pub(crate) fn causes_in_postgres(error: &anyhow::Error) -> impl Iterator<Item = 
     })
 }
 
-/// Whether Postgres gave up on a statement that took longer than it may. An outage as well, to whoever waits.
+/// Whether Postgres gave up on a statement that took longer than it may. Also an outage for the caller.
 pub(crate) fn is_statement_timeout(error: &sqlx::Error) -> bool {
     has_state(error, |state| state == "57014")
 }

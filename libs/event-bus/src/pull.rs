@@ -1,8 +1,8 @@
 //! Pulling from a durable consumer, one request at a time.
 //!
 //! A client library's endless stream always has a request under way; whatever the server delivers to it after the
-//! reader has left waits out `ack_wait` before somebody else gets it. Here every request comes to an end that we see –
-//! filled, expired or refused – so a reader that asks for no more and reads to the end leaves nothing behind.
+//! reader has left waits out `ack_wait` before another reader gets it. Here each request has an end that the reader sees –
+//! filled, expired or refused. A reader that stops requesting and reads to the end leaves nothing behind.
 
 use crate::broker::Broker;
 use crate::settings::Settings;
@@ -18,7 +18,7 @@ use tokio::time::timeout;
 const EXPIRES: Duration = Duration::from_secs(2);
 /// How often the server shows that an idle request is alive.
 const HEARTBEAT: Duration = Duration::from_secs(1);
-/// No message and no heartbeat for two and a half: the request was lost on the way, or its answers were.
+/// Without a message or a heartbeat for two and a half, the request or its messages were lost.
 const SILENCE: Duration = Duration::from_millis(2500);
 /// A refused request is not repeated at once.
 const REFUSED: Duration = Duration::from_millis(250);

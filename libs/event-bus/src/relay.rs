@@ -5,7 +5,7 @@
 //!
 //! What if we die, or are frozen …
 //! - before publishing: the lock goes with the connection, nothing happened.
-//! - between publishing and commit: the rows are still there and `last_seq` is old. Whoever relays next is refused
+//! - between publishing and commit: the rows are still there and `last_seq` is old. The next relay is refused
 //!   (*wrong last sequence*), reads what the stream holds behind `last_seq`, and deletes the rows it finds there.
 //!   `kill_nine_between_publish_and_delete_loses_and_doubles_nothing` shows it.
 //! - and thaw after another replica took over: our publish expects a position that is taken, so the server refuses it;
@@ -43,7 +43,7 @@ use tokio_util::sync::CancellationToken;
 
 /// Under load a batch waits this long to fill: each costs six round trips and a write to two disks.
 const COALESCE: Duration = Duration::from_millis(5);
-/// When to look for rows that nobody woke us for: those of a replica that died.
+/// How often to look for rows without being woken: those of a replica that died.
 const POLL: Duration = Duration::from_millis(500);
 /// When to look again while another replica relays and something of ours may wait.
 const CONTENDED: Duration = Duration::from_millis(20);
@@ -115,7 +115,7 @@ pub(crate) async fn run(
     let mut work = database.commits();
     let (floor, atomic, compared, committed) = (Floor::default(), true, None, None);
     let mut relay = Relay { database, broker, settings, relayed, stream, stop, floor, atomic, compared, committed };
-    // A node of NATS that was cut off from its cluster answers for some seconds from what it knew before.
+    // A node of NATS that was cut off from its cluster replies with old state for some seconds.
     let mut lost: Option<Instant> = None;
     let forgotten = loop {
         match register(database, stream).await {
@@ -198,7 +198,7 @@ impl Relay<'_> {
             return Ok(Step::Contended);
         };
         if self.committed.is_some_and(|last| position.last_seq < last.last_seq || position.floor < last.floor) {
-            // Somebody has set it back: nothing is proven any more.
+            // It was set back by hand: nothing is proven any more.
             self.floor = Floor::default();
         }
         position.floor = self.floor.proven().max(position.floor);

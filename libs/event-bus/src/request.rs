@@ -151,7 +151,7 @@ impl<R> Replier<'_, R> {
                 }
                 Ok(Ok(None)) => Err(ServiceError { status: "Not Found".to_owned(), code: NOT_FOUND }),
                 Ok(Err(error)) => Err(failure(503, "Unavailable", &error)),
-                // Nobody waits for it any more.
+                // The requester has given up.
                 Err(_) => return,
             },
         };

@@ -1,7 +1,7 @@
 //! The tables of a service in its database, those of the bus among them, and who may do what with them.
 //!
-//! Whoever starts a service may have it migrate by itself, as the owner of the database; or migrates beforehand
-//! ([`migrate`]), and starts it as a role that can do nothing but its work.
+//! A service that runs as the owner of the database migrates it by itself. In production the owner migrates beforehand
+//! ([`migrate`]), and the service runs as a role with least privilege.
 
 use crate::error::{Error, is_outage};
 use crate::postgres;
@@ -41,7 +41,7 @@ impl Schema {
         let db = single(options.clone());
         let prepared = async {
             let lock = sqlx::query_scalar!("select pg_try_advisory_lock_shared(hashtext('migrate')) as \"free!\"");
-            ensure!(lock.fetch_one(&db).await?, "somebody is migrating it");
+            ensure!(lock.fetch_one(&db).await?, "another process is migrating the database");
             self.prepare_on(&db).await
         };
         let prepared = prepared.await;
@@ -112,8 +112,8 @@ pub async fn migrate(url: &str, schema: &Schema, role: Option<&str>, patience: D
         there.context("cannot connect to Postgres")?.close().await?;
         let db = single(options.clone());
         let migrated = async {
-            // Until this connection ends: nobody takes tables for usable whose grants are yet to come, and Postgres refuses
-            // grants that come at once.
+            // Held until this connection ends: services wait for the grants as well, and Postgres refuses concurrent
+            // grants.
             sqlx::query!("select pg_advisory_lock(hashtext('migrate'))").execute(&db).await?;
             schema.prepare_on(&db).await?;
             match role {
@@ -129,7 +129,7 @@ pub async fn migrate(url: &str, schema: &Schema, role: Option<&str>, patience: D
 }
 
 /// A single connection, on which a statement may take as long as it needs. To be closed however things end: a migration
-/// that fails leaves its advisory lock behind, and nobody could migrate while it is held.
+/// that fails leaves its advisory lock behind, which blocks all other migrations.
 fn single(options: PgConnectOptions) -> PgPool {
     let patient = options.options([("statement_timeout", "0"), ("lock_timeout", "0")]);
     PgPoolOptions::new().max_connections(1).acquire_timeout(postgres::OPEN).connect_lazy_with(patient)

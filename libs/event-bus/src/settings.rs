@@ -16,7 +16,8 @@ pub struct Settings {
     pub database_url: String,
     /// How to reach NATS.
     pub nats: NatsSettings,
-    /// Whether to create streams and consumers, or to trust that somebody with more rights has. Default: trust.
+    /// Whether to create missing streams and consumers. Without it they have to exist, see [`provision`](crate::provision).
+    /// Default: false.
     pub provision: bool,
 
     /// Connections to Postgres for requests at most. Default: 16.

@@ -1,6 +1,6 @@
 //! Applying: a durable place in another service's stream, shared by all replicas of this one.
 //!
-//! Messages are taken as they have arrived, applied in one transaction, and acknowledged after its commit. Nobody else
+//! Messages that have arrived are applied in one transaction and acknowledged after its commit. No other code
 //! acknowledges.
 //!
 //! What if we die …

@@ -2,7 +2,7 @@
 //!
 //! - Behind our position are events that the outbox holds, with the same content: a relay died after publishing them.
 //!   Their rows are deleted.
-//! - Behind it are messages of strangers: skipped.
+//! - Behind it are messages without the id of an event: skipped.
 //! - Behind it is an event of ours that the outbox does not hold, or holds with other content: the database is older than
 //!   the stream. It was restored from a backup, or failed over to a standby that lagged.
 //! - The stream ends before our position: the broker lost history.

@@ -47,7 +47,7 @@ impl<H: Handler> Subscription<'_, H> {
     ) -> Result<(), Failure> {
         let applied = self.apply_within_limit(messages, events, locks).await;
         let Err(error) = applied else { return Ok(()) };
-        // What takes too long while Postgres answers others would take as long the next time.
+        // A statement that times out while Postgres is up is slow by itself, and counts against the event.
         let timed_out = error.is::<TooSlow>() || causes_in_postgres(&error).any(is_statement_timeout);
         let lock = causes_in_postgres(&error).find(|error| is_lock_timeout(error)).map(lock_of);
         if let Some(lock) = lock {

@@ -6,9 +6,9 @@ use futures::StreamExt;
 use std::time::Duration;
 use tokio::time::timeout;
 
-/// An answer is published with the rights of tickets: into its own stream, if the question could say so.
+/// A reply is published with the rights of tickets, which may publish to its own stream.
 #[tokio::test]
-async fn a_question_whose_answer_would_not_go_to_an_inbox_is_not_answered() -> Result<()> {
+async fn a_request_with_a_reply_subject_that_is_no_inbox_gets_no_reply() -> Result<()> {
     let system = System::start(1, 0).await?;
     let options = async_nats::ConnectOptions::new().custom_inbox_prefix("_INBOX_orders");
     let options = options.user_and_password("orders".to_owned(), "orders".to_owned());
