@@ -2,7 +2,6 @@
 //! their `main`, so that `cargo up` and tests start the processes they are about from one binary. In an image it is called
 //! with the arguments of a service, and the variable `STACK_SERVICE` says which service it is.
 
-mod lock;
 mod system;
 mod up;
 mod welcome;
@@ -15,11 +14,11 @@ fn main() -> ExitCode {
     let mut args = named.into_iter().chain(std::env::args_os().skip(1)).peekable();
     match args.peek().and_then(|name| name.to_str()) {
         Some("tickets") => {
-            stack::end_with_parent();
+            testkit::end_with_parent();
             tickets::main(args)
         }
         Some("orders") => {
-            stack::end_with_parent();
+            testkit::end_with_parent();
             orders::main(args)
         }
         _ => up::run(&up::Up::parse()),

@@ -1,9 +1,9 @@
 //! What is done before services start, with rights that they do not have.
 
-use crate::{Nats, Postgres, nats_url};
 use anyhow::{Context, Result};
 use event_bus::{NatsSettings, Schema};
 use std::time::Duration;
+use testkit::{Nats, Postgres, nats_url};
 
 const PATIENCE: Duration = Duration::from_mins(1);
 

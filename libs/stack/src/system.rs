@@ -1,10 +1,11 @@
 use crate::up::Up;
 use anyhow::{Context, Error, Result, anyhow};
 use futures::future::{select_all, try_join_all};
-use stack::{Nats, Postgres, Process, announced, free_port_from, images, left_over, prepare, say};
+use stack::prepare;
 use std::io::{IsTerminal, Write, stdout};
 use std::path::PathBuf;
 use std::time::Duration;
+use testkit::{Nats, Postgres, Process, announced, free_port_from, images, left_over, say};
 
 /// The names of the containers and of the volumes that hold their data.
 pub(crate) const POSTGRES: &str = "ticketing-postgres";
@@ -124,7 +125,7 @@ impl Spawner<'_> {
                     ("NATS_URL", self.nats.url_of(service)),
                     ("PROVISION", "false".to_owned()),
                     ("NATS_CLIENT_ID", name.clone()),
-                    ("JWT_KEY", stack::JWT_KEY.to_owned()),
+                    ("JWT_KEY", testkit::JWT_KEY.to_owned()),
                     ("STOP_GRACE", format!("{}s", STOP_GRACE.as_secs())),
                 ];
                 let printer = printer(&name, COLOURS[self.spawned % COLOURS.len()]);

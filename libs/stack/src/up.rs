@@ -1,9 +1,8 @@
-use crate::lock::Lock;
 use crate::system::System;
 use crate::welcome::welcome;
 use anyhow::{Context, Result, bail};
-use stack::say;
 use std::process::ExitCode;
+use testkit::{Lock, say};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 /// Runs the whole system on this machine until Ctrl-C
@@ -48,7 +47,7 @@ pub(crate) fn run(up: &Up) -> ExitCode {
 }
 
 async fn until_stopped(up: &Up) -> Result<()> {
-    let _lock = Lock::take()?;
+    let _lock = Lock::take("ticketing-stack")?;
     let mut stop = Stop::listen()?;
     let started = tokio::select! {
         system = System::start(up) => Some(system?),

@@ -1,6 +1,6 @@
 use crate::system::{POSTGRES, System};
-use stack::Process;
 use std::io::{Write, stdout};
+use testkit::Process;
 
 /// Says where everything is, and what can be done with it by copy and paste.
 pub(crate) fn welcome(system: &System) {

@@ -1,7 +1,7 @@
 use crate::harness::{Harness, append, event, event_ids};
 use contracts::{Event, Id, Publish};
-use stack::eventually;
 use std::collections::{HashMap, HashSet};
+use testkit::eventually;
 
 #[tokio::test]
 async fn relays_at_once_publish_each_event_once_and_each_aggregate_in_order() {

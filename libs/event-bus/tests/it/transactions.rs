@@ -1,7 +1,7 @@
 use crate::harness::{Harness, append, event};
 use contracts::{Event, Id};
-use stack::{eventually, eventually_within};
 use std::time::Duration;
+use testkit::{eventually, eventually_within};
 use tokio::time::timeout;
 
 #[tokio::test]

@@ -21,11 +21,11 @@ use crate::records::Records;
 use anyhow::{Context, Result, ensure};
 use reqwest::Method;
 use serde_json::{Value, json};
-use stack::images::{self, Image};
-use stack::{Answer, Client, Reaper, announced, eventually_within, free_port, nats_url};
 use std::path::Path;
 use std::process::{Command, Output};
 use std::time::Duration;
+use testkit::images::{self, Image};
+use testkit::{Answer, Client, Reaper, announced, eventually_within, free_port, nats_url};
 use tokio::task::spawn_blocking;
 
 const ROOT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../..");
@@ -115,7 +115,7 @@ impl Drop for Up {
     fn drop(&mut self) {
         let down = self.compose.command(&["down", "--volumes", "--timeout", "5"]).output();
         if !down.is_ok_and(|output| output.status.success()) {
-            stack::say("could not take down what compose has started");
+            testkit::say("could not take down what compose has started");
         }
         let _ = std::fs::remove_file(&self.changed);
     }

@@ -3,8 +3,8 @@
 use crate::authority::Authority;
 use anyhow::{Context, Result, ensure};
 use serde_json::json;
-use stack::{JWT_KEY, Nats, NatsSetup, Postgres, Process, eventually};
 use std::path::Path;
+use testkit::{JWT_KEY, Nats, NatsSetup, Postgres, Process, eventually};
 use tokio::process::Command;
 
 /// A server that has a certificate of this authority.

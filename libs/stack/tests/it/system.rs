@@ -5,9 +5,9 @@ use crate::records::{PLACES, Records};
 use anyhow::{Result, ensure};
 use futures::{StreamExt, TryStreamExt, stream};
 use serde_json::{Value, json};
-use stack::{Client, JWT_KEY, Nats, Postgres, Process, free_port, nats_url};
 use std::ops::Deref;
 use std::path::Path;
+use testkit::{Client, JWT_KEY, Nats, Postgres, Process, free_port, nats_url};
 
 pub struct System {
     pub postgres: Postgres,
@@ -79,7 +79,7 @@ impl System {
         }
         // Ready says nothing of NATS.
         for (stream, service) in PLACES {
-            stack::eventually("streams and consumers", async || self.place(stream, service).await).await?;
+            testkit::eventually("streams and consumers", async || self.place(stream, service).await).await?;
         }
         Ok(())
     }
@@ -134,7 +134,7 @@ impl System {
     /// This many new tickets of the seller, in no order, once orders knows them all.
     pub async fn tickets(&self, count: usize) -> Result<Vec<String>> {
         let tickets = stream::iter(0..count).map(|_| self.ticket()).buffer_unordered(8).try_collect().await?;
-        stack::eventually("orders to know all tickets", async || {
+        testkit::eventually("orders to know all tickets", async || {
             ensure!(self.replica_rows().await?.len() == self.tickets_rows().await?.len());
             anyhow::Ok(())
         })

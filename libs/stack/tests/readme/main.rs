@@ -85,7 +85,7 @@ async fn blocks_for_a_running_system_do_what_the_readme_says() -> Result<()> {
 
 async fn the_session(system: &System) -> Result<()> {
     let block = at(system, &block(RUN[0])?);
-    let tokens = format!("ALICE={}\nBOB={}", stack::token("alice"), stack::token("bob"));
+    let tokens = format!("ALICE={}\nBOB={}", testkit::token("alice"), testkit::token("bob"));
     let printed = stack::session(&system.tickets[0].address(), &system.orders[0].address());
     let commands = |session: &str| {
         session.lines().skip_while(|line| !line.starts_with("call()")).map(str::to_owned).collect::<Vec<_>>()

@@ -8,10 +8,10 @@ use crate::overlay::{Overlay, ROOT, text};
 use crate::postgres::{PASSWORD, TlsPostgres};
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
-use stack::{JWT_KEY, Process, free_port};
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
+use testkit::{JWT_KEY, Process, free_port};
 use tokio::process::Command;
 
 const KUBECTL: &str = r#"#!/bin/sh

@@ -3,9 +3,9 @@
 use crate::orders::{Orders, error, order, path, start_on};
 use futures::future::join_all;
 use serde_json::json;
-use stack::{Answer, Postgres, eventually};
 use std::sync::Arc;
 use std::time::Duration;
+use testkit::{Answer, Postgres, eventually};
 use tokio::time::timeout;
 
 const UNAVAILABLE: &str = "The service is temporarily unavailable, please try again";

@@ -2,7 +2,7 @@ use crate::orders::{Orders, cancelled, event, id, order, path, start_on, start_w
 use futures::future::join_all;
 use serde_json::Value;
 use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection};
-use stack::{Postgres, eventually};
+use testkit::{Postgres, eventually};
 
 /// A service whose Postgres has a clock that can [`leap`]: a `now()` that comes before the built-in one.
 async fn start_with_a_clock_that_leaps() -> Orders {

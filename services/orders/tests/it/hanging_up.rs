@@ -1,12 +1,12 @@
 use crate::orders::{Orders, path, start};
 use futures::future::join_all;
 use serde_json::json;
-use stack::eventually;
+use testkit::eventually;
 use tokio::net::TcpStream;
 
 /// Sends a whole request of Ann's, and is gone before the answer.
 async fn hang_up(orders: &Orders, method: &str, path: &str, body: String, number: usize) {
-    let (token, length) = (stack::token("ann"), body.len());
+    let (token, length) = (testkit::token("ann"), body.len());
     let request = format!(
         "{method} {path} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {token}\r\nContent-Type: application/json\r\n\
          Content-Length: {length}\r\n\r\n{body}"

@@ -1,6 +1,6 @@
 use crate::orders::{cancelled, error, id, order, path, start, start_on};
 use serde_json::{Value, json};
-use stack::Postgres;
+use testkit::Postgres;
 
 fn ids(list: &Value) -> Vec<&str> {
     list.as_array().unwrap().iter().map(id).collect()

@@ -6,8 +6,8 @@ use futures::future::join_all;
 use serde_json::{Value, json};
 use sqlx::postgres::PgRow;
 use sqlx::{AssertSqlSafe, Connection, FromRow, PgConnection};
-use stack::{Answer, Client, JWT_KEY, Postgres, eventually, free_port};
 use std::sync::Arc;
+use testkit::{Answer, Client, JWT_KEY, Postgres, eventually, free_port};
 
 /// Well-formed, and nobody's.
 pub const UNKNOWN: &str = "ffffffffffffffffffffffff";

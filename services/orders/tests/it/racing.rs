@@ -4,9 +4,9 @@ use crate::orders::{Orders, cancelled, error, event, id, order, path, start};
 use futures::future::join_all;
 use serde_json::{Value, json};
 use sqlx::{AssertSqlSafe, Connection, PgConnection};
-use stack::{Answer, Client, eventually};
 use std::collections::HashSet;
 use std::time::Duration;
+use testkit::{Answer, Client, eventually};
 use tokio::time::sleep;
 
 const RESERVED: &str = "Ticket is already reserved";

@@ -3,7 +3,7 @@
 use crate::orders::{error, path, start};
 use reqwest::Method;
 use serde_json::json;
-use stack::Answer;
+use testkit::Answer;
 
 #[tokio::test]
 async fn unknown_routes_and_methods_are_not_found() {

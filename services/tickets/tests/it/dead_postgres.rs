@@ -4,10 +4,10 @@ use crate::tickets::{error, start_on};
 use futures::future::join_all;
 use serde_json::json;
 use sqlx::{Connection, PgConnection};
-use stack::{Postgres, Way, eventually, eventually_within};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
+use testkit::{Postgres, Proxy, eventually, eventually_within};
 use tokio::io::copy_bidirectional;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::{sleep, timeout};
@@ -22,8 +22,8 @@ async fn connections_that_died_without_a_word_are_given_up_and_replaced() {
     let postgres = Postgres::shared().await.unwrap();
     let database_url = postgres.database("tickets").await.unwrap();
     let host = database_url.split(['@', '/']).nth(3).unwrap().to_owned();
-    let way = Way::to(&host).await.unwrap();
-    let tickets = start_on(postgres, database_url.replace(&host, &way.address().to_string())).await;
+    let proxy = Proxy::to(&host).await.unwrap();
+    let tickets = start_on(postgres, database_url.replace(&host, &proxy.address().to_string())).await;
     // As many connections as the service may have, all of them in use.
     join_all((0..64).map(|_| tickets.ticket())).await;
 
@@ -35,7 +35,7 @@ async fn connections_that_died_without_a_word_are_given_up_and_replaced() {
         }));
         let abandon = async {
             tokio::time::sleep(Duration::from_millis(20 + 15 * round)).await; // in the middle of them
-            way.abandon();
+            proxy.abandon();
         };
         for answer in tokio::join!(answers, abandon).0 {
             assert!(answer.status == 201 || answer.status == 503, "{} {}", answer.status, answer.body);

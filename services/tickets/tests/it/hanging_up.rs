@@ -2,7 +2,7 @@ use crate::tickets::{Tickets, path, start};
 use futures::future::join_all;
 use serde_json::json;
 use sqlx::{Connection, PgConnection};
-use stack::eventually;
+use testkit::eventually;
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 
@@ -10,7 +10,7 @@ use tokio::net::TcpStream;
 async fn hang_up(tickets: &Tickets, path: &str, number: usize) {
     let body = json!({"title": format!("Hung up {number}"), "price": 7}).to_string();
     let (method, token, length) =
-        (if path.ends_with("tickets") { "POST" } else { "PUT" }, stack::token("ann"), body.len());
+        (if path.ends_with("tickets") { "POST" } else { "PUT" }, testkit::token("ann"), body.len());
     let request = format!(
         "{method} {path} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {token}\r\nContent-Type: application/json\r\n\
          Content-Length: {length}\r\n\r\n{body}"

@@ -1,8 +1,8 @@
 //! Lists that are longer than a page, and clients that read them slowly.
 
 use crate::tickets::{Tickets, id, start, start_with};
-use stack::{Postgres, eventually};
 use std::time::Duration;
+use testkit::{Postgres, eventually};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpSocket, TcpStream};
 use tokio::time::timeout;

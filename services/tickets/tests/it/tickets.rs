@@ -3,8 +3,8 @@
 use clap::Parser;
 use serde_json::{Value, json};
 use sqlx::{AssertSqlSafe, Connection, PgConnection};
-use stack::{Client, JWT_KEY, Postgres, eventually, free_port};
 use std::sync::Arc;
+use testkit::{Client, JWT_KEY, Postgres, eventually, free_port};
 
 /// A tickets service of one's own, on a database of its own.
 pub struct Tickets {

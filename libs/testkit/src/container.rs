@@ -3,6 +3,7 @@ use crate::images::{self, Image};
 use crate::reaper::Reaper;
 use anyhow::{Context, Result, anyhow, bail};
 use futures::TryStreamExt;
+use futures::future::BoxFuture;
 use std::fmt::Debug;
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
@@ -25,29 +26,16 @@ const READY_WITHIN: Duration = Duration::from_mins(1);
 pub struct Container {
     /// None only while it is being dropped.
     running: Option<ContainerAsync<GenericImage>>,
-    probe: Probe,
+    probe: Box<dyn Probe>,
     /// The port the server listens on inside.
     port: u16,
     _reaper: Reaper,
 }
 
-/// How to see that the server answers its clients.
-#[derive(Clone, Debug)]
-pub(crate) enum Probe {
-    /// A client can connect to this URL and ask something.
-    Postgres(String),
-    /// JetStream answers and says that it is healthy.
-    Nats(crate::nats::Access),
-}
-
-impl Probe {
-    async fn answers(&self) -> Result<()> {
-        match self {
-            // Boxed, because a client in the making is large, and this is part of every test's future.
-            Self::Postgres(url) => Box::pin(crate::postgres::answers(url)).await,
-            Self::Nats(access) => Box::pin(access.answers()).await,
-        }
-    }
+/// A client of the server, which finds out whether the server answers.
+pub(crate) trait Probe: Debug + Send + Sync + 'static {
+    /// Connects and asks something. Boxed, because a client that connects is large, and this is part of every test's future.
+    fn answers(&self) -> BoxFuture<'_, Result<()>>;
 }
 
 impl Container {
@@ -56,7 +44,7 @@ impl Container {
     pub(crate) async fn start(
         image: Image,
         ports: &[(u16, u16)],
-        probe: Probe,
+        probe: impl Probe,
         configure: impl FnOnce(ContainerRequest<GenericImage>) -> ContainerRequest<GenericImage>,
     ) -> Result<Self> {
         images::ensure(image).await?;
@@ -74,7 +62,7 @@ impl Container {
         let create = async move {
             let running = request.start().await?;
             let reaper = Reaper::watch(["docker", "rm", "--force", "--volumes", running.id()])?;
-            Ok(Self { running: Some(running), probe, port, _reaper: reaper })
+            Ok(Self { running: Some(running), probe: Box::new(probe), port, _reaper: reaper })
         };
         // Not here: a request to Docker that is cancelled may still make a container, which nobody would remove. There
         // it is finished, and dropped if nobody waits for it any more; not even the end of this runtime comes before.

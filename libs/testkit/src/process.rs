@@ -15,7 +15,7 @@ use tokio::process::{Child, ChildStdin, Command};
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
-/// A service of this workspace as a process of its own. Killed when dropped or when the process that started it dies.
+/// A service as a process of its own. Killed when dropped or when the process that started it dies.
 #[derive(Debug)]
 pub struct Process {
     name: String,
@@ -42,14 +42,13 @@ pub enum Signal {
 }
 
 /// Set for children whose standard input is a pipe that we hold.
-const HELD_BY_PARENT: &str = "STACK_HOLDS_STDIN";
+const HELD_BY_PARENT: &str = "PARENT_HOLDS_STDIN";
 
 /// More than a test needs, and little for a `cargo up` that runs for days.
 const LINES_KEPT: usize = 10_000;
 
 impl Process {
-    /// Starts the service `name` from the binary `stack`, for which tests have `env!("CARGO_BIN_EXE_stack")`, with
-    /// this environment added. It listens on a free port of 127.0.0.1. Does not wait: see [`wait_ready`](Self::wait_ready).
+    /// Starts the service `name` from a binary that takes the name as its argument, with this environment added. It listens on a free port of 127.0.0.1. Does not wait: see [`wait_ready`](Self::wait_ready).
     pub fn spawn<K, V>(binary: &Path, name: &str, env: impl IntoIterator<Item = (K, V)>) -> Result<Self>
     where
         K: Into<OsString>,
