@@ -7,12 +7,14 @@
 //! It does not make images or containers faster than they are: share what can be shared ([`Postgres::shared`]).
 //!
 //! Reading order: [`Postgres`] and [`Nats`], the faults both can suffer ([`Container`], [`Proxy`]), a service as a
-//! [`Process`], a [`Client`] to talk to it, and [`eventually`] to wait for what it does.
+//! [`Process`] or within the test ([`HttpService`]), a [`Client`] to talk to it, and [`eventually`] to wait for what it
+//! does.
 #![warn(missing_docs)]
 
 mod client;
 mod container;
 mod eventually;
+mod http_service;
 pub mod images;
 pub mod left_over;
 mod lock;
@@ -28,6 +30,7 @@ mod token;
 pub use client::{Answer, Client};
 pub use container::Container;
 pub use eventually::{Attempt, PATIENCE, eventually, eventually_within};
+pub use http_service::{HttpService, UNAVAILABLE, error, hostile_texts, id};
 pub use lock::Lock;
 pub use nats::{Nats, NatsSetup, connect, nats_url};
 pub use port::{free_port, free_port_from};

@@ -1,18 +1,16 @@
 //! Postgres is there, and yet no answer comes: a frozen server, or a network that loses every packet.
 
-use crate::tickets::{error, start_on};
+use crate::tickets::start_on;
 use futures::future::join_all;
 use serde_json::json;
 use sqlx::{Connection, PgConnection};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
-use testkit::{Postgres, Proxy, eventually, eventually_within};
+use testkit::{Postgres, Proxy, UNAVAILABLE, error, eventually, eventually_within};
 use tokio::io::copy_bidirectional;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::{sleep, timeout};
-
-const UNAVAILABLE: &str = "The service is temporarily unavailable, please try again";
 
 /// Longer than a request may take.
 const BOUND: Duration = Duration::from_secs(15);
@@ -50,7 +48,7 @@ async fn connections_that_died_without_a_word_are_given_up_and_replaced() {
     })
     .await
     .unwrap();
-    // And no place in the pool was lost: all of them can wait for a lock at once.
+    // And the pool has lost no connection: all of them can wait for a lock at once.
     let mut holder = PgConnection::connect(&database_url).await.unwrap();
     sqlx::query("begin").execute(&mut holder).await.unwrap();
     sqlx::query("lock table tickets in share mode").execute(&mut holder).await.unwrap();
