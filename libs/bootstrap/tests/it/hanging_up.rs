@@ -63,7 +63,7 @@ async fn a_handler_that_exceeds_the_request_timeout_is_ended() {
     let release = Arc::new(Notify::new());
     let running = start_with(&["--request-timeout=50ms"], slow_route(reports, release.clone())).await;
     let response = reqwest::Client::new().post(format!("http://{}/slow", running.address)).send().await.unwrap();
-    server::assert_error(response, reqwest::StatusCode::SERVICE_UNAVAILABLE, server::UNAVAILABLE).await;
+    server::assert_error(response, reqwest::StatusCode::SERVICE_UNAVAILABLE, testkit::UNAVAILABLE).await;
     assert_eq!(reported.recv().await, Some("begun"));
     release.notify_one();
     running.stop().await.unwrap();
