@@ -7,20 +7,18 @@ mod up;
 mod welcome;
 
 use clap::Parser;
+use stack::services::SERVICES;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
     let named = std::env::var_os("STACK_SERVICE");
     let mut args = named.into_iter().chain(std::env::args_os().skip(1)).peekable();
-    match args.peek().and_then(|name| name.to_str()) {
-        Some("tickets") => {
+    let service = args.peek().and_then(|name| SERVICES.iter().find(|service| name == service.name));
+    match service {
+        Some(service) => {
             testkit::end_with_parent();
-            tickets::main(args)
+            (service.main)(&mut args)
         }
-        Some("orders") => {
-            testkit::end_with_parent();
-            orders::main(args)
-        }
-        _ => up::run(&up::Up::parse()),
+        None => up::run(&up::Up::parse()),
     }
 }
