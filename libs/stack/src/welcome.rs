@@ -5,10 +5,9 @@ use std::io::{Write, stdout};
 /// Says where everything is, and what can be done with it by copy and paste.
 pub(crate) fn welcome(system: &System) {
     let services = SERVICES.map(|service| line(service.name, &system.addresses(service).join("  ")));
-    let mut name = "Postgres";
     let databases = SERVICES.map(|service| {
         let url = system.postgres.url(service.database_owner, service.database);
-        line(std::mem::take(&mut name), &format!("psql {url}"))
+        line("Postgres", &format!("psql {url}"))
     });
     let nats = line("NATS", &system.nats.url_of("monitor"));
     let monitoring = line("monitoring", &system.nats.monitoring_url());

@@ -1,5 +1,6 @@
 use crate::eventually::eventually_within;
 use crate::images::{self, Image};
+use crate::progress::say;
 use crate::reaper::Reaper;
 use anyhow::{Context, Result, anyhow, bail};
 use futures::TryStreamExt;
@@ -64,8 +65,8 @@ impl Container {
             let reaper = Reaper::watch(["docker", "rm", "--force", "--volumes", running.id()])?;
             Ok(Self { running: Some(running), probe: Box::new(probe), port, _reaper: reaper })
         };
-        // Not here: a request to Docker that is cancelled may still make a container, which nobody would remove. There
-        // it is finished, and dropped if nobody waits for it any more; not even the end of this runtime comes before.
+        // On a runtime of its own: a request to Docker that is cancelled may still create a container, which nothing would
+        // remove. There it is completed, also when this runtime shuts down, and the container is dropped if this future was.
         let container = spawn_blocking(|| run_to_its_end(create)).await?;
         let container = container.with_context(|| format!("cannot start {name}:{tag}"))?;
         container.answers().await?;
@@ -153,11 +154,11 @@ impl Container {
 impl Drop for Container {
     fn drop(&mut self) {
         let Some(container) = self.running.take() else { return };
-        // testcontainers removes it in the runtime it is dropped in, which panics outside of one and in one that shuts
-        // down. A thread of its own works wherever a test lets go of it.
+        // testcontainers removes it in the current runtime, which panics outside of one and in one that shuts down. A thread
+        // with a runtime of its own works everywhere.
         let removed = std::thread::spawn(move || run_to_its_end(async { Ok(container.rm().await?) }));
         if let Err(error) = removed.join().unwrap_or_else(|_| Err(anyhow!("panicked"))) {
-            crate::say(&format!("could not remove a container: {error:#}"));
+            say(&format!("could not remove a container: {error:#}"));
         }
     }
 }

@@ -1,6 +1,10 @@
 #![expect(clippy::disallowed_methods, reason = "tests look into tables that no query! is prepared for")]
 
-use crate::{Answer, Client, JWT_KEY, Postgres, eventually, free_port, token};
+use crate::client::{Answer, Client};
+use crate::eventually::eventually;
+use crate::port::free_port;
+use crate::postgres::Postgres;
+use crate::token::{JWT_KEY, token};
 use anyhow::{Result, ensure};
 use reqwest::Method;
 use serde_json::{Value, json};

@@ -1,4 +1,4 @@
-use crate::free_port;
+use crate::port::free_port;
 use anyhow::Result;
 use std::net::SocketAddr;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, copy};

@@ -99,8 +99,8 @@ async fn a_frozen_postgres_costs_503s_in_bounded_time_and_is_used_again_when_it_
     join_all((0..64).map(|_| tickets.ticket())).await;
 }
 
-/// A way to `server` on which every connection begins late.
-async fn slow_way(server: String) -> SocketAddr {
+/// A proxy in front of `server` that opens each connection late.
+async fn slow_proxy(server: String) -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     tokio::spawn(async move {
@@ -121,7 +121,7 @@ async fn connections_that_open_slower_than_anybody_waits_are_there_for_those_who
     let postgres = Postgres::shared().await.unwrap();
     let database_url = postgres.database("tickets").await.unwrap();
     let host = database_url.split(['@', '/']).nth(3).unwrap().to_owned();
-    let slow = slow_way(host.clone()).await;
+    let slow = slow_proxy(host.clone()).await;
     let tickets = start_on(postgres, database_url.replace(&host, &slow.to_string())).await;
     // More at once than there are connections, of which none is open.
     let answers =
