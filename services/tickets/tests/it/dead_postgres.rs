@@ -15,13 +15,18 @@ use tokio::time::{sleep, timeout};
 /// Longer than a request may take.
 const BOUND: Duration = Duration::from_secs(15);
 
+/// Where the database is: `host:port`.
+fn host(database_url: &str) -> &str {
+    database_url.split(['@', '/']).nth(3).unwrap()
+}
+
 #[tokio::test]
 async fn connections_that_died_without_a_word_are_given_up_and_replaced() {
     let postgres = Postgres::shared().await.unwrap();
     let database_url = postgres.database("tickets").await.unwrap();
-    let host = database_url.split(['@', '/']).nth(3).unwrap().to_owned();
-    let proxy = Proxy::to(&host).await.unwrap();
-    let tickets = start_on(postgres, database_url.replace(&host, &proxy.address().to_string())).await;
+    let host = host(&database_url);
+    let proxy = Proxy::to(host).await.unwrap();
+    let tickets = start_on(postgres, database_url.replace(host, &proxy.address().to_string())).await;
     // As many connections as the service may have, all of them in use.
     join_all((0..64).map(|_| tickets.ticket())).await;
 
@@ -120,9 +125,9 @@ async fn slow_proxy(server: String) -> SocketAddr {
 async fn connections_that_open_slower_than_anybody_waits_are_there_for_those_who_come_later() {
     let postgres = Postgres::shared().await.unwrap();
     let database_url = postgres.database("tickets").await.unwrap();
-    let host = database_url.split(['@', '/']).nth(3).unwrap().to_owned();
-    let slow = slow_proxy(host.clone()).await;
-    let tickets = start_on(postgres, database_url.replace(&host, &slow.to_string())).await;
+    let host = host(&database_url);
+    let slow = slow_proxy(host.to_owned()).await;
+    let tickets = start_on(postgres, database_url.replace(host, &slow.to_string())).await;
     // More at once than there are connections, of which none is open.
     let answers =
         join_all((0..64).map(|_| tickets.ann.post("/api/tickets", json!({"title": "Early", "price": 1})))).await;
