@@ -1,18 +1,16 @@
 //! The configuration all services share. The doc comments below are what `--help` prints.
 
-use std::ffi::{OsStr, OsString};
 use std::fmt;
 use std::net::SocketAddr;
 use std::num::{NonZeroU32, NonZeroUsize};
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::builder::{BoolishValueParser, Resettable};
-use clap::{Arg, ArgAction, Args, Command, FromArgMatches as _, Parser, Subcommand as _};
+use clap::builder::BoolishValueParser;
+use clap::{ArgAction, Args};
 use tracing_subscriber::EnvFilter;
 
 use crate::body;
-use crate::task::Task;
 use crate::telemetry::LogFormat;
 
 /// Flags and environment variables of every service; flatten it into the service's own parser.
@@ -145,35 +143,6 @@ pub struct JwtConfig {
     pub jwt_public_key: Option<String>,
 }
 
-/// What a process is asked for.
-pub(crate) enum Asked<C> {
-    Serve(C),
-    Do(Task),
-}
-
-/// Reads the configuration from the command line and the environment; ends the process with help if that fails.
-///
-/// A variable that is empty counts as absent, because compose files and charts pass on what is not set as empty.
-pub(crate) fn parse<C: Parser>(args: impl IntoIterator<Item = OsString>) -> Asked<C> {
-    // Beside a task, nothing is required of the configuration.
-    let command = Task::augment_subcommands(C::command()).subcommand_required(false).subcommand_negates_reqs(true);
-    let command = ignore_variables(command, &|name| std::env::var_os(name).is_some_and(|value| value.is_empty()));
-    let matches = command.get_matches_from(args);
-    let asked = match matches.subcommand_name() {
-        Some(_) => Task::from_arg_matches(&matches).map(Asked::Do),
-        None => C::from_arg_matches(&matches).map(Asked::Serve),
-    };
-    asked.unwrap_or_else(|error| error.exit())
-}
-
-fn ignore_variables(command: Command, ignored: &impl Fn(&OsStr) -> bool) -> Command {
-    let ignore = |arg: Arg| match arg.get_env() {
-        Some(name) if ignored(name) => arg.env(Resettable::Reset),
-        _ => arg,
-    };
-    command.mut_args(ignore).mut_subcommands(|command| ignore_variables(command, ignored))
-}
-
 fn nats_server(address: &str) -> Result<String, String> {
     let address = address.trim();
     if address.is_empty() {
@@ -268,6 +237,8 @@ fn without_credentials(url: &str) -> &str {
 mod tests {
     #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+    use clap::Parser;
+
     use super::*;
 
     #[derive(Parser, Debug)]
@@ -324,16 +295,5 @@ mod tests {
         let debug = format!("{config:?}");
         assert!(!debug.contains("hidden"), "{debug}");
         assert!(debug.contains("nats:4222") && debug.contains("db/tickets"), "{debug}");
-    }
-
-    #[test]
-    fn an_ignored_variable_is_as_good_as_unset() {
-        use clap::CommandFactory as _;
-        // Cargo sets this one for every test it runs.
-        let command = Cli::command().mut_arg("jwt_key", |arg| arg.env("CARGO_PKG_NAME"));
-        let arguments = REQUIRED.iter().chain(&["--jwt-public-key=b"]);
-        assert!(command.clone().try_get_matches_from(arguments.clone()).is_err());
-        let command = ignore_variables(command, &|name| name == "CARGO_PKG_NAME");
-        assert!(command.try_get_matches_from(arguments).is_ok());
     }
 }

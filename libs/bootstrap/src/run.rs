@@ -2,6 +2,7 @@
 //!
 //! Requests end before background tasks do: their commits wake the bus, which must still be there to publish them.
 
+mod command;
 mod process;
 
 use std::net::SocketAddr;

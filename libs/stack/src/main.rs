@@ -2,26 +2,23 @@
 //! their `main`, so that `cargo up` and tests start the processes they are about from one binary. In an image it is called
 //! with the arguments of a service, and the variable `STACK_SERVICE` says which service it is.
 
-mod lock;
 mod system;
 mod up;
 mod welcome;
 
 use clap::Parser;
+use stack::services::SERVICES;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
     let named = std::env::var_os("STACK_SERVICE");
     let mut args = named.into_iter().chain(std::env::args_os().skip(1)).peekable();
-    match args.peek().and_then(|name| name.to_str()) {
-        Some("tickets") => {
-            stack::end_with_parent();
-            tickets::main(args)
+    let service = args.peek().and_then(|name| SERVICES.iter().find(|service| name == service.name));
+    match service {
+        Some(service) => {
+            testkit::end_with_parent();
+            (service.main)(&mut args)
         }
-        Some("orders") => {
-            stack::end_with_parent();
-            orders::main(args)
-        }
-        _ => up::run(&up::Up::parse()),
+        None => up::run(&up::Up::parse()),
     }
 }

@@ -1,27 +1,30 @@
 //! What is done before services start, with rights that they do not have.
 
-use crate::{Nats, Postgres, nats_url};
+use crate::services::{SERVICES, Service};
 use anyhow::{Context, Result};
-use event_bus::{NatsSettings, Schema};
+use event_bus::NatsSettings;
+use futures::future::try_join_all;
 use std::time::Duration;
+use testkit::{Nats, Postgres, nats_url};
 
 const PATIENCE: Duration = Duration::from_mins(1);
 
-/// As every deployment does: migrates both databases, and makes the streams.
+/// As every deployment does: migrates all databases, and makes the streams.
 pub async fn prepare(postgres: &Postgres, nats: &Nats) -> Result<()> {
     let server = nats.server();
     tokio::try_join!(migrate(postgres), provision(&server, 1)).map(drop)
 }
 
-/// Migrates both databases as their owners, and lets the services' roles use them.
+/// Migrates all databases as their owners, and lets the services' roles use them.
 pub async fn migrate(postgres: &Postgres) -> Result<()> {
-    let migrate = async |service: &str, schema: Schema| {
-        let url = postgres.url(&format!("{service}_owner"), service);
-        // Boxed, like what follows: a client in the making is large, and this is part of every test's future.
-        let migrated = Box::pin(event_bus::migrate(&url, &schema, Some(service), PATIENCE)).await;
-        migrated.with_context(|| format!("cannot prepare the database of {service}"))
-    };
-    tokio::try_join!(migrate("tickets", tickets::schema()), migrate("orders", orders::schema())).map(drop)
+    // Boxed, like what follows: a client in the making is large, and this is part of every test's future.
+    try_join_all(SERVICES.map(|service| Box::pin(migrate_one(postgres, service)))).await.map(drop)
+}
+
+async fn migrate_one(postgres: &Postgres, service: &Service) -> Result<()> {
+    let url = postgres.url(service.database_owner, service.database);
+    let migrated = event_bus::migrate(&url, &(service.schema)(), Some(service.database_user), PATIENCE).await;
+    migrated.with_context(|| format!("cannot prepare the database of {}", service.name))
 }
 
 /// Makes the streams and consumers, each kept by `replicas` of these servers (comma-separated `host:port`).

@@ -1,7 +1,7 @@
 /// The whole story as commands for bash and curl, with services at these addresses: create, change, order, see it
 /// reserved, cancel, see it free. Tickets learn what orders did a moment later, so the looks wait a moment.
 pub fn session(tickets: &str, orders: &str) -> String {
-    let (alice, bob) = (crate::token("alice"), crate::token("bob"));
+    let (alice, bob) = (testkit::token("alice"), testkit::token("bob"));
     format!(
         r#"ALICE={alice}
 BOB={bob}

@@ -1,10 +1,11 @@
-use crate::up::Up;
 use anyhow::{Context, Error, Result, anyhow};
 use futures::future::{select_all, try_join_all};
-use stack::{Nats, Postgres, Process, announced, free_port_from, images, left_over, prepare, say};
+use stack::prepare;
+use stack::services::{NATS_MONITORING_PORT, NATS_PORT, POSTGRES_PORT, SERVICES, Service};
 use std::io::{IsTerminal, Write, stdout};
 use std::path::PathBuf;
 use std::time::Duration;
+use testkit::{Nats, Postgres, Process, announced, free_port_from, images, left_over, say};
 
 /// The names of the containers and of the volumes that hold their data.
 pub(crate) const POSTGRES: &str = "ticketing-postgres";
@@ -18,29 +19,29 @@ const COLOURS: [u8; 5] = [32, 36, 33, 34, 35];
 
 /// Everything that runs. Dropping it ends everything at once; the data stays.
 pub(crate) struct System {
-    /// Before the servers, so that it is dropped before them.
-    pub(crate) tickets: Vec<Process>,
-    pub(crate) orders: Vec<Process>,
+    /// The replicas of each service. Before the servers, so that they are dropped before them.
+    replicas: Vec<(&'static Service, Vec<Process>)>,
     pub(crate) nats: Nats,
     pub(crate) postgres: Postgres,
 }
 
 impl System {
-    pub(crate) async fn start(up: &Up) -> Result<Self> {
+    /// This many replicas of each service, ready; `fresh` removes all data first.
+    pub(crate) async fn start(replicas: &[(&'static Service, u8)], fresh: bool) -> Result<Self> {
         tokio::try_join!(images::ensure(images::Image::Postgres), images::ensure(images::Image::Nats))?;
-        remove_left_overs(up.fresh).await?;
+        remove_left_overs(fresh).await?;
         let (postgres, nats) = announced("starting Postgres and NATS", start_servers()).await?;
         let prepared = announced("preparing databases and streams", prepare(&postgres, &nats)).await;
         prepared.context("data of an older version? `cargo up --fresh` starts without")?;
-        let (tickets, orders) = spawn_services(up, &postgres, &nats)?;
-        let mut system = Self { tickets, orders, nats, postgres };
-        announced("waiting for the services", try_join_all(system.services().map(Process::wait_ready))).await?;
+        let replicas = spawn_services(replicas, &postgres, &nats)?;
+        let mut system = Self { replicas, nats, postgres };
+        announced("waiting for the services", try_join_all(system.processes().map(Process::wait_ready))).await?;
         Ok(system)
     }
 
     /// Returns when a service has ended although nobody asked it to.
     pub(crate) async fn ended_by_itself(&mut self) -> Error {
-        let ends = self.services().map(|service| {
+        let ends = self.processes().map(|service| {
             Box::pin(async move {
                 let status = service.exited().await;
                 (service, status)
@@ -55,7 +56,7 @@ impl System {
     pub(crate) async fn stop(mut self) -> Result<()> {
         // Longer than a service gives itself, so that it is its own deadline that is seen to work.
         let patience = STOP_GRACE + Duration::from_secs(5);
-        let stopping = try_join_all(self.services().map(|service| async move {
+        let stopping = try_join_all(self.processes().map(|service| async move {
             let was_running = service.is_running();
             let status = service.stop(patience).await?;
             if was_running && !status.success() {
@@ -69,8 +70,15 @@ impl System {
         Ok(())
     }
 
-    fn services(&mut self) -> impl Iterator<Item = &mut Process> {
-        self.tickets.iter_mut().chain(&mut self.orders)
+    /// Where the replicas of a service serve HTTP.
+    pub(crate) fn addresses(&self, service: &Service) -> Vec<String> {
+        let replicas =
+            self.replicas.iter().filter(|(it, _)| it.name == service.name).flat_map(|(_, replicas)| replicas);
+        replicas.map(Process::address).collect()
+    }
+
+    fn processes(&mut self) -> impl Iterator<Item = &mut Process> {
+        self.replicas.iter_mut().flat_map(|(_, replicas)| replicas)
     }
 }
 
@@ -86,18 +94,21 @@ async fn remove_left_overs(volumes_too: bool) -> Result<()> {
 }
 
 async fn start_servers() -> Result<(Postgres, Nats)> {
-    let postgres = preferred_port("Postgres", 5432, 5433);
-    let nats = preferred_port("NATS", 4222, 4223);
-    let monitoring = preferred_port("NATS' monitoring", 8222, 8223);
+    let postgres = preferred_port("Postgres", POSTGRES_PORT, POSTGRES_PORT + 1);
+    let nats = preferred_port("NATS", NATS_PORT, NATS_PORT + 1);
+    let monitoring = preferred_port("NATS' monitoring", NATS_MONITORING_PORT, NATS_MONITORING_PORT + 1);
     tokio::try_join!(Postgres::start_named(POSTGRES, postgres), Nats::start_named(NATS, nats, monitoring))
 }
 
-fn spawn_services<'a>(up: &Up, postgres: &'a Postgres, nats: &'a Nats) -> Result<(Vec<Process>, Vec<Process>)> {
+fn spawn_services(
+    replicas: &[(&'static Service, u8)],
+    postgres: &Postgres,
+    nats: &Nats,
+) -> Result<Vec<(&'static Service, Vec<Process>)>> {
     let binary = std::env::current_exe().context("cannot find my own binary")?;
-    let mut spawner = Spawner { binary, postgres, nats, next_port: 3003, spawned: 0 };
-    let tickets = spawner.spawn("tickets", up.tickets, 3001)?;
-    let orders = spawner.spawn("orders", up.orders, 3002)?;
-    Ok((tickets, orders))
+    let next_port = SERVICES.iter().map(|service| service.port + 1).max().unwrap_or_default();
+    let mut spawner = Spawner { binary, postgres, nats, next_port, spawned: 0 };
+    replicas.iter().map(|&(service, count)| Ok((service, spawner.spawn(service, count)?))).collect()
 }
 
 struct Spawner<'a> {
@@ -110,26 +121,22 @@ struct Spawner<'a> {
 }
 
 impl Spawner<'_> {
-    fn spawn(&mut self, service: &str, replicas: u8, first_port: u16) -> Result<Vec<Process>> {
+    fn spawn(&mut self, service: &Service, replicas: u8) -> Result<Vec<Process>> {
         (1..=replicas)
             .map(|replica| {
-                let name = if replicas == 1 { service.to_owned() } else { format!("{service}-{replica}") };
+                let name = if replicas == 1 { service.name.to_owned() } else { format!("{}-{replica}", service.name) };
                 let port = match replica {
-                    1 => preferred_port(service, first_port, self.next_port),
+                    1 => preferred_port(service.name, service.port, self.next_port),
                     _ => free_port_from(self.next_port),
                 };
                 self.next_port = self.next_port.max(port + 1);
-                let env = [
-                    ("DATABASE_URL", self.postgres.url(service, service)),
-                    ("NATS_URL", self.nats.url_of(service)),
-                    ("PROVISION", "false".to_owned()),
-                    ("NATS_CLIENT_ID", name.clone()),
-                    ("JWT_KEY", stack::JWT_KEY.to_owned()),
-                    ("STOP_GRACE", format!("{}s", STOP_GRACE.as_secs())),
-                ];
+                let database_url = self.postgres.url(service.database_user, service.database);
+                let mut env = service.environment(database_url, self.nats.url_of(service.nats_user));
+                env.push(("NATS_CLIENT_ID", name.clone()));
+                env.push(("STOP_GRACE", format!("{}s", STOP_GRACE.as_secs())));
                 let printer = printer(&name, COLOURS[self.spawned % COLOURS.len()]);
                 self.spawned += 1;
-                Process::spawn_at(&self.binary, service, port, env, printer)
+                Process::spawn_at(&self.binary, service.name, port, env, printer)
             })
             .collect()
     }

@@ -1,9 +1,9 @@
-use crate::lock::Lock;
 use crate::system::System;
 use crate::welcome::welcome;
 use anyhow::{Context, Result, bail};
-use stack::say;
+use stack::services::{ORDERS, Service, TICKETS};
 use std::process::ExitCode;
+use testkit::{Lock, say};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 /// Runs the whole system on this machine until Ctrl-C
@@ -34,6 +34,12 @@ pub(crate) struct Up {
     pub(crate) orders: u8,
 }
 
+impl Up {
+    fn replicas(&self) -> [(&'static Service, u8); 2] {
+        [(&TICKETS, self.tickets), (&ORDERS, self.orders)]
+    }
+}
+
 pub(crate) fn run(up: &Up) -> ExitCode {
     let outcome = tokio::runtime::Runtime::new()
         .context("cannot start the runtime")
@@ -48,10 +54,11 @@ pub(crate) fn run(up: &Up) -> ExitCode {
 }
 
 async fn until_stopped(up: &Up) -> Result<()> {
-    let _lock = Lock::take()?;
+    let _lock = Lock::take("ticketing-stack")?;
     let mut stop = Stop::listen()?;
+    let replicas = up.replicas();
     let started = tokio::select! {
-        system = System::start(up) => Some(system?),
+        system = System::start(&replicas, up.fresh) => Some(system?),
         () = stop.asked() => None,
     };
     let Some(mut system) = started else {
@@ -90,6 +97,26 @@ impl Stop {
             _ = interrupt.recv() => {}
             _ = terminate.recv() => {}
             _ = hangup.recv() => {}
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+    use stack::services::{NATS_MONITORING_PORT, NATS_PORT, POSTGRES_PORT};
+
+    #[test]
+    fn help_names_the_ports_of_services_and_servers() {
+        let help = Up::command().render_long_help().to_string();
+        let words = help.split_whitespace().collect::<Vec<_>>().join(" ");
+        for part in [
+            format!("Tickets are at port {}, orders at {}, replicas", TICKETS.port, ORDERS.port),
+            format!("replicas from {} upwards", TICKETS.port.max(ORDERS.port) + 1),
+            format!("Postgres at {POSTGRES_PORT}, NATS at {NATS_PORT} and {NATS_MONITORING_PORT} (monitoring)"),
+        ] {
+            assert!(words.contains(&part), "{part} is not in: {words}");
         }
     }
 }

@@ -1,38 +1,38 @@
 use crate::system::{POSTGRES, System};
-use stack::Process;
+use stack::services::{ORDERS, SERVICES, TICKETS};
 use std::io::{Write, stdout};
 
 /// Says where everything is, and what can be done with it by copy and paste.
 pub(crate) fn welcome(system: &System) {
-    let (tickets, orders) = (addresses(&system.tickets), addresses(&system.orders));
-    let (nats, monitoring) = (system.nats.url_of("monitor"), system.nats.monitoring_url());
+    let services = SERVICES.map(|service| line(service.name, &system.addresses(service).join("  ")));
+    let databases = SERVICES.map(|service| {
+        let url = system.postgres.url(service.database_owner, service.database);
+        line("Postgres", &format!("psql {url}"))
+    });
+    let nats = line("NATS", &system.nats.url_of("monitor"));
+    let monitoring = line("monitoring", &system.nats.monitoring_url());
     let text = format!(
         "
 Ready. Ctrl-C ends it.
 
-  tickets     {tickets}
-  orders      {orders}
-  Postgres    psql {}
-              psql {}
-  NATS        {nats}
-  monitoring  {monitoring}
-
+{}{}{nats}{monitoring}
 Try it in another terminal: alice sells a ticket and changes it; bob orders it, so that it is reserved, and cancels.
 
 {}
 The copy of the tickets that orders keeps:
 
-docker exec {POSTGRES} psql -U postgres orders -c 'select * from ticket_replica'
+docker exec {POSTGRES} psql -U postgres {} -c 'select * from ticket_replica'
 
 ",
-        system.postgres.url("tickets_owner", "tickets"),
-        system.postgres.url("orders_owner", "orders"),
-        stack::session(&system.tickets[0].address(), &system.orders[0].address()),
+        services.concat(),
+        databases.concat(),
+        stack::session(&system.addresses(&TICKETS)[0], &system.addresses(&ORDERS)[0]),
+        ORDERS.database,
     );
     // A closed output is no reason to stop the system.
     let _ = stdout().write_all(text.as_bytes());
 }
 
-fn addresses(replicas: &[Process]) -> String {
-    replicas.iter().map(Process::address).collect::<Vec<_>>().join("  ")
+fn line(name: &str, text: &str) -> String {
+    format!("  {name:<11} {text}\n")
 }

@@ -11,7 +11,8 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tracing::{error, info, warn};
 
 use super::Running;
-use crate::config::{self, Asked, Config};
+use super::command::Command;
+use crate::config::Config;
 use crate::telemetry;
 
 /// Runs a service until SIGTERM or SIGINT, then stops it within the configured grace. Or does one of the tasks around it:
@@ -26,10 +27,10 @@ where
     F: Future<Output = anyhow::Result<Running>>,
 {
     let name = C::command().get_name().to_owned();
-    let asked: Asked<C> = config::parse(args);
-    let log = match &asked {
-        Asked::Serve(config) => &config.as_ref().log,
-        Asked::Do(task) => task.log(),
+    let command = Command::<C>::parse(args);
+    let log = match &command {
+        Command::Serve(config) => &config.as_ref().log,
+        Command::Do(task) => task.log(),
     };
     let runtime = telemetry::init(log.format, &log.filter).and_then(|()| Ok(Runtime::new()?));
     let runtime = match runtime {
@@ -39,12 +40,12 @@ where
             return ExitCode::FAILURE;
         }
     };
-    let outcome = match asked {
-        Asked::Serve(config) => {
+    let outcome = match command {
+        Command::Serve(config) => {
             info!(service = name, config = ?config.as_ref(), "starting");
             runtime.block_on(live(start(config)))
         }
-        Asked::Do(task) => runtime.block_on(task.run(schema)).map(|()| ExitCode::SUCCESS),
+        Command::Do(task) => runtime.block_on(task.run(schema)).map(|()| ExitCode::SUCCESS),
     };
     let code = outcome.unwrap_or_else(|error| {
         error!(error = format!("{error:#}"), "ended");

@@ -8,7 +8,7 @@ use tokio::net::TcpStream;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
-use crate::server::{exchange, read_all, read_head, start, start_with};
+use crate::server::{REQUEST, endless_route, exchange, read_all, read_head, start, start_with};
 
 fn routes() -> Router {
     Router::new().route("/", get(|| async {}))
@@ -53,8 +53,6 @@ async fn what_is_no_http_is_refused_and_harms_nobody() {
         assert!(answer.starts_with("HTTP/1.1 404"), "{odd}: {answer}");
     }
 }
-
-const REQUEST: &[u8] = b"GET / HTTP/1.1\r\nhost: x\r\n\r\n";
 
 #[tokio::test]
 async fn one_connection_too_many_closes_the_one_that_is_idle_longest() {
@@ -113,15 +111,8 @@ async fn a_connection_with_a_request_in_its_handler_is_not_closed_for_others() {
 
 #[tokio::test]
 async fn health_is_answered_while_all_connections_are_busy() {
-    let begun = Arc::new(Notify::new());
-    let handler = {
-        let begun = begun.clone();
-        move || async move {
-            begun.notify_one();
-            std::future::pending::<()>().await;
-        }
-    };
-    let running = start_with(&["--max-connections=2"], Router::new().route("/", get(handler))).await;
+    let (begun, route) = endless_route();
+    let running = start_with(&["--max-connections=2"], route).await;
     let mut busy = Vec::new();
     for _ in 0..2 {
         let mut stream = TcpStream::connect(running.address).await.unwrap();

@@ -6,8 +6,9 @@ use bootstrap::{ApiError, FieldError, Running};
 use reqwest::{Client, Method, StatusCode};
 use serde::Deserialize;
 use serde_json::{Value, json};
+use testkit::UNAVAILABLE;
 
-use crate::server::{self, UNAVAILABLE, assert_error, start};
+use crate::server::{self, assert_error, start};
 
 #[derive(Deserialize)]
 struct Page {

@@ -2,6 +2,7 @@ use std::sync::Arc;
 
 use axum::Router;
 use axum::routing::post;
+use bootstrap::Running;
 use tokio::io::AsyncWriteExt as _;
 use tokio::net::TcpStream;
 use tokio::sync::{Notify, mpsc};
@@ -18,16 +19,20 @@ fn slow_route(reports: mpsc::UnboundedSender<&'static str>, release: Arc<Notify>
     Router::new().route("/slow", post(handler))
 }
 
+/// Sends a request, and closes the connection once its handler has begun.
+async fn hang_up(running: &Running, reported: &mut mpsc::UnboundedReceiver<&'static str>) {
+    let mut stream = TcpStream::connect(running.address).await.unwrap();
+    stream.write_all(b"POST /slow HTTP/1.1\r\nhost: x\r\ncontent-length: 0\r\n\r\n").await.unwrap();
+    assert_eq!(reported.recv().await, Some("begun"));
+}
+
 /// On one thread: when another request was answered, the server has also seen that this client is gone.
 #[tokio::test]
 async fn a_client_that_hangs_up_cancels_nothing() {
     let (reports, mut reported) = mpsc::unbounded_channel();
     let release = Arc::new(Notify::new());
     let running = start(slow_route(reports, release.clone())).await;
-    let mut stream = TcpStream::connect(running.address).await.unwrap();
-    stream.write_all(b"POST /slow HTTP/1.1\r\nhost: x\r\ncontent-length: 0\r\n\r\n").await.unwrap();
-    assert_eq!(reported.recv().await, Some("begun"));
-    drop(stream);
+    hang_up(&running, &mut reported).await;
     for _ in 0..3 {
         server::get(&running, "/healthz").await;
     }
@@ -41,10 +46,7 @@ async fn stopping_waits_for_a_handler_whose_client_is_gone() {
     let (reports, mut reported) = mpsc::unbounded_channel();
     let release = Arc::new(Notify::new());
     let running = start(slow_route(reports, release.clone())).await;
-    let mut stream = TcpStream::connect(running.address).await.unwrap();
-    stream.write_all(b"POST /slow HTTP/1.1\r\nhost: x\r\ncontent-length: 0\r\n\r\n").await.unwrap();
-    assert_eq!(reported.recv().await, Some("begun"));
-    drop(stream);
+    hang_up(&running, &mut reported).await;
     let address = running.address;
     let stopped = tokio::spawn(running.stop());
     while TcpStream::connect(address).await.is_ok() {
@@ -63,7 +65,7 @@ async fn a_handler_that_exceeds_the_request_timeout_is_ended() {
     let release = Arc::new(Notify::new());
     let running = start_with(&["--request-timeout=50ms"], slow_route(reports, release.clone())).await;
     let response = reqwest::Client::new().post(format!("http://{}/slow", running.address)).send().await.unwrap();
-    server::assert_error(response, reqwest::StatusCode::SERVICE_UNAVAILABLE, server::UNAVAILABLE).await;
+    server::assert_error(response, reqwest::StatusCode::SERVICE_UNAVAILABLE, testkit::UNAVAILABLE).await;
     assert_eq!(reported.recv().await, Some("begun"));
     release.notify_one();
     running.stop().await.unwrap();

@@ -1,7 +1,8 @@
 use axum::Router;
 use reqwest::{Client, StatusCode};
+use testkit::UNAVAILABLE;
 
-use crate::server::{UNAVAILABLE, assert_error, get, start};
+use crate::server::{assert_error, get, start};
 
 #[tokio::test]
 async fn without_postgres_it_lives_but_is_not_ready() {

@@ -3,11 +3,12 @@ use std::sync::Arc;
 use axum::Router;
 use axum::routing::get;
 use reqwest::StatusCode;
+use testkit::UNAVAILABLE;
 use tokio::io::AsyncWriteExt as _;
 use tokio::net::TcpStream;
 use tokio::sync::Semaphore;
 
-use crate::server::{self, UNAVAILABLE, assert_error, start_with};
+use crate::server::{self, assert_error, start_with};
 
 #[tokio::test]
 async fn requests_beyond_the_limit_are_refused_at_once() {

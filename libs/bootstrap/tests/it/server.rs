@@ -1,16 +1,20 @@
 //! A service with the routes a test wants, and clients for it.
 
 use std::net::SocketAddr;
+use std::sync::Arc;
 
 use axum::Router;
+use axum::routing::get as on_get;
 use bootstrap::{Config, Running, Service};
 use clap::Parser as _;
 use event_bus::{Bus, Schema};
 use reqwest::{Response, StatusCode};
-use serde_json::{Value, json};
+use serde_json::Value;
 use sqlx::migrate::Migrator;
+use testkit::error;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
+use tokio::sync::Notify;
 
 #[derive(clap::Parser)]
 struct Cli {
@@ -48,10 +52,24 @@ pub async fn assert_error(response: Response, status: StatusCode, message: &str)
     assert_eq!(response.status(), status);
     assert_eq!(response.headers()["content-type"], "application/json");
     assert_eq!(response.headers().contains_key("retry-after"), status == StatusCode::SERVICE_UNAVAILABLE);
-    assert_eq!(response.json::<Value>().await.unwrap(), json!({ "errors": [{ "message": message }] }));
+    assert_eq!(response.json::<Value>().await.unwrap(), error(message));
 }
 
-pub const UNAVAILABLE: &str = "The service is temporarily unavailable, please try again";
+/// A request without a body, on a connection that stays open.
+pub const REQUEST: &[u8] = b"GET / HTTP/1.1\r\nhost: x\r\n\r\n";
+
+/// The route of [`REQUEST`] with a handler that never ends, and a notification for each request that reaches it.
+pub fn endless_route() -> (Arc<Notify>, Router) {
+    let begun = Arc::new(Notify::new());
+    let handler = {
+        let begun = begun.clone();
+        move || async move {
+            begun.notify_one();
+            std::future::pending::<()>().await;
+        }
+    };
+    (begun, Router::new().route("/", on_get(handler)))
+}
 
 /// Sends bytes as they are, and reads until the server closes.
 pub async fn exchange(address: SocketAddr, request: &[u8]) -> String {

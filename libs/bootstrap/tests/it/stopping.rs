@@ -7,9 +7,7 @@ use tokio::io::AsyncWriteExt as _;
 use tokio::net::TcpStream;
 use tokio::sync::Notify;
 
-use crate::server::{config, no_bus, read_all, read_head, start, start_with};
-
-const REQUEST: &[u8] = b"GET / HTTP/1.1\r\nhost: x\r\n\r\n";
+use crate::server::{REQUEST, config, endless_route, no_bus, read_all, read_head, start, start_with};
 
 fn ready_route() -> Router {
     Router::new().route("/", get(|| async {}))
@@ -69,15 +67,8 @@ async fn idle_connections_are_closed() {
 
 #[tokio::test]
 async fn stopping_does_not_wait_beyond_its_grace() {
-    let begun = Arc::new(Notify::new());
-    let handler = {
-        let begun = begun.clone();
-        move || async move {
-            begun.notify_one();
-            std::future::pending::<()>().await;
-        }
-    };
-    let running = start_with(&["--stop-grace=100ms"], Router::new().route("/", get(handler))).await;
+    let (begun, route) = endless_route();
+    let running = start_with(&["--stop-grace=100ms"], route).await;
     let mut stream = TcpStream::connect(running.address).await.unwrap();
     stream.write_all(REQUEST).await.unwrap();
     begun.notified().await;

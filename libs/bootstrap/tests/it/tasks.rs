@@ -2,7 +2,7 @@
 
 use std::process::{Command, Output};
 
-use stack::{Postgres, free_port};
+use testkit::{Postgres, free_port};
 
 fn hello(arguments: &[&str], variables: &[(&str, &str)]) -> Output {
     let tests = std::env::current_exe().unwrap();

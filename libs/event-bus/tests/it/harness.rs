@@ -6,9 +6,9 @@ use contracts::{Id, TicketEvent};
 use event_bus::{Bus, Event, NatsSettings, Schema, Settings};
 use sqlx::migrate::Migrator;
 use sqlx::{Connection, PgConnection};
-use stack::{Nats, Postgres, eventually};
 use std::sync::Arc;
 use std::time::Duration;
+use testkit::{Nats, Postgres, eventually};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 

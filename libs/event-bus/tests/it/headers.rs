@@ -1,8 +1,8 @@
 use crate::harness::{Harness, event};
 use contracts::{Id, TicketEvent};
 use event_bus::{Event, Handler, Headers, Outgoing, Received, Transaction, trace};
-use stack::eventually;
 use std::sync::{Arc, Mutex};
+use testkit::eventually;
 
 const TRACEPARENT: &str = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
 

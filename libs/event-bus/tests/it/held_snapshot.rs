@@ -3,7 +3,7 @@
 use crate::harness::{Harness, append};
 use contracts::Id;
 use sqlx::{AssertSqlSafe, Executor, PgConnection};
-use stack::eventually;
+use testkit::eventually;
 
 /// Buffers that a call of one of the relay's statements may touch on average. A step that walks over what was published
 /// before touches hundreds.

@@ -4,8 +4,8 @@ use crate::harness::{Harness, append, event};
 use contracts::{Id, TicketEvent};
 use event_bus::{Bus, Event, Handler, Publish, Received, Transaction};
 use sqlx::Executor;
-use stack::{eventually, eventually_within};
 use std::time::Duration;
+use testkit::{eventually, eventually_within};
 
 /// Locks a row for each ticket, as handlers do, and counts in it. Tickets called "panic" or "refused" are not applied.
 struct Counter;

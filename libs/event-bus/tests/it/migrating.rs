@@ -1,5 +1,5 @@
 use crate::harness::Harness;
-use stack::eventually;
+use testkit::eventually;
 
 async fn prepared(harness: &Harness) -> event_bus::Bus {
     let bus = harness.bus("127.0.0.1:1").await;

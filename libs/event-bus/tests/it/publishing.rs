@@ -1,8 +1,8 @@
 use crate::harness::{Harness, append, event, event_ids};
 use contracts::Id;
 use event_bus::{Event, Publish};
-use stack::eventually;
 use std::collections::{HashMap, HashSet};
+use testkit::eventually;
 
 #[tokio::test]
 async fn relays_at_once_publish_each_event_once_and_each_aggregate_in_order() {

@@ -1,10 +1,10 @@
 use crate::harness::{Harness, append};
 use contracts::{Id, TicketEvent};
 use event_bus::{Handler, Received, Settings, Transaction};
-use stack::eventually;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
+use testkit::eventually;
 
 #[tokio::test]
 async fn limits_that_break_a_promise_are_refused() {

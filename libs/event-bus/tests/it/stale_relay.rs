@@ -3,12 +3,12 @@
 use crate::harness::{Harness, append};
 use contracts::Id;
 use sqlx::Executor;
-use stack::{Way, eventually};
+use testkit::{Proxy, eventually};
 
 async fn a_publish_that_arrives_after_a_takeover_is_refused(backlog: i64, published_meanwhile: i64) {
     let mut harness = Harness::start().await;
-    let way = Way::to(&harness.nats.server()).await.unwrap();
-    let stale = harness.relay_through(&stack::nats_url("admin", &way.address().to_string())).await;
+    let way = Proxy::to(&harness.nats.server()).await.unwrap();
+    let stale = harness.relay_through(&testkit::nats_url("admin", &way.address().to_string())).await;
     // A transaction draws its ids first, and commits in the middle of all that follows.
     let (first, second) = (Id::generate(), Id::generate());
     let mut late = harness.db().await;

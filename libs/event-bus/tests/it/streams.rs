@@ -3,7 +3,7 @@
 use crate::harness::{Harness, append, event};
 use contracts::{Id, TicketEvent};
 use event_bus::{DecodeError, Event, Publish};
-use stack::eventually;
+use testkit::eventually;
 
 /// An event of a stream that takes no atomic batches.
 struct Payment(String);

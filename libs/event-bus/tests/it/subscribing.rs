@@ -1,10 +1,10 @@
 use crate::harness::{Harness, append, event};
 use contracts::{Id, TicketEvent};
 use event_bus::{Event, Handler, Publish, Received, Transaction};
-use stack::{eventually, eventually_within};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
+use testkit::{eventually, eventually_within};
 
 /// Notes what it is given, and fails as it is told to.
 #[derive(Clone, Default)]

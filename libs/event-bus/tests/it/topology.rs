@@ -1,7 +1,7 @@
 use crate::harness::{Harness, append};
 use contracts::Id;
-use stack::eventually;
 use std::time::Duration;
+use testkit::eventually;
 
 #[tokio::test]
 async fn what_the_files_say_is_created_as_they_say_it() {

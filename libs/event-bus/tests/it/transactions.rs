@@ -1,8 +1,8 @@
 use crate::harness::{Harness, append, event};
 use contracts::Id;
 use event_bus::Event;
-use stack::{eventually, eventually_within};
 use std::time::Duration;
+use testkit::{eventually, eventually_within};
 use tokio::time::timeout;
 
 #[tokio::test]

@@ -4,8 +4,8 @@ use crate::Compose;
 use crate::small_disk::SmallDisk;
 use anyhow::{Result, ensure};
 use async_nats::jetstream;
-use stack::{eventually_within, nats_url};
 use std::time::Duration;
+use testkit::{eventually_within, nats_url};
 
 #[tokio::test]
 async fn compose_restarts_a_server_with_a_frozen_stream_once_there_is_room() -> Result<()> {
@@ -15,7 +15,7 @@ async fn compose_restarts_a_server_with_a_frozen_stream_once_there_is_room() -> 
     up.compose.healthy("nats").await?;
     let server = up.compose.address("NATS_PORT");
     stack::provision(&server, 1).await?;
-    let mut jetstream = jetstream::new(stack::connect(&nats_url("admin", &server)).await?);
+    let mut jetstream = jetstream::new(testkit::connect(&nats_url("admin", &server)).await?);
     jetstream.set_timeout(Duration::from_secs(1));
     publish(&jetstream).await?;
 

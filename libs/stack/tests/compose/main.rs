@@ -21,11 +21,12 @@ use crate::records::Records;
 use anyhow::{Context, Result, ensure};
 use reqwest::Method;
 use serde_json::{Value, json};
-use stack::images::{self, Image};
-use stack::{Answer, Client, Reaper, announced, eventually_within, free_port, nats_url};
+use stack::services::{ORDERS, SERVICES, TICKETS};
 use std::path::Path;
 use std::process::{Command, Output};
 use std::time::Duration;
+use testkit::images::{self, Image};
+use testkit::{Answer, Client, Reaper, announced, eventually_within, free_port, nats_url};
 use tokio::task::spawn_blocking;
 
 const ROOT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../..");
@@ -115,7 +116,7 @@ impl Drop for Up {
     fn drop(&mut self) {
         let down = self.compose.command(&["down", "--volumes", "--timeout", "5"]).output();
         if !down.is_ok_and(|output| output.status.success()) {
-            stack::say("could not take down what compose has started");
+            testkit::say("could not take down what compose has started");
         }
         let _ = std::fs::remove_file(&self.changed);
     }
@@ -129,15 +130,12 @@ async fn changed_images() -> Result<String> {
     let image = "ticketing-test/service";
     let binary = Path::new(env!("CARGO_BIN_EXE_stack"));
     announced("making an image of the services", images::build_from(binary, image)).await?;
-    let changes = [
-        ("tickets-migrate", "tickets"),
-        ("orders-migrate", "orders"),
-        ("provision", "tickets"),
-        ("tickets", "tickets"),
-        ("orders", "orders"),
-    ]
-    .map(|(name, service)| format!("  {name}: {{image: {image}, environment: {{STACK_SERVICE: {service}}}}}\n"));
-    Ok(format!("services:\n{}", changes.concat()))
+    let change = |name: &str, service: &str| {
+        format!("  {name}: {{image: {image}, environment: {{STACK_SERVICE: {service}}}}}\n")
+    };
+    let of_service = |name: &str| change(&format!("{name}-migrate"), name) + &change(name, name);
+    let changes = SERVICES.map(|service| of_service(service.name)).concat();
+    Ok(format!("services:\n{}{changes}", change("provision", TICKETS.name)))
 }
 
 /// Whether the images are those that `infra/docker/build` made.
@@ -157,8 +155,11 @@ async fn the_compose_file_makes_a_system_that_loses_nothing_while_each_container
 
     let database = |name: &str| format!("postgres://postgres:postgres@{}/{name}", compose.address("POSTGRES_PORT"));
     let nats = compose.address("NATS_PORT");
-    let records =
-        Records { nats_url: nats_url("admin", &nats), tickets_db: database("tickets"), orders_db: database("orders") };
+    let records = Records {
+        nats_url: nats_url("admin", &nats),
+        tickets_db: database(TICKETS.database),
+        orders_db: database(ORDERS.database),
+    };
     let clients = |variable| vec![compose.client(variable)];
     let load = Load::new(clients("TICKETS_PORT"), clients("ORDERS_PORT"), &nats).await?;
     let restarts = async {
@@ -184,7 +185,7 @@ async fn the_compose_file_makes_a_system_that_loses_nothing_while_each_container
 /// A service runs as nobody, can write nowhere and become nobody else; its image is small and has no shell. That of a test
 /// is not small.
 async fn the_services_are_closed(compose: &Compose) -> Result<()> {
-    for service in ["tickets", "orders"] {
+    for service in SERVICES.map(|service| service.name) {
         let container = compose.inspect(service).await?;
         let (config, host) = (&container["Config"], &container["HostConfig"]);
         ensure!(config["User"] == "65532:65532", "{config}");

@@ -7,7 +7,7 @@ use crate::system::System;
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 use sqlx::{Connection, PgConnection};
-use stack::{eventually, nats_url};
+use testkit::{eventually, nats_url};
 
 fn new_id() -> String {
     format!("{:024x}", rand::random::<u64>())
@@ -39,7 +39,7 @@ fn with_id(body: &Value, id: &str) -> Value {
 }
 
 async fn publish(system: &System, user: &str, subject: &'static str, body: &Value) -> Result<()> {
-    let nats = stack::connect(&nats_url(user, &system.nats.server())).await?;
+    let nats = testkit::connect(&nats_url(user, &system.nats.server())).await?;
     async_nats::jetstream::new(nats).publish(subject, body.to_string().into()).await?.await?;
     Ok(())
 }

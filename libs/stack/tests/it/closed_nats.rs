@@ -1,7 +1,8 @@
 //! Who may do what at NATS. `infra/nats/users.conf` says it; the server is asked.
 
 use anyhow::{Context, Result, bail, ensure};
-use stack::{Nats, provision};
+use stack::provision;
+use testkit::Nats;
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::net::TcpStream;
 

@@ -3,8 +3,8 @@
 
 use anyhow::{Context, Result, ensure};
 use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection};
-use stack::{JWT_KEY, Postgres, Process, eventually, free_port};
 use std::path::Path;
+use testkit::{JWT_KEY, Postgres, Process, eventually, free_port};
 
 /// Insufficient privilege.
 const REFUSAL: &str = "42501";

@@ -3,8 +3,9 @@
 use crate::authority::Authority;
 use anyhow::{Context, Result, ensure};
 use serde_json::json;
-use stack::{JWT_KEY, Nats, NatsSetup, Postgres, Process, eventually};
+use stack::services::{ORDERS, Service, TICKETS};
 use std::path::Path;
+use testkit::{Nats, NatsSetup, Postgres, Process, eventually};
 use tokio::process::Command;
 
 /// A server that has a certificate of this authority.
@@ -33,17 +34,13 @@ async fn services_and_provisioning_work_over_encrypted_connections_and_over_no_o
     let output = task("provision", "tickets", &provisioner, &authority.file).output().await?;
     ensure!(output.status.success(), "{output:?}");
 
-    let spawn = |service: &str| {
-        let env = [
-            ("DATABASE_URL", postgres.url(service, service)),
-            ("NATS_URL", nats.url_of(service)),
-            ("NATS_CA", authority.file.display().to_string()),
-            ("PROVISION", "false".to_owned()),
-            ("JWT_KEY", JWT_KEY.to_owned()),
-        ];
-        Process::spawn(Path::new(env!("CARGO_BIN_EXE_stack")), service, env)
+    let spawn = |service: &Service| {
+        let database_url = postgres.url(service.database_user, service.database);
+        let mut env = service.environment(database_url, nats.url_of(service.nats_user));
+        env.push(("NATS_CA", authority.file.display().to_string()));
+        Process::spawn(Path::new(env!("CARGO_BIN_EXE_stack")), service.name, env)
     };
-    let (mut tickets, mut orders) = (spawn("tickets")?, spawn("orders")?);
+    let (mut tickets, mut orders) = (spawn(&TICKETS)?, spawn(&ORDERS)?);
     tokio::try_join!(tickets.wait_ready(), orders.wait_ready())?;
     let body = json!({"title": "Concert", "price": 20});
     let ticket = tickets.client().signed_in("ann").post("/api/tickets", body).await?.expect(201)?;

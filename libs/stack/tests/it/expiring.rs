@@ -4,8 +4,8 @@ use crate::records::count;
 use crate::system::System;
 use anyhow::{Result, ensure};
 use futures::{StreamExt, TryStreamExt, stream};
-use stack::{Signal, eventually_within};
 use std::time::Duration;
+use testkit::{Signal, eventually_within};
 
 const ORDERS: usize = 500;
 
@@ -41,7 +41,7 @@ async fn what_expires_while_every_replica_is_dead_is_cancelled_after_the_restart
     let mut system = System::start_with(1, 2, "2s").await?;
     let ticket = system.tickets(1).await?.remove(0);
     system.order(0, "buyer", &ticket).await?;
-    stack::eventually("the ticket to be held", async || {
+    testkit::eventually("the ticket to be held", async || {
         let seen = system.see(&ticket).await?;
         ensure!(seen["orderId"].is_string(), "{seen}");
         anyhow::Ok(())
@@ -51,7 +51,7 @@ async fn what_expires_while_every_replica_is_dead_is_cancelled_after_the_restart
         service.signal(Signal::Kill).await?;
         service.exited().await?;
     }
-    stack::eventually("its time to be over", async || {
+    testkit::eventually("its time to be over", async || {
         let over = count(&system.orders_db, "select count(*) from orders where expires_at < now()").await?;
         ensure!(over == 1);
         anyhow::Ok(())
@@ -60,7 +60,7 @@ async fn what_expires_while_every_replica_is_dead_is_cancelled_after_the_restart
     ensure!(system.see(&ticket).await?["orderId"].is_string(), "nobody was there to cancel it");
     system.orders.clear();
     system.add(0, 1).await?;
-    stack::eventually("the ticket to be free", async || {
+    testkit::eventually("the ticket to be free", async || {
         let seen = system.see(&ticket).await?;
         ensure!(seen.get("orderId").is_none(), "{seen}");
         anyhow::Ok(())

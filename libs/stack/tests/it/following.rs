@@ -4,7 +4,7 @@
 use crate::system::{System, id};
 use anyhow::{Result, ensure};
 use serde_json::{Value, json};
-use stack::eventually;
+use testkit::eventually;
 
 /// Version 0 of an order is its creation, version 1 its end.
 #[derive(Clone, Copy)]

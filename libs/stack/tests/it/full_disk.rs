@@ -5,8 +5,8 @@ use crate::small_disk::{SmallDisk, docker};
 use crate::system::System;
 use anyhow::{Context, Result, ensure};
 use async_nats::jetstream;
-use stack::{Nats, NatsSetup, Postgres, eventually};
 use std::time::Duration;
+use testkit::{Nats, NatsSetup, Postgres, eventually};
 
 const MANIFEST: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../infra/k8s/base/nats.yaml");
 
@@ -53,8 +53,8 @@ async fn publish(jetstream: &jetstream::Context) -> Result<()> {
     Ok(())
 }
 
-async fn health(nats: &Nats) -> Result<stack::Answer> {
-    stack::Client::new(&nats.monitoring_url()).get("/healthz").await
+async fn health(nats: &Nats) -> Result<testkit::Answer> {
+    testkit::Client::new(&nats.monitoring_url()).get("/healthz").await
 }
 
 /// What the kubelet would find out: the manifest's own command, in the container.

@@ -8,9 +8,9 @@ use futures::future::{select, try_join_all};
 use futures::{StreamExt, TryStreamExt, stream};
 use rand::seq::SliceRandom;
 use serde_json::json;
-use stack::{Nats, eventually_within};
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
+use testkit::{Nats, eventually_within};
 use tokio::time::{Instant, timeout_at};
 
 const ROUNDS: usize = 50;
@@ -35,8 +35,8 @@ impl Road {
 
     /// At any moment half of what is under way is delivered, in random order, so that messages overtake each other by far.
     async fn carry(&self) -> Result<()> {
-        let source = jetstream::new(stack::connect(&self.from).await?).get_stream(self.stream).await?;
-        let target = jetstream::new(stack::connect(&self.to).await?);
+        let source = jetstream::new(testkit::connect(&self.from).await?).get_stream(self.stream).await?;
+        let target = jetstream::new(testkit::connect(&self.to).await?);
         let mut messages = source.create_consumer(consumer::pull::OrderedConfig::default()).await?.messages().await?;
         let mut under_way = Vec::new();
         loop {
@@ -64,7 +64,7 @@ impl Road {
 
     /// Everything that is in the stream was delivered, and nothing is under way.
     async fn is_idle(&self) -> Result<()> {
-        let source = jetstream::new(stack::connect(&self.from).await?).get_stream(self.stream).await?;
+        let source = jetstream::new(testkit::connect(&self.from).await?).get_stream(self.stream).await?;
         let expected = COPIES * source.cached_info().state.last_sequence;
         ensure!(self.delivered() == expected, "{}: {} of {expected} delivered", self.stream, self.delivered());
         Ok(())

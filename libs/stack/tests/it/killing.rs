@@ -3,8 +3,8 @@
 use crate::load::Load;
 use crate::system::System;
 use anyhow::{Context, Result};
-use stack::{Process, Signal};
 use std::time::Duration;
+use testkit::{Process, Signal};
 use tokio::time::sleep;
 
 const KILLS: usize = 20;

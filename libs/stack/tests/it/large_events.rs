@@ -4,8 +4,8 @@ use crate::system::System;
 use anyhow::{Result, ensure};
 use futures::future::try_join_all;
 use serde_json::json;
-use stack::eventually_within;
 use std::time::Duration;
+use testkit::eventually_within;
 
 /// Memory that no process may exceed, in kB.
 const LIMIT: u64 = 64 << 10;

@@ -7,11 +7,11 @@ use futures::future::try_join_all;
 use rand::seq::IndexedRandom;
 use serde_json::{Value, json};
 use sqlx::{Connection, PgConnection};
-use stack::{Client, nats_url};
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
+use testkit::{Client, nats_url};
 use tokio::time::sleep;
 
 const USERS: usize = 8;
@@ -38,7 +38,7 @@ pub struct Load {
 impl Load {
     /// At these replicas, and at these servers of NATS (`host:port`, comma-separated).
     pub async fn new(tickets: Vec<Client>, orders: Vec<Client>, nats: &str) -> Result<Self> {
-        let payments = jetstream::new(stack::connect(&nats_url("payments", nats)).await?);
+        let payments = jetstream::new(testkit::connect(&nats_url("payments", nats)).await?);
         Ok(Self { tickets, orders, payments, seen: Mutex::default(), stop: AtomicBool::new(false) })
     }
 

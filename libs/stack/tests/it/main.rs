@@ -1,4 +1,4 @@
-//! The whole system, and the machinery that starts it.
+//! The whole system.
 
 #![allow(clippy::disallowed_methods, reason = "tests look into tables, and publish what no relay would")]
 
@@ -6,7 +6,6 @@ mod absent_fields;
 mod authority;
 mod closed_nats;
 mod closed_postgres;
-mod containers;
 mod encrypted_nats;
 mod expiring;
 mod following;

@@ -5,9 +5,9 @@ use anyhow::{Context, Result, ensure};
 use futures::future::try_join_all;
 use serde_json::json;
 use sqlx::{Connection, PgConnection};
-use stack::{Nats, Postgres, eventually_within};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
+use testkit::{Nats, Postgres, eventually_within};
 use tokio::time::sleep;
 
 /// How soon events must be published again when a stream has a leader again.

@@ -6,8 +6,8 @@ use anyhow::{Context, Result, ensure};
 use futures::StreamExt;
 use serde_json::{Value, json};
 use sqlx::{Connection, PgConnection};
-use stack::{Client, Signal, eventually};
 use std::time::Duration;
+use testkit::{Client, Signal, eventually};
 use tokio::time::{Instant, timeout};
 
 /// While this is held, nothing that tickets commits is published.

@@ -3,8 +3,8 @@
 use crate::system::System;
 use anyhow::{Context, Result, ensure};
 use serde_json::json;
-use stack::{eventually, eventually_within};
 use std::time::Duration;
+use testkit::{eventually, eventually_within};
 use tokio::process::Command;
 
 /// Runs a shell command in the container of Postgres.

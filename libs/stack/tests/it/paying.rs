@@ -5,8 +5,8 @@ use crate::system::System;
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 use sqlx::{Connection, PgConnection};
-use stack::{eventually, eventually_within};
 use std::time::Duration;
+use testkit::{eventually, eventually_within};
 
 struct Story {
     system: System,

@@ -5,8 +5,8 @@ use crate::system::System;
 use anyhow::{Result, ensure};
 use serde_json::{Value, json};
 use sqlx::{Connection, PgConnection};
-use stack::{eventually, eventually_within};
 use std::time::Duration;
+use testkit::{eventually, eventually_within};
 
 const FIRST: &str = "000000000000000000000001";
 const SECOND: &str = "000000000000000000000002";

@@ -6,8 +6,8 @@ use anyhow::{Context, Result, ensure};
 use async_nats::HeaderMap;
 use serde_json::{Value, json};
 use sqlx::{Connection, PgConnection, Row};
-use stack::eventually;
 use std::hash::{BuildHasher, BuildHasherDefault, DefaultHasher};
+use testkit::eventually;
 
 fn id(number: usize) -> String {
     format!("{number:024x}")
@@ -82,7 +82,7 @@ async fn an_event_that_the_database_refuses_is_retried_and_then_a_dead_letter() 
     // A title that no Postgres can store: it decodes, and its handler fails on it every time.
     publish(&system, "ticket.created", [event(1, 0, "before"), event(2, 0, "\0"), event(3, 0, "after")]).await?;
     let dead = "select count(*) from bus.dead_letters where status = 'dead' and attempts = 5";
-    stack::eventually_within(std::time::Duration::from_mins(1), "the dead letter", async || {
+    testkit::eventually_within(std::time::Duration::from_mins(1), "the dead letter", async || {
         ensure!(count(&system.orders_db, dead).await? == 1);
         anyhow::Ok(())
     })

@@ -4,8 +4,8 @@ use crate::records::count;
 use crate::system::System;
 use anyhow::{Result, bail, ensure};
 use serde_json::json;
-use stack::{Answer, eventually};
 use std::time::Duration;
+use testkit::{Answer, eventually};
 use tokio::time::Instant;
 
 /// Creates tickets until `until` and returns the ids that were confirmed. Anything else must be a proper 503.

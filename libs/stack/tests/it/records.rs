@@ -38,7 +38,7 @@ impl Records {
     }
 
     pub async fn jetstream(&self) -> Result<jetstream::Context> {
-        Ok(jetstream::new(stack::connect(&self.nats_url).await?))
+        Ok(jetstream::new(testkit::connect(&self.nats_url).await?))
     }
 
     /// Publishes past all services, as their neighbours do.
@@ -87,7 +87,7 @@ impl Records {
     /// Waits until a service has applied all that is in a stream.
     pub async fn caught_up(&self, stream: &str, service: &str) -> Result<()> {
         let what = format!("{service} to catch up with {stream}");
-        stack::eventually(&what, async || self.is_caught_up(stream, service).await).await
+        testkit::eventually(&what, async || self.is_caught_up(stream, service).await).await
     }
 
     /// An error if a service has not applied all that is in a stream.

@@ -5,7 +5,7 @@ use crate::system::System;
 use anyhow::{Result, ensure};
 use serde_json::json;
 use sqlx::{Connection, PgConnection};
-use stack::{Client, Signal, eventually};
+use testkit::{Client, Signal, eventually};
 
 const OUTBOX: &str = "select count(*) from bus.outbox";
 

@@ -6,10 +6,10 @@ use anyhow::{Context, Result, ensure};
 use futures::future::try_join_all;
 use rand::seq::IndexedRandom;
 use serde_json::json;
-use stack::Client;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
+use testkit::Client;
 use tokio::time::sleep;
 
 /// `preStop: sleep` of the manifests, shorter: here the balancer forgets a replica at once.
@@ -47,14 +47,14 @@ impl Balancer {
 async fn no_request_fails_during_a_rolling_restart() -> Result<()> {
     let mut system = System::start(2, 1).await?;
     let (balancer, stop) = (Balancer::default(), AtomicBool::new(false));
-    balancer.set(system.tickets.iter().map(stack::Process::client).collect());
+    balancer.set(system.tickets.iter().map(testkit::Process::client).collect());
     let restart = async {
         for _ in 0..4 {
             let mut new = system.spawn_tickets()?;
             new.wait_ready().await?;
             system.tickets.push(new);
             let mut old = system.tickets.remove(0);
-            balancer.set(system.tickets.iter().map(stack::Process::client).collect());
+            balancer.set(system.tickets.iter().map(testkit::Process::client).collect());
             sleep(PRE_STOP).await; // as Kubernetes does
             let status = old.stop(Duration::from_secs(10)).await?;
             ensure!(status.success(), "it did not end well:\n{}", old.last_lines(20));

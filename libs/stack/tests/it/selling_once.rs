@@ -5,7 +5,7 @@ use crate::system::{System, id};
 use anyhow::{Result, ensure};
 use futures::future::try_join_all;
 use serde_json::json;
-use stack::eventually;
+use testkit::eventually;
 
 #[tokio::test]
 async fn of_two_hundred_users_at_three_replicas_one_gets_the_ticket() -> Result<()> {

@@ -4,9 +4,9 @@ use crate::records::{PLACES, Records, Stored, count};
 use anyhow::{Result, ensure};
 use async_nats::jetstream;
 use sqlx::{AssertSqlSafe, Connection, PgConnection};
-use stack::eventually_within;
 use std::collections::{BTreeMap, HashMap};
 use std::time::Duration;
+use testkit::eventually_within;
 
 impl Records {
     /// Waits until nothing moves any more: outboxes empty, subscriptions caught up, no dead letters, the replica equal to

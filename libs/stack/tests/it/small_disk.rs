@@ -1,8 +1,8 @@
 //! A volume in memory that a test can fill.
 
 use anyhow::{Result, ensure};
-use stack::Reaper;
-use stack::images::Image;
+use testkit::Reaper;
+use testkit::images::Image;
 use tokio::process::Command;
 
 /// More than the room that `infra/nats/frozen.sh` asks for.
@@ -20,7 +20,7 @@ pub struct SmallDisk {
 
 impl SmallDisk {
     pub async fn new(volume: String) -> Result<Self> {
-        stack::images::ensure(Image::Nats).await?;
+        testkit::images::ensure(Image::Nats).await?;
         let size = format!("o=size={SIZE}");
         docker(&["volume", "create", "--opt", "type=tmpfs", "--opt", "device=tmpfs", "--opt", &size, &volume]).await?;
         let (name, tag) = Image::Nats.name();
@@ -50,7 +50,7 @@ impl Drop for SmallDisk {
     fn drop(&mut self) {
         let removed = std::process::Command::new("sh").args(["-c", &self.remove]).output();
         if !removed.is_ok_and(|output| output.status.success()) {
-            stack::say(&format!("could not remove the volume {}", self.volume));
+            testkit::say(&format!("could not remove the volume {}", self.volume));
         }
     }
 }

@@ -3,8 +3,8 @@
 use crate::system::System;
 use anyhow::{Result, ensure};
 use serde_json::json;
-use stack::{Nats, Postgres, Signal, eventually};
 use std::time::Duration;
+use testkit::{Nats, Postgres, Signal, eventually};
 use tokio::time::Instant;
 
 const GRACE: Duration = Duration::from_secs(20);

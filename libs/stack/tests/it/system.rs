@@ -5,9 +5,10 @@ use crate::records::{PLACES, Records};
 use anyhow::{Result, ensure};
 use futures::{StreamExt, TryStreamExt, stream};
 use serde_json::{Value, json};
-use stack::{Client, JWT_KEY, Nats, Postgres, Process, free_port, nats_url};
+use stack::services::{ORDERS, Service, TICKETS};
 use std::ops::Deref;
 use std::path::Path;
+use testkit::{Client, Nats, Postgres, Process, free_port, nats_url};
 
 pub struct System {
     pub postgres: Postgres,
@@ -50,8 +51,8 @@ impl System {
     pub fn new(postgres: Postgres, nats: Nats, servers: &str) -> Self {
         let records = Records {
             nats_url: nats_url("admin", servers),
-            tickets_db: postgres.url("postgres", "tickets"),
-            orders_db: postgres.url("postgres", "orders"),
+            tickets_db: postgres.url("postgres", TICKETS.database),
+            orders_db: postgres.url("postgres", ORDERS.database),
         };
         Self {
             postgres,
@@ -79,41 +80,40 @@ impl System {
         }
         // Ready says nothing of NATS.
         for (stream, service) in PLACES {
-            stack::eventually("streams and consumers", async || self.place(stream, service).await).await?;
+            testkit::eventually("streams and consumers", async || self.place(stream, service).await).await?;
         }
         Ok(())
     }
 
     /// One more replica of tickets.
     pub fn spawn_tickets(&self) -> Result<Process> {
-        self.spawn_at("tickets", free_port())
+        self.spawn_at(&TICKETS, free_port())
     }
 
     /// One more replica of orders.
     pub fn spawn_orders(&self) -> Result<Process> {
-        self.spawn_at("orders", free_port())
+        self.spawn_at(&ORDERS, free_port())
     }
 
     /// Whatever listened on `port` comes back there.
     pub fn respawn(&self, port: u16) -> Result<Process> {
         let is_tickets = self.tickets.iter().any(|process| process.port() == port);
-        self.spawn_at(if is_tickets { "tickets" } else { "orders" }, port)
+        self.spawn_at(if is_tickets { &TICKETS } else { &ORDERS }, port)
     }
 
     /// As every deployment starts it, with the rights of the service and no others.
-    fn spawn_at(&self, service: &str, port: u16) -> Result<Process> {
-        let servers = if service == "tickets" { &self.tickets_nats } else { &self.orders_nats };
-        let env = [
-            ("DATABASE_URL", self.postgres.url(service, service)),
-            ("NATS_URL", nats_url(self.nats_user.unwrap_or(service), servers)),
+    fn spawn_at(&self, service: &Service, port: u16) -> Result<Process> {
+        let servers = if service.name == TICKETS.name { &self.tickets_nats } else { &self.orders_nats };
+        let database_url = self.postgres.url(service.database_user, service.database);
+        let mut env = service.environment(database_url, nats_url(self.nats_user.unwrap_or(service.nats_user), servers));
+        env.extend([
             ("PROVISION", self.nats_user.is_some().to_string()),
-            ("JWT_KEY", JWT_KEY.to_owned()),
             ("ORDER_TTL", self.order_ttl.to_owned()),
             // There are many services on this machine, and every connection costs its start some time.
             ("DATABASE_CONNECTIONS", "6".to_owned()),
             ("RUST_LOG", "info,event_bus=debug".to_owned()),
-        ];
-        Process::spawn_at(Path::new(env!("CARGO_BIN_EXE_stack")), service, port, env, |_| {})
+        ]);
+        Process::spawn_at(Path::new(env!("CARGO_BIN_EXE_stack")), service.name, port, env, |_| {})
     }
 
     /// The seller, at one of the replicas of tickets.
@@ -134,7 +134,7 @@ impl System {
     /// This many new tickets of the seller, in no order, once orders knows them all.
     pub async fn tickets(&self, count: usize) -> Result<Vec<String>> {
         let tickets = stream::iter(0..count).map(|_| self.ticket()).buffer_unordered(8).try_collect().await?;
-        stack::eventually("orders to know all tickets", async || {
+        testkit::eventually("orders to know all tickets", async || {
             ensure!(self.replica_rows().await?.len() == self.tickets_rows().await?.len());
             anyhow::Ok(())
         })

@@ -37,10 +37,10 @@ async fn the_trace_context_of_a_request_travels_with_its_event() -> Result<()> {
     let system = System::start(1, 0).await?;
     let traceparent = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
     let request = system.seller(0).request(reqwest::Method::POST, "/api/tickets").header("traceparent", traceparent);
-    stack::Answer::to(request.json(&json!({"title": "Traced", "price": 1}))).await?.expect(201)?;
+    testkit::Answer::to(request.json(&json!({"title": "Traced", "price": 1}))).await?.expect(201)?;
 
     let jetstream = system.jetstream().await?;
-    let message = stack::eventually("the event", async || {
+    let message = testkit::eventually("the event", async || {
         jetstream.get_stream("TICKETS").await?.get_raw_message(1).await.map_err(anyhow::Error::from)
     })
     .await?;

@@ -1,30 +1,12 @@
 //! Images have the same names for everything that builds, pulls or runs them.
 
-use crate::overlay::{Overlay, ROOT, items, text};
-use anyhow::Result;
+use crate::files::Files;
+use crate::overlay::{Overlay, items, text};
 use serde_json::Value;
 use std::collections::BTreeSet;
-use std::path::Path;
-
-/// The files beside the overlays that name images.
-#[derive(Clone)]
-pub struct Files {
-    pub compose: Value,
-    pub skaffold: Value,
-    pub names: String,
-}
-
-impl Files {
-    pub fn read() -> Result<Self> {
-        let read = |name| std::fs::read_to_string(Path::new(ROOT).join(name));
-        let (compose, skaffold) = (read("docker-compose.yml")?, read("skaffold.yaml")?);
-        let (compose, skaffold) = (serde_saphyr::from_str(&compose)?, serde_saphyr::from_str(&skaffold)?);
-        Ok(Self { compose, skaffold, names: read("infra/images/names")? })
-    }
-}
 
 pub fn check(files: &Files, overlays: &[Overlay], errors: &mut Vec<String>) {
-    let Files { compose, skaffold, names } = files;
+    let Files { compose, skaffold, names, .. } = files;
     let built = items(&skaffold["build"]["artifacts"]).map(|artifact| text(&artifact["image"]));
     let pulled = names.lines().filter_map(|line| line.split_once('=')).map(|(_, image)| image);
     let all: BTreeSet<_> = built.chain(pulled).collect();

@@ -1,13 +1,15 @@
 //! What is deployed: the overlays as they are rendered, and the files that have to agree with them.
 //! Needs kubectl, and no cluster. `infra/k8s/check` runs it, and checks the fields of the objects.
 
+mod files;
 mod images;
 mod network;
 mod overlay;
 mod references;
+mod services;
 mod settings;
 
-use crate::images::Files;
+use crate::files::Files;
 use crate::overlay::{Overlay, text};
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::{Value, json};
@@ -26,6 +28,7 @@ fn errors(files: &Files, overlays: &[Overlay]) -> Vec<String> {
         all.extend(errors.iter().map(|error| format!("{}: {error}", overlay.name)));
     }
     images::check(files, overlays, &mut all);
+    services::check(files, overlays, &mut all);
     all
 }
 
@@ -74,6 +77,15 @@ dev | StatefulSet/nats | CONTAINER/env/3/name | "NATS_PASSWORD" | reads NATS_TIC
 dev | StatefulSet/postgres | CONTAINER/env/4/name | "ORDERS" | reads ORDERS_PASSWORD
 dev | Deployment/orders-depl | CONTAINER/env/2/value | "nats://nats:4222" | nothing listens at nats:4222
 dev | Ingress/ingress | spec/rules/0/http/paths/0/path | "/api/orders" | leads to the wrong place
+dev | Ingress/ingress | spec/rules/0/http/paths/0/path | "/api/ticket" | Ingress: paths
+dev | Deployment/orders-depl | metadata/name | "orders" | Deployments
+dev | Deployment/orders-depl | CONTAINER/env/0/valueFrom/secretKeyRef/name | "tickets-database" | orders: DATABASE_URL
+prod | Deployment/orders-depl | CONTAINER/env/2/valueFrom/secretKeyRef/name | "orders" | the secret of DATABASE_URL
+dev | Deployment/orders-depl | CONTAINER/env/1/valueFrom/secretKeyRef/key | "ADMIN_PASSWORD" | orders: NATS_PASSWORD
+dev | Deployment/orders-depl | CONTAINER/env/2/value | "nats://tickets:$(NATS_PASSWORD)@nats-srv:4222" | the user is orders
+dev | Deployment/orders-depl | CONTAINER/env/4/value | "true" | orders: PROVISION
+dev | Deployment/orders-depl | CONTAINER/image | "ticketing/tickets:1" | orders-srv: the image
+dev | Job/orders-migrate | CONTAINER/env/1/value | "tickets" | orders-migrate: DATABASE_ROLE
 prod | NetworkPolicy/default-deny | | null | no policy denies everything
 prod | NetworkPolicy/nats | spec/ingress/0/from | null | Ingress policies allow ("anywhere", "nats", "TCP", 4222)
 prod | NetworkPolicy/postgres | spec/egress/0/ports/0/port | 5433 | Egress policies deny ("orders", "anywhere"
@@ -129,4 +141,47 @@ fn each_image_under_another_name_is_an_error() -> Result<()> {
         ensure!(!errors(&wrong, &overlays).is_empty(), "mistake {index} is not seen");
     }
     Ok(())
+}
+
+/// What is changed, and a part of the error.
+type Mistake = (fn(&mut Files), &'static str);
+
+#[test]
+fn each_file_that_differs_from_the_list_of_services_is_an_error() -> Result<()> {
+    let (right, overlays) = (Files::read()?, overlays()?);
+    let mistakes: [Mistake; 15] = [
+        (|files| service(files, "tickets")["ports"] = json!(["127.0.0.1:${TICKETS_PORT:-3003}:3000"]), "tickets/ports"),
+        (|files| service(files, "nats")["ports"][0] = json!("127.0.0.1:4222:4222"), "nats/ports"),
+        (|files| service(files, "orders")["image"] = json!("ticketing/tickets"), "orders/image"),
+        (|files| environment(files, "orders", "DATABASE_URL", "postgres://orders@postgres:5432/tickets"), "orders/env"),
+        (
+            |files| environment(files, "orders", "NATS_URL", "nats://admin:admin@nats:4222"),
+            "orders/environment/NATS_URL",
+        ),
+        (|files| environment(files, "orders", "PROVISION", "true"), "orders/environment/PROVISION"),
+        (|files| environment(files, "orders", "JWT_KEY", "key"), "orders/environment/JWT_KEY"),
+        (|files| environment(files, "orders-migrate", "DATABASE_ROLE", "tickets"), "orders-migrate/env"),
+        (|files| environment(files, "postgres", "ORDERS_PASSWORD", "orders"), "postgres/env"),
+        (|files| environment(files, "nats", "NATS_ORDERS_PASSWORD", "orders"), "nats/env"),
+        (|files| files.compose["services"]["payments"] = json!({}), "docker-compose.yml: services"),
+        (|files| files.skaffold["portForward"][0]["localPort"] = json!(3003), "portForward"),
+        (|files| files.roles = files.roles.replace("to orders;", "to tickets;"), "roles.sql"),
+        (|files| files.users = files.users.replace("user: orders", "user: order"), "users.conf"),
+        (|files| files.scripts[0].1 = files.scripts[0].1.replace("tickets orders", "tickets"), "infra/docker/compile"),
+    ];
+    for (mistake, expected) in mistakes {
+        let mut wrong = right.clone();
+        mistake(&mut wrong);
+        let errors = errors(&wrong, &overlays);
+        ensure!(errors.iter().any(|error| error.contains(expected)), "{expected} is not in {errors:#?}");
+    }
+    Ok(())
+}
+
+fn service<'a>(files: &'a mut Files, name: &str) -> &'a mut Value {
+    &mut files.compose["services"][name]
+}
+
+fn environment(files: &mut Files, name: &str, variable: &str, value: &str) {
+    service(files, name)["environment"][variable] = json!(value);
 }

@@ -8,10 +8,10 @@ use futures::future::try_join_all;
 use reqwest::Method;
 use serde_json::json;
 use sqlx::{Connection, PgConnection};
-use stack::{Client, JWT_KEY, Postgres, Process, free_port};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
+use testkit::{Client, JWT_KEY, Postgres, Process, free_port};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpSocket, TcpStream};
 use tokio::sync::{Mutex, MutexGuard};
@@ -58,7 +58,7 @@ impl Tickets {
         let title = "y".repeat(LARGE);
         for _ in 0..5 {
             // Each on a connection of its own.
-            let prompt = async |what: &str, answer: &mut (dyn Future<Output = Result<stack::Answer>> + Unpin)| {
+            let prompt = async |what: &str, answer: &mut (dyn Future<Output = Result<testkit::Answer>> + Unpin)| {
                 let begun = Instant::now();
                 let answer = answer.await.with_context(|| format!("{what} was not answered"))?;
                 ensure!(answer.status < 300, "{what} was answered {} {}", answer.status, answer.body);
@@ -129,7 +129,7 @@ async fn slow_bodies_of_1300_clients_need_little_memory() -> Result<()> {
     let head = format!(
         "POST /api/tickets HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {}\r\ncontent-type: application/json\r\n\
          content-length: {LARGE}\r\n\r\n{{\"title\": \"",
-        stack::token("slow")
+        testkit::token("slow")
     );
     let bytes: Arc<[u8]> = [head.as_bytes(), &vec![b'x'; LARGE - 1_000]].concat().into();
     let mut slow = JoinSet::new();

@@ -24,6 +24,7 @@ use crate::blocks::{block, blocks, outcome};
 use crate::system::System;
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
+use stack::services::{NATS_MONITORING_PORT, NATS_PORT, ORDERS, TICKETS};
 use std::process::Stdio;
 use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::Command;
@@ -62,10 +63,10 @@ async fn every_block_of_the_readme_parses_and_is_run_or_cannot_be() -> Result<()
 fn at(system: &System, block: &str) -> String {
     let monitoring = system.nats.monitoring_url();
     let ports = [
-        ("3001", system.tickets[0].port().to_string()),
-        ("3002", system.orders[0].port().to_string()),
-        ("4222", system.nats.server().replace("127.0.0.1:", "")),
-        ("8222", monitoring.replace("http://127.0.0.1:", "")),
+        (TICKETS.port, system.tickets[0].port().to_string()),
+        (ORDERS.port, system.orders[0].port().to_string()),
+        (NATS_PORT, system.nats.server().replace("127.0.0.1:", "")),
+        (NATS_MONITORING_PORT, monitoring.replace("http://127.0.0.1:", "")),
     ];
     ports.iter().fold(block.to_owned(), |text, (from, to)| {
         text.replace(&format!("127.0.0.1:{from}"), &format!("127.0.0.1:{to}"))
@@ -85,7 +86,7 @@ async fn blocks_for_a_running_system_do_what_the_readme_says() -> Result<()> {
 
 async fn the_session(system: &System) -> Result<()> {
     let block = at(system, &block(RUN[0])?);
-    let tokens = format!("ALICE={}\nBOB={}", stack::token("alice"), stack::token("bob"));
+    let tokens = format!("ALICE={}\nBOB={}", testkit::token("alice"), testkit::token("bob"));
     let printed = stack::session(&system.tickets[0].address(), &system.orders[0].address());
     let commands = |session: &str| {
         session.lines().skip_while(|line| !line.starts_with("call()")).map(str::to_owned).collect::<Vec<_>>()

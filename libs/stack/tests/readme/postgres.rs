@@ -3,10 +3,10 @@
 use crate::authority::Authority;
 use crate::blocks::outcome;
 use anyhow::Result;
-use stack::images::{self, Image};
-use stack::{Reaper, eventually_within, free_port};
 use std::path::Path;
 use std::time::Duration;
+use testkit::images::{self, Image};
+use testkit::{Reaper, eventually_within, free_port};
 use tokio::process::Command;
 
 pub const PASSWORD: &str = "of-the-superuser";

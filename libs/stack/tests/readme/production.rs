@@ -8,10 +8,11 @@ use crate::overlay::{Overlay, ROOT, text};
 use crate::postgres::{PASSWORD, TlsPostgres};
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
-use stack::{JWT_KEY, Process, free_port};
+use stack::services::SERVICES;
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
+use testkit::{JWT_KEY, Process, free_port};
 use tokio::process::Command;
 
 const KUBECTL: &str = r#"#!/bin/sh
@@ -76,7 +77,7 @@ async fn production_steps_make_databases_and_all_secrets_that_services_need() ->
     ensure!(are_there, "step 4 does not apply overlays/prod");
     images_have_the_tags_of(&prod, &std::fs::read_to_string(directory.join("docked"))?)?;
 
-    for service in ["tickets", "orders"] {
+    for service in SERVICES.map(|service| service.name) {
         let owner = &secrets[&format!("{service}-database-owner/DATABASE_URL")];
         let wrong = migrate(service, owner, &stranger.file).await;
         ensure!(wrong.is_err(), "{service} trusts a Postgres whose authority it does not know");

@@ -1,5 +1,6 @@
-use crate::orders::{UNKNOWN, cancelled, error, event, order, path, start};
+use crate::orders::{UNKNOWN, cancelled, event, order, path, start};
 use serde_json::Value;
+use testkit::error;
 
 #[tokio::test]
 async fn a_cancelled_order_stays_at_its_next_version_and_that_is_announced() {

@@ -1,7 +1,7 @@
-use crate::orders::{Orders, UNKNOWN, error, event, id, order, path, start};
+use crate::orders::{Orders, UNKNOWN, event, order, path, start};
 use reqwest::Method;
 use serde_json::{Value, json};
-use stack::{Answer, Client};
+use testkit::{Answer, Client, error, id};
 
 const RESERVED: &str = "Ticket is already reserved";
 const UNAVAILABLE: &str = "The service is temporarily unavailable, please try again";

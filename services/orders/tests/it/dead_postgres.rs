@@ -1,14 +1,12 @@
 //! Postgres is there, and yet no answer comes; or it is not there at all.
 
-use crate::orders::{Orders, error, order, path, start_on};
+use crate::orders::{Orders, order, path, start_on};
 use futures::future::join_all;
 use serde_json::json;
-use stack::{Answer, Postgres, eventually};
 use std::sync::Arc;
 use std::time::Duration;
+use testkit::{Answer, Postgres, UNAVAILABLE, error, eventually};
 use tokio::time::timeout;
-
-const UNAVAILABLE: &str = "The service is temporarily unavailable, please try again";
 
 /// Longer than a request may take.
 const BOUND: Duration = Duration::from_secs(15);
@@ -38,7 +36,7 @@ fn assert_unavailable(answers: Vec<Answer>) {
 async fn a_postgres_that_is_frozen_or_gone_costs_503s_in_bounded_time_and_is_used_again() {
     let postgres = Arc::new(Postgres::start().await.unwrap());
     let database_url = postgres.database("orders").await.unwrap();
-    let orders = start_on(postgres.clone(), database_url, &[]).await;
+    let orders = start_on(postgres.clone(), database_url).await;
     let [held, free] = orders.tickets().await;
     let held = path(&orders.order(&held).await);
     ask_until_answered(&orders, &held).await;

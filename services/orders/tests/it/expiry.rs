@@ -1,8 +1,8 @@
-use crate::orders::{Orders, cancelled, event, id, order, path, start_on, start_with};
+use crate::orders::{Orders, cancelled, event, order, path, start_on, start_with};
 use futures::future::join_all;
 use serde_json::Value;
 use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection};
-use stack::{Postgres, eventually};
+use testkit::{Postgres, eventually, id};
 
 /// A service whose Postgres has a clock that can [`leap`]: a `now()` that comes before the built-in one.
 async fn start_with_a_clock_that_leaps() -> Orders {
@@ -12,7 +12,7 @@ async fn start_with_a_clock_that_leaps() -> Orders {
     let mut db = PgConnection::connect(&database_url).await.unwrap();
     let sql = format!("alter database {name} set search_path = public, pg_catalog; {}", clock(0));
     db.execute(AssertSqlSafe(sql)).await.unwrap();
-    start_on(postgres, database_url, &[]).await
+    start_on(postgres, database_url).await
 }
 
 /// From now on it is that many minutes later than it is.

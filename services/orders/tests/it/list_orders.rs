@@ -1,6 +1,6 @@
-use crate::orders::{cancelled, error, id, order, path, start, start_on};
+use crate::orders::{cancelled, order, path, start, start_on};
 use serde_json::{Value, json};
-use stack::Postgres;
+use testkit::{Postgres, error, id};
 
 fn ids(list: &Value) -> Vec<&str> {
     list.as_array().unwrap().iter().map(id).collect()
@@ -94,7 +94,7 @@ async fn existing_orders_are_numbered_in_order_of_their_ids() {
     before.sql("insert into payments (id, order_id, stripe_id) select id, id, 'pi' from orders").await;
     before.sql("update orders set version = 1 where id = (select min(id) from orders)").await;
 
-    let after = start_on(Postgres::shared().await.unwrap(), before.database_url.clone(), &[]).await;
+    let after = start_on(Postgres::shared().await.unwrap(), before.database_url.clone()).await;
     let newer = after.any_order().await;
     let all = after.ann.get("/api/orders").await.unwrap().expect(200).unwrap();
     let expected: Vec<_> = made.iter().chain([&newer]).map(id).collect();

@@ -1,27 +1,20 @@
 //! The service under test.
 
+use bootstrap::Running;
 use clap::Parser;
 use contracts::Id;
 use futures::future::join_all;
 use serde_json::{Value, json};
-use sqlx::postgres::PgRow;
-use sqlx::{AssertSqlSafe, Connection, FromRow, PgConnection};
-use stack::{Answer, Client, JWT_KEY, Postgres, eventually, free_port};
+use std::ops::Deref;
 use std::sync::Arc;
+use testkit::{Answer, Client, HttpService, Postgres, eventually, id};
 
 /// Well-formed, and nobody's.
 pub const UNKNOWN: &str = "ffffffffffffffffffffffff";
 
 /// An orders service of one's own, on a database of its own.
 pub struct Orders {
-    pub database_url: String,
-    pub base: String,
-    /// Not signed in.
-    pub anonymous: Client,
-    pub ann: Client,
-    pub bob: Client,
-    _running: bootstrap::Running,
-    _postgres: Arc<Postgres>,
+    service: HttpService<Running>,
 }
 
 pub async fn start() -> Orders {
@@ -30,32 +23,16 @@ pub async fn start() -> Orders {
 
 /// A service with more options than it needs.
 pub async fn start_with(options: &[&str]) -> Orders {
-    let postgres = Postgres::shared().await.unwrap();
-    let database_url = postgres.database("orders").await.unwrap();
-    start_on(postgres, database_url, options).await
+    Orders { service: HttpService::start("orders", options, launch).await }
 }
 
 /// A service that reaches its database at this URL.
-pub async fn start_on(postgres: Arc<Postgres>, database_url: String, options: &[&str]) -> Orders {
-    let nobody = format!("nats://127.0.0.1:{}", free_port());
-    let fixed = [
-        "orders",
-        "--database-url",
-        &database_url,
-        "--nats-url",
-        &nobody,
-        "--jwt-key",
-        JWT_KEY,
-        "--http-addr",
-        "127.0.0.1:0",
-    ];
-    let config = orders::Config::parse_from(fixed.iter().chain(options));
-    let running = orders::start(config).await.unwrap();
-    let base = format!("http://{}", running.address);
-    let anonymous = Client::new(&base);
-    eventually("orders to be ready", async || anonymous.get("/readyz").await?.expect(200)).await.unwrap();
-    let (ann, bob) = (anonymous.signed_in("ann"), anonymous.signed_in("bob"));
-    Orders { database_url, base, anonymous, ann, bob, _running: running, _postgres: postgres }
+pub async fn start_on(postgres: Arc<Postgres>, database_url: String) -> Orders {
+    Orders { service: HttpService::start_on(postgres, database_url, "orders", &[], launch).await }
+}
+
+async fn launch(arguments: Vec<String>) -> anyhow::Result<Running> {
+    orders::start(orders::Config::parse_from(arguments)).await
 }
 
 impl Orders {
@@ -116,18 +93,6 @@ impl Orders {
         self.ann.get(&path(order)).await.unwrap().expect(200).unwrap()
     }
 
-    /// Runs a statement behind the service's back.
-    pub async fn sql(&self, sql: &str) {
-        let mut db = PgConnection::connect(&self.database_url).await.unwrap();
-        sqlx::query(AssertSqlSafe(sql.to_owned())).execute(&mut db).await.unwrap();
-    }
-
-    /// The one row that a query gives.
-    pub async fn row<T: for<'r> FromRow<'r, PgRow> + Send + Unpin>(&self, sql: &str) -> T {
-        let mut db = PgConnection::connect(&self.database_url).await.unwrap();
-        sqlx::query_as(AssertSqlSafe(sql.to_owned())).fetch_one(&mut db).await.unwrap()
-    }
-
     /// All columns of an order, those included that nobody is shown.
     pub async fn everything(&self, order: &Value) -> String {
         let (row,): (String,) = self.row(&format!("select o::text from orders o where id = '{}'", id(order))).await;
@@ -138,15 +103,13 @@ impl Orders {
     pub async fn set_status(&self, order: &Value, status: &str) {
         self.sql(&format!("update orders set status = '{status}' where id = '{}'", id(order))).await;
     }
+}
 
-    /// Subject, version and body of every event that was appended, in order.
-    pub async fn events(&self) -> Vec<(String, i64, Value)> {
-        let mut db = PgConnection::connect(&self.database_url).await.unwrap();
-        let sql = "select subject, version, payload from bus.outbox order by id";
-        let rows: Vec<(String, i64, String)> = sqlx::query_as(sql).fetch_all(&mut db).await.unwrap();
-        rows.into_iter()
-            .map(|(subject, version, body)| (subject, version, serde_json::from_str(&body).unwrap()))
-            .collect()
+impl Deref for Orders {
+    type Target = HttpService<Running>;
+
+    fn deref(&self) -> &Self::Target {
+        &self.service
     }
 }
 
@@ -171,15 +134,6 @@ pub fn cancelled(order: &Value) -> Value {
     order
 }
 
-pub fn id(order: &Value) -> &str {
-    order["id"].as_str().unwrap()
-}
-
 pub fn path(order: &Value) -> String {
     format!("/api/orders/{}", id(order))
-}
-
-/// The error body with one message.
-pub fn error(message: &str) -> Value {
-    json!({"errors": [{"message": message}]})
 }

@@ -1,12 +1,12 @@
 //! Many at once. What the database holds afterwards, and what was announced, is what counts.
 
-use crate::orders::{Orders, cancelled, error, event, id, order, path, start};
+use crate::orders::{Orders, cancelled, event, order, path, start};
 use futures::future::join_all;
 use serde_json::{Value, json};
 use sqlx::{AssertSqlSafe, Connection, PgConnection};
-use stack::{Answer, Client, eventually};
 use std::collections::HashSet;
 use std::time::Duration;
+use testkit::{Answer, Client, error, eventually, id};
 use tokio::time::sleep;
 
 const RESERVED: &str = "Ticket is already reserved";

@@ -1,15 +1,15 @@
 //! What no handler answers, and what nobody sane would send.
 
-use crate::orders::{error, path, start};
+use crate::orders::{path, start};
 use reqwest::Method;
 use serde_json::json;
-use stack::Answer;
+use testkit::{Answer, hostile_texts};
 
 #[tokio::test]
 async fn unknown_routes_and_methods_are_not_found() {
     let orders = start().await;
     let order = path(&orders.any_order().await);
-    for (method, path) in [
+    let routes = [
         (Method::GET, "/api/order"),
         (Method::GET, "/api/orders/a/b"),
         (Method::DELETE, "/api/orders"),
@@ -17,10 +17,8 @@ async fn unknown_routes_and_methods_are_not_found() {
         (Method::PUT, &order),
         (Method::PATCH, &order),
         (Method::POST, &order),
-    ] {
-        let answer = Answer::to(orders.ann.request(method.clone(), path)).await.unwrap();
-        assert_eq!((answer.status, answer.body), (404, error("Not Found")), "{method} {path}");
-    }
+    ];
+    orders.assert_not_found(&routes).await;
 }
 
 #[tokio::test]
@@ -37,9 +35,7 @@ async fn no_input_gives_a_5xx() {
     let orders = start().await;
     // Nobody can be asked for a ticket that is not known, and that is a 503.
     let reserved = orders.any_order().await["ticket"]["id"].clone();
-    let texts = ["", "\0", "%", "'", "\"", "\\", "\u{feff}", "9".repeat(90_000).as_str(), "[".repeat(90_000).as_str()]
-        .map(str::to_owned);
-    for (number, text) in texts.iter().enumerate() {
+    for (number, text) in hostile_texts().iter().enumerate() {
         let quoted = serde_json::to_string(text).unwrap();
         for body in [
             text.clone(),

@@ -1,4 +1,5 @@
-use crate::orders::{UNKNOWN, error, path, start};
+use crate::orders::{UNKNOWN, path, start};
+use testkit::error;
 
 #[tokio::test]
 async fn users_see_their_order_in_every_status() {

@@ -1,7 +1,7 @@
-use crate::tickets::{error, invalid, start};
+use crate::tickets::{invalid, start};
 use reqwest::Method;
 use serde_json::{Value, json};
-use stack::Answer;
+use testkit::{Answer, error};
 
 const TITLE: &str = "Title is required";
 const PRICE: &str = "Price must be greater than 0";

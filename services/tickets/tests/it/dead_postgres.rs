@@ -1,29 +1,32 @@
 //! Postgres is there, and yet no answer comes: a frozen server, or a network that loses every packet.
 
-use crate::tickets::{error, start_on};
+use crate::tickets::start_on;
 use futures::future::join_all;
 use serde_json::json;
 use sqlx::{Connection, PgConnection};
-use stack::{Postgres, Way, eventually, eventually_within};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
+use testkit::{Postgres, Proxy, UNAVAILABLE, error, eventually, eventually_within};
 use tokio::io::copy_bidirectional;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::{sleep, timeout};
 
-const UNAVAILABLE: &str = "The service is temporarily unavailable, please try again";
-
 /// Longer than a request may take.
 const BOUND: Duration = Duration::from_secs(15);
+
+/// Where the database is: `host:port`.
+fn host(database_url: &str) -> &str {
+    database_url.split(['@', '/']).nth(3).unwrap()
+}
 
 #[tokio::test]
 async fn connections_that_died_without_a_word_are_given_up_and_replaced() {
     let postgres = Postgres::shared().await.unwrap();
     let database_url = postgres.database("tickets").await.unwrap();
-    let host = database_url.split(['@', '/']).nth(3).unwrap().to_owned();
-    let way = Way::to(&host).await.unwrap();
-    let tickets = start_on(postgres, database_url.replace(&host, &way.address().to_string())).await;
+    let host = host(&database_url);
+    let proxy = Proxy::to(host).await.unwrap();
+    let tickets = start_on(postgres, database_url.replace(host, &proxy.address().to_string())).await;
     // As many connections as the service may have, all of them in use.
     join_all((0..64).map(|_| tickets.ticket())).await;
 
@@ -35,7 +38,7 @@ async fn connections_that_died_without_a_word_are_given_up_and_replaced() {
         }));
         let abandon = async {
             tokio::time::sleep(Duration::from_millis(20 + 15 * round)).await; // in the middle of them
-            way.abandon();
+            proxy.abandon();
         };
         for answer in tokio::join!(answers, abandon).0 {
             assert!(answer.status == 201 || answer.status == 503, "{} {}", answer.status, answer.body);
@@ -50,7 +53,7 @@ async fn connections_that_died_without_a_word_are_given_up_and_replaced() {
     })
     .await
     .unwrap();
-    // And no place in the pool was lost: all of them can wait for a lock at once.
+    // And the pool has lost no connection: all of them can wait for a lock at once.
     let mut holder = PgConnection::connect(&database_url).await.unwrap();
     sqlx::query("begin").execute(&mut holder).await.unwrap();
     sqlx::query("lock table tickets in share mode").execute(&mut holder).await.unwrap();
@@ -101,8 +104,8 @@ async fn a_frozen_postgres_costs_503s_in_bounded_time_and_is_used_again_when_it_
     join_all((0..64).map(|_| tickets.ticket())).await;
 }
 
-/// A way to `server` on which every connection begins late.
-async fn slow_way(server: String) -> SocketAddr {
+/// A proxy in front of `server` that opens each connection late.
+async fn slow_proxy(server: String) -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     tokio::spawn(async move {
@@ -122,9 +125,9 @@ async fn slow_way(server: String) -> SocketAddr {
 async fn connections_that_open_slower_than_anybody_waits_are_there_for_those_who_come_later() {
     let postgres = Postgres::shared().await.unwrap();
     let database_url = postgres.database("tickets").await.unwrap();
-    let host = database_url.split(['@', '/']).nth(3).unwrap().to_owned();
-    let slow = slow_way(host.clone()).await;
-    let tickets = start_on(postgres, database_url.replace(&host, &slow.to_string())).await;
+    let host = host(&database_url);
+    let slow = slow_proxy(host.to_owned()).await;
+    let tickets = start_on(postgres, database_url.replace(host, &slow.to_string())).await;
     // More at once than there are connections, of which none is open.
     let answers =
         join_all((0..64).map(|_| tickets.ann.post("/api/tickets", json!({"title": "Early", "price": 1})))).await;

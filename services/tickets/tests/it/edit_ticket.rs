@@ -1,6 +1,7 @@
-use crate::tickets::{error, id, invalid, path, start};
+use crate::tickets::{invalid, path, start};
 use futures::future::join_all;
 use serde_json::json;
+use testkit::{error, id};
 
 const PRICE: &str = "Price must be provided and must be greater than 0";
 const UNKNOWN: &str = "/api/tickets/ffffffffffffffffffffffff";

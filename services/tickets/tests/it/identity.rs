@@ -1,7 +1,7 @@
 use crate::tickets::start;
 use reqwest::Method;
 use serde_json::json;
-use stack::{Answer, cookie};
+use testkit::{Answer, cookie};
 
 #[tokio::test]
 async fn a_user_is_known_by_either_cookie_or_by_a_bearer_token() {
@@ -10,7 +10,7 @@ async fn a_user_is_known_by_either_cookie_or_by_a_bearer_token() {
         ("cookie", format!("express:sess={}", cookie("ann"))),
         ("cookie", format!("session={}", cookie("ann").trim_end_matches('='))),
         ("cookie", format!("theme=dark; express:sess=garbage; session={}", cookie("ann"))),
-        ("authorization", format!("Bearer {}", stack::token("ann"))),
+        ("authorization", format!("Bearer {}", testkit::token("ann"))),
     ] {
         let request = tickets.anonymous.request(Method::POST, "/api/tickets").header(header, &value);
         let ticket = Answer::to(request.json(&json!({"title": "Concert", "price": 20}))).await.unwrap();
@@ -22,7 +22,7 @@ async fn a_user_is_known_by_either_cookie_or_by_a_bearer_token() {
 #[tokio::test]
 async fn a_bad_token_is_nobody_and_never_an_error() {
     let tickets = start().await;
-    let (head, signature) = stack::token("ann").rsplit_once('.').map(|(a, b)| (a.to_owned(), b.to_owned())).unwrap();
+    let (head, signature) = testkit::token("ann").rsplit_once('.').map(|(a, b)| (a.to_owned(), b.to_owned())).unwrap();
     let reversed: String = signature.chars().rev().collect();
     for (header, value) in [
         ("cookie", "express:sess=".to_owned()),
@@ -30,7 +30,7 @@ async fn a_bad_token_is_nobody_and_never_an_error() {
         ("cookie", "express:sess=%%%".to_owned()),
         ("authorization", format!("Bearer {head}.{reversed}")),
         ("authorization", format!("Bearer {head}.")),
-        ("authorization", format!("Basic {}", stack::token("ann"))),
+        ("authorization", format!("Basic {}", testkit::token("ann"))),
         ("authorization", "Bearer".to_owned()),
     ] {
         let public = tickets.anonymous.request(Method::GET, "/api/tickets").header(header, &value);

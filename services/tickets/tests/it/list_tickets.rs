@@ -1,6 +1,6 @@
-use crate::tickets::{Tickets, error, id, start, start_on};
+use crate::tickets::{Tickets, start, start_on};
 use serde_json::{Value, json};
-use stack::{Postgres, eventually};
+use testkit::{Postgres, error, eventually, id};
 
 const UP_TO_DATE: &str = "select version::text from _sqlx_migrations where version = 3 and success";
 

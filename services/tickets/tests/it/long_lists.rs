@@ -1,8 +1,8 @@
 //! Lists that are longer than a page, and clients that read them slowly.
 
-use crate::tickets::{Tickets, id, start, start_with};
-use stack::{Postgres, eventually};
+use crate::tickets::{Tickets, start, start_with};
 use std::time::Duration;
+use testkit::{eventually, id};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpSocket, TcpStream};
 use tokio::time::timeout;
@@ -15,7 +15,7 @@ const LARGE: usize = 100_000;
 async fn slow_reader(tickets: &Tickets) -> TcpStream {
     let socket = TcpSocket::new_v4().unwrap();
     socket.set_recv_buffer_size(16 * 1024).unwrap();
-    let mut stream = socket.connect(tickets.base.trim_start_matches("http://").parse().unwrap()).await.unwrap();
+    let mut stream = socket.connect(tickets.address.parse().unwrap()).await.unwrap();
     stream.write_all(b"GET /api/tickets HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").await.unwrap();
     stream
 }
@@ -67,9 +67,7 @@ async fn a_short_list_has_a_length_and_a_long_one_is_streamed() {
 
 #[tokio::test]
 async fn clients_that_read_slowly_hold_no_connection_to_postgres() {
-    let postgres = Postgres::shared().await.unwrap();
-    let database_url = postgres.database("tickets").await.unwrap();
-    let tickets = start_with(postgres, database_url, &["--database-connections=1"]).await;
+    let tickets = start_with(&["--database-connections=1"]).await;
     tickets.insert(MANY, LARGE).await;
     let mut slow = Vec::new();
     for _ in 0..5 {
@@ -103,8 +101,8 @@ async fn a_list_under_way_is_finished_when_the_service_stops() {
     tickets.insert(MANY, LARGE).await;
     let (stalled, mut slow) = (slow_reader(&tickets).await, slow_reader(&tickets).await);
     assert_eq!(slow.read_u8().await.unwrap(), b'H');
-    let health = format!("{}/readyz", tickets.base);
-    let stopped = tokio::spawn(tickets.running.stop());
+    let health = format!("http://{}/readyz", tickets.address);
+    let stopped = tokio::spawn(tickets.service.running.stop());
     eventually("the service to refuse connections", async || reqwest::get(&health).await.is_err()).await.unwrap();
     let (answer, is_whole) = rest(slow).await;
     assert!(is_whole && answer.matches("\"userId\"").count() == MANY, "{} bytes", answer.len());

@@ -1,15 +1,15 @@
 //! What no handler answers, and what nobody sane would send.
 
-use crate::tickets::{error, path, start};
+use crate::tickets::{path, start};
 use reqwest::Method;
 use serde_json::json;
-use stack::Answer;
+use testkit::{Answer, hostile_texts};
 
 #[tokio::test]
 async fn unknown_routes_and_methods_are_not_found() {
     let tickets = start().await;
     let ticket = path(&tickets.ticket().await);
-    for (method, path) in [
+    let routes = [
         (Method::GET, "/"),
         (Method::GET, "/api"),
         (Method::GET, "/api/ticket"),
@@ -18,10 +18,8 @@ async fn unknown_routes_and_methods_are_not_found() {
         (Method::PATCH, &ticket),
         (Method::DELETE, &ticket),
         (Method::POST, &ticket),
-    ] {
-        let answer = Answer::to(tickets.ann.request(method.clone(), path)).await.unwrap();
-        assert_eq!((answer.status, answer.body), (404, error("Not Found")), "{method} {path}");
-    }
+    ];
+    tickets.assert_not_found(&routes).await;
 }
 
 #[tokio::test]
@@ -37,9 +35,7 @@ async fn a_trailing_slash_and_a_head_request_are_tolerated() {
 async fn no_input_gives_a_5xx() {
     let tickets = start().await;
     let ticket = path(&tickets.ticket().await);
-    let texts = ["", "\0", "%", "'", "\"", "\\", "\u{feff}", "9".repeat(90_000).as_str(), "[".repeat(90_000).as_str()]
-        .map(str::to_owned);
-    for (number, text) in texts.iter().enumerate() {
+    for (number, text) in hostile_texts().iter().enumerate() {
         let quoted = serde_json::to_string(text).unwrap();
         for body in [
             text.clone(),

@@ -1,5 +1,6 @@
-use crate::tickets::{error, path, start};
+use crate::tickets::{path, start};
 use serde_json::json;
+use testkit::error;
 
 #[tokio::test]
 async fn anybody_sees_a_ticket_reserved_or_not() {

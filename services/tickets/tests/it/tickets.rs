@@ -1,55 +1,33 @@
 //! The service under test.
 
+use bootstrap::Running;
 use clap::Parser;
 use serde_json::{Value, json};
-use sqlx::{AssertSqlSafe, Connection, PgConnection};
-use stack::{Client, JWT_KEY, Postgres, eventually, free_port};
+use std::ops::Deref;
 use std::sync::Arc;
+use testkit::{HttpService, Postgres, id};
 
 /// A tickets service of one's own, on a database of its own.
 pub struct Tickets {
-    pub database_url: String,
-    pub base: String,
-    /// Not signed in.
-    pub anonymous: Client,
-    pub ann: Client,
-    pub bob: Client,
-    pub running: bootstrap::Running,
-    _postgres: Arc<Postgres>,
+    pub service: HttpService<Running>,
 }
 
 pub async fn start() -> Tickets {
-    let postgres = Postgres::shared().await.unwrap();
-    let database_url = postgres.database("tickets").await.unwrap();
-    start_on(postgres, database_url).await
+    start_with(&[]).await
+}
+
+/// A service with more options than it needs.
+pub async fn start_with(options: &[&str]) -> Tickets {
+    Tickets { service: HttpService::start("tickets", options, launch).await }
 }
 
 /// A service that reaches its database at this URL.
 pub async fn start_on(postgres: Arc<Postgres>, database_url: String) -> Tickets {
-    start_with(postgres, database_url, &[]).await
+    Tickets { service: HttpService::start_on(postgres, database_url, "tickets", &[], launch).await }
 }
 
-/// The same, with more options than it needs.
-pub async fn start_with(postgres: Arc<Postgres>, database_url: String, options: &[&str]) -> Tickets {
-    let nobody = format!("nats://127.0.0.1:{}", free_port());
-    let fixed = [
-        "tickets",
-        "--database-url",
-        &database_url,
-        "--nats-url",
-        &nobody,
-        "--jwt-key",
-        JWT_KEY,
-        "--http-addr",
-        "127.0.0.1:0",
-    ];
-    let config = tickets::Config::parse_from(fixed.iter().chain(options));
-    let running = tickets::start(config).await.unwrap();
-    let base = format!("http://{}", running.address);
-    let anonymous = Client::new(&base);
-    eventually("tickets to be ready", async || anonymous.get("/readyz").await?.expect(200)).await.unwrap();
-    let (ann, bob) = (anonymous.signed_in("ann"), anonymous.signed_in("bob"));
-    Tickets { database_url, base, anonymous, ann, bob, running, _postgres: postgres }
+async fn launch(arguments: Vec<String>) -> anyhow::Result<Running> {
+    tickets::start(tickets::Config::parse_from(arguments)).await
 }
 
 impl Tickets {
@@ -58,16 +36,9 @@ impl Tickets {
         self.ann.post("/api/tickets", json!({"title": "Concert", "price": 20})).await.unwrap().expect(201).unwrap()
     }
 
-    /// Runs a statement behind the service's back.
-    pub async fn sql(&self, sql: &str) {
-        let mut db = PgConnection::connect(&self.database_url).await.unwrap();
-        sqlx::query(AssertSqlSafe(sql.to_owned())).execute(&mut db).await.unwrap();
-    }
-
-    /// What a statement behind the service's back returns, a text for each row.
+    /// What a query returns, a text for each row.
     pub async fn texts(&self, sql: &str) -> Vec<String> {
-        let mut db = PgConnection::connect(&self.database_url).await.unwrap();
-        sqlx::query_scalar(AssertSqlSafe(sql.to_owned())).fetch_all(&mut db).await.unwrap()
+        self.rows(sql).await.into_iter().map(|(text,)| text).collect()
     }
 
     /// This many new tickets of Ann's, with titles of this many bytes, behind the service's back. Returns their ids.
@@ -90,29 +61,18 @@ impl Tickets {
     pub async fn reserve(&self, ticket: &Value, order: &str) {
         self.sql(&format!("update tickets set order_id = '{order}' where id = '{}'", id(ticket))).await;
     }
-
-    /// Subject, version and body of every event that was appended, in order.
-    pub async fn events(&self) -> Vec<(String, i64, Value)> {
-        let mut db = PgConnection::connect(&self.database_url).await.unwrap();
-        let sql = "select subject, version, payload from bus.outbox order by id";
-        let rows: Vec<(String, i64, String)> = sqlx::query_as(sql).fetch_all(&mut db).await.unwrap();
-        rows.into_iter()
-            .map(|(subject, version, body)| (subject, version, serde_json::from_str(&body).unwrap()))
-            .collect()
-    }
 }
 
-pub fn id(ticket: &Value) -> &str {
-    ticket["id"].as_str().unwrap()
+impl Deref for Tickets {
+    type Target = HttpService<Running>;
+
+    fn deref(&self) -> &Self::Target {
+        &self.service
+    }
 }
 
 pub fn path(ticket: &Value) -> String {
     format!("/api/tickets/{}", id(ticket))
-}
-
-/// The error body with one message.
-pub fn error(message: &str) -> Value {
-    json!({"errors": [{"message": message}]})
 }
 
 /// One entry of the error body of a validation.

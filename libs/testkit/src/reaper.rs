@@ -4,7 +4,7 @@ use std::process::{Child, Command, Stdio};
 
 /// Runs a command when this process ends in a way that runs no destructors: Ctrl-C, SIGKILL, abort.
 ///
-/// It is a shell that waits for the end of its standard input, whose other end only we hold.
+/// It is a shell that waits for the end of its standard input, whose other end only this process holds.
 #[derive(Debug)]
 pub struct Reaper(Child);
 
@@ -14,7 +14,7 @@ impl Reaper {
         let shell = Command::new("sh")
             .args(["-c", "cat; exec \"$@\"", "reaper"])
             .args(command)
-            // Its own process group: Ctrl-C in the terminal must end us, not the one who cleans up after us.
+            // Its own process group: Ctrl-C in the terminal must end this process, and not the one that cleans up after it.
             .process_group(0)
             .stdin(Stdio::piped())
             .stdout(Stdio::null())
@@ -26,7 +26,7 @@ impl Reaper {
 
 impl Drop for Reaper {
     fn drop(&mut self) {
-        // Whoever drops it has removed the container already.
+        // What the command would remove has been removed already.
         let _ = self.0.kill();
         let _ = self.0.wait();
     }

@@ -1,3 +1,4 @@
+use crate::token::token;
 use anyhow::{Context, Result, ensure};
 use reqwest::header::HeaderMap;
 use reqwest::{Method, RequestBuilder, Response};
@@ -24,9 +25,9 @@ pub struct Answer {
 }
 
 impl Client {
-    /// Nobody's client for the service at `base`, such as `http://127.0.0.1:3001`.
+    /// A client that is not signed in, for the service at `base`, such as `http://127.0.0.1:3001`.
     pub fn new(base: &str) -> Self {
-        // A proxy from the environment has no business between us and this machine.
+        // The service is on this machine: a proxy that the environment names must not be used.
         let http = reqwest::Client::builder().no_proxy().timeout(Duration::from_secs(30)).build();
         Self { base: base.to_owned(), token: None, http: http.expect("only TLS could fail, and there is none") }
     }
@@ -34,7 +35,7 @@ impl Client {
     /// The same, signed in as that user.
     #[must_use]
     pub fn signed_in(&self, user_id: &str) -> Self {
-        Self { token: Some(crate::token(user_id)), ..self.clone() }
+        Self { token: Some(token(user_id)), ..self.clone() }
     }
 
     /// GET.

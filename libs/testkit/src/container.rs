@@ -1,8 +1,10 @@
 use crate::eventually::eventually_within;
 use crate::images::{self, Image};
+use crate::progress::say;
 use crate::reaper::Reaper;
 use anyhow::{Context, Result, anyhow, bail};
 use futures::TryStreamExt;
+use futures::future::BoxFuture;
 use std::fmt::Debug;
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
@@ -25,29 +27,16 @@ const READY_WITHIN: Duration = Duration::from_mins(1);
 pub struct Container {
     /// None only while it is being dropped.
     running: Option<ContainerAsync<GenericImage>>,
-    probe: Probe,
+    probe: Box<dyn Probe>,
     /// The port the server listens on inside.
     port: u16,
     _reaper: Reaper,
 }
 
-/// How to see that the server answers its clients.
-#[derive(Clone, Debug)]
-pub(crate) enum Probe {
-    /// A client can connect to this URL and ask something.
-    Postgres(String),
-    /// JetStream answers and says that it is healthy.
-    Nats(crate::nats::Access),
-}
-
-impl Probe {
-    async fn answers(&self) -> Result<()> {
-        match self {
-            // Boxed, because a client in the making is large, and this is part of every test's future.
-            Self::Postgres(url) => Box::pin(crate::postgres::answers(url)).await,
-            Self::Nats(access) => Box::pin(access.answers()).await,
-        }
-    }
+/// A client of the server, which finds out whether the server answers.
+pub(crate) trait Probe: Debug + Send + Sync + 'static {
+    /// Connects and asks something. Boxed, because a client that connects is large, and this is part of every test's future.
+    fn answers(&self) -> BoxFuture<'_, Result<()>>;
 }
 
 impl Container {
@@ -56,7 +45,7 @@ impl Container {
     pub(crate) async fn start(
         image: Image,
         ports: &[(u16, u16)],
-        probe: Probe,
+        probe: impl Probe,
         configure: impl FnOnce(ContainerRequest<GenericImage>) -> ContainerRequest<GenericImage>,
     ) -> Result<Self> {
         images::ensure(image).await?;
@@ -74,10 +63,10 @@ impl Container {
         let create = async move {
             let running = request.start().await?;
             let reaper = Reaper::watch(["docker", "rm", "--force", "--volumes", running.id()])?;
-            Ok(Self { running: Some(running), probe, port, _reaper: reaper })
+            Ok(Self { running: Some(running), probe: Box::new(probe), port, _reaper: reaper })
         };
-        // Not here: a request to Docker that is cancelled may still make a container, which nobody would remove. There
-        // it is finished, and dropped if nobody waits for it any more; not even the end of this runtime comes before.
+        // On a runtime of its own: a request to Docker that is cancelled may still create a container, which nothing would
+        // remove. There it is completed, also when this runtime shuts down, and the container is dropped if this future was.
         let container = spawn_blocking(|| run_to_its_end(create)).await?;
         let container = container.with_context(|| format!("cannot start {name}:{tag}"))?;
         container.answers().await?;
@@ -165,11 +154,11 @@ impl Container {
 impl Drop for Container {
     fn drop(&mut self) {
         let Some(container) = self.running.take() else { return };
-        // testcontainers removes it in the runtime it is dropped in, which panics outside of one and in one that shuts
-        // down. A thread of its own works wherever a test lets go of it.
+        // testcontainers removes it in the current runtime, which panics outside of one and in one that shuts down. A thread
+        // with a runtime of its own works everywhere.
         let removed = std::thread::spawn(move || run_to_its_end(async { Ok(container.rm().await?) }));
         if let Err(error) = removed.join().unwrap_or_else(|_| Err(anyhow!("panicked"))) {
-            crate::say(&format!("could not remove a container: {error:#}"));
+            say(&format!("could not remove a container: {error:#}"));
         }
     }
 }

@@ -1,11 +1,11 @@
 use anyhow::{Context, Result, ensure};
 use async_nats::jetstream::{self, stream};
 use sqlx::{Connection, Executor, PgConnection};
-use stack::{Nats, Postgres, eventually, eventually_within};
 use std::path::Path;
 use std::process::Stdio;
 use std::sync::Arc;
 use std::time::Duration;
+use testkit::{Nats, Postgres, eventually, eventually_within};
 use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::Command;
 
@@ -102,7 +102,7 @@ async fn publish(jetstream: &jetstream::Context, fact: &'static str) -> Result<(
 #[tokio::test]
 async fn nats_writes_to_disk_before_it_acknowledges() -> Result<()> {
     let nats = Nats::start().await?;
-    let jsz = stack::Client::new(&nats.monitoring_url()).get("/jsz").await?.expect(200)?;
+    let jsz = testkit::Client::new(&nats.monitoring_url()).get("/jsz").await?.expect(200)?;
     ensure!(jsz["config"]["sync_always"] == true, "{jsz}");
     Ok(())
 }
@@ -110,7 +110,7 @@ async fn nats_writes_to_disk_before_it_acknowledges() -> Result<()> {
 #[tokio::test]
 async fn the_address_in_dockers_network_and_the_log_are_the_servers_own() -> Result<()> {
     let nats = Nats::start().await?;
-    stack::connect(&stack::nats_url("admin", &nats.address().await?.to_string())).await?;
+    testkit::connect(&testkit::nats_url("admin", &nats.address().await?.to_string())).await?;
     let log = nats.logs().await?;
     ensure!(log.contains("Server is ready"), "{log}");
     Ok(())
@@ -144,12 +144,12 @@ async fn a_paused_and_a_killed_container_can_be_dropped_anywhere() -> Result<()>
 
 #[tokio::test]
 async fn a_container_in_the_making_is_not_left_behind() -> Result<()> {
-    let name = format!("stack-test-{}", std::process::id());
+    let name = format!("testkit-{}", std::process::id());
     for patience in [1, 30, 100, 300, 1000].map(Duration::from_millis) {
         // A runtime that ends at once, as that of a test that fails.
         std::thread::scope(|scope| {
             scope.spawn(|| -> Result<()> {
-                let start = Postgres::start_named(&name, stack::free_port());
+                let start = Postgres::start_named(&name, testkit::free_port());
                 let runtime = tokio::runtime::Runtime::new()?;
                 drop(runtime.block_on(async { tokio::time::timeout(patience, start).await }));
                 Ok(())
@@ -157,7 +157,7 @@ async fn a_container_in_the_making_is_not_left_behind() -> Result<()> {
         });
         ensure!(!exists("container", &name).await, "{name} is still there, given up after {patience:?}");
     }
-    stack::left_over::remove_volume(&name).await
+    testkit::left_over::remove_volume(&name).await
 }
 
 #[tokio::test]

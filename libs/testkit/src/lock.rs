@@ -2,14 +2,16 @@ use anyhow::{Context, Result, bail};
 use std::fs::{File, TryLockError};
 use std::io::{Read, Seek, Write};
 
-/// Held by the one `cargo up` of this machine; the kernel lets go of it when the process ends, however it ends.
+/// A lock that one process of this machine holds. The kernel releases it when the process ends, however it ends.
 #[derive(Debug)]
-pub(crate) struct Lock(#[expect(dead_code, reason = "it is held, not used")] File);
+pub struct Lock(#[expect(dead_code, reason = "it is held, not used")] File);
 
 impl Lock {
-    pub(crate) fn take() -> Result<Self> {
-        // Per machine, not per checkout: so are the names of containers and volumes.
-        let path = std::env::temp_dir().join("ticketing-stack.lock");
+    /// Takes the lock of this name. Fails if another process holds it, and names that process.
+    ///
+    /// It is one for the machine, not for a checkout, as the names of containers and volumes are.
+    pub fn take(name: &str) -> Result<Self> {
+        let path = std::env::temp_dir().join(format!("{name}.lock"));
         let file = File::options().create(true).truncate(false).read(true).write(true).open(&path);
         let mut file = file.with_context(|| format!("cannot open {}", path.display()))?;
         match file.try_lock() {

@@ -1,10 +1,10 @@
-//! A NATS server of your own until you end it: `cargo run -p stack --example nats`. A test kills it, to see that its
+//! A NATS server of your own until you end it: `cargo run -p testkit --example nats`. A test kills it, to see that its
 //! container ends too.
 
 #[tokio::main]
 #[expect(clippy::print_stdout, reason = "whoever started it reads this")]
 async fn main() -> anyhow::Result<()> {
-    let nats = stack::Nats::start().await?;
+    let nats = testkit::Nats::start().await?;
     println!("{} in container {}", nats.server(), nats.id());
     Ok(tokio::signal::ctrl_c().await?)
 }

@@ -5,7 +5,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval_at};
 /// A line for the person who waits. It reaches the terminal from inside a test, too (the harness only holds back `eprintln!`).
 pub fn say(line: &str) {
     // A closed terminal is no reason to stop.
-    let _ = writeln!(stderr(), "stack: {line}");
+    let _ = writeln!(stderr(), "--- {line}");
 }
 
 /// Runs `work`, and says what it is doing if it takes longer than a second, and that it still does.

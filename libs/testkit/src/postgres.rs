@@ -2,6 +2,8 @@ use crate::container::{Container, Probe};
 use crate::images::Image;
 use crate::port::free_port;
 use anyhow::{Context, Result, ensure};
+use futures::FutureExt;
+use futures::future::BoxFuture;
 use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection};
 use std::ops::Deref;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -14,15 +16,15 @@ use tokio::sync::Mutex;
 const USER: &str = "postgres";
 const PORT: u16 = 5432;
 
-/// Makes databases and roles of the services.
+/// Makes the databases, and the roles that may use them.
 const ROLES: &str = include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/../../infra/postgres/roles.sql"));
 
 /// The usual 4096 hashes of a password that everybody knows protect nothing, and cost an unoptimised build 20 ms of CPU for
 /// every connection: services that open all of theirs as they start would keep the machine busy with that.
 const QUICK_LOGIN: &str = "-c scram_iterations=16";
 
-/// Postgres as in production – every commit is on disk before it is acknowledged, and the databases `tickets` and `orders`
-/// have the roles of `infra/postgres` – with room for 300 connections, and the extension `pg_stat_statements` at hand.
+/// Postgres as in production – every commit is on disk before it is acknowledged, and databases and roles are those of
+/// `infra/postgres/roles.sql` – with room for 300 connections, and the extension `pg_stat_statements` at hand.
 #[derive(Debug)]
 pub struct Postgres {
     container: Container,
@@ -62,17 +64,16 @@ impl Postgres {
         port: u16,
         configure: impl FnOnce(ContainerRequest<GenericImage>) -> ContainerRequest<GenericImage>,
     ) -> Result<Self> {
-        let probe = Probe::Postgres(url(port, USER, USER));
+        let probe = Superuser { url: url(port, USER, USER) };
         let container = Container::start(Image::Postgres, &[(port, PORT)], probe, |request| {
-            let request = request
+            let mut request = request
                 .with_env_var("POSTGRES_PASSWORD", USER)
                 .with_env_var("POSTGRES_INITDB_ARGS", QUICK_LOGIN)
-                .with_env_var("TICKETS_OWNER_PASSWORD", "tickets_owner")
-                .with_env_var("TICKETS_PASSWORD", "tickets")
-                .with_env_var("ORDERS_OWNER_PASSWORD", "orders_owner")
-                .with_env_var("ORDERS_PASSWORD", "orders")
                 .with_copy_to("/docker-entrypoint-initdb.d/roles.sql", ROLES.as_bytes().to_vec())
                 .with_cmd(["-c", "max_connections=300", "-c", "shared_preload_libraries=pg_stat_statements"]);
+            for (variable, password) in passwords() {
+                request = request.with_env_var(variable, password);
+            }
             configure(request)
         })
         .await?;
@@ -86,8 +87,7 @@ impl Postgres {
         Ok(url(self.port, USER, &name))
     }
 
-    /// The URL of a database as that role sees it: `tickets` and `orders` each belong to a role `…_owner`, and the
-    /// service runs as a role of its name. `postgres` may do everything, everywhere.
+    /// The URL of a database for this role of `roles.sql`, or for `postgres`, which may do everything.
     pub fn url(&self, role: &str, database: &str) -> String {
         url(self.port, role, database)
     }
@@ -114,8 +114,24 @@ fn url(port: u16, role: &str, database: &str) -> String {
     format!("postgres://{role}:{role}@127.0.0.1:{port}/{database}")
 }
 
-pub(crate) async fn answers(url: &str) -> Result<()> {
-    let mut db = PgConnection::connect(url).await?;
-    db.execute("select 1").await?;
-    Ok(db.close().await?)
+/// The variables that `roles.sql` reads, each with its value: the password of `SOME_ROLE_PASSWORD` is `some_role`.
+fn passwords() -> impl Iterator<Item = (&'static str, String)> {
+    let variables = ROLES.lines().filter_map(|line| Some(line.strip_prefix("\\getenv ")?.split_once(' ')?.1));
+    variables.map(|variable| (variable, variable.trim_end_matches("_PASSWORD").to_lowercase()))
+}
+
+#[derive(Debug)]
+struct Superuser {
+    url: String,
+}
+
+impl Probe for Superuser {
+    fn answers(&self) -> BoxFuture<'_, Result<()>> {
+        async {
+            let mut db = PgConnection::connect(&self.url).await?;
+            db.execute("select 1").await?;
+            Ok(db.close().await?)
+        }
+        .boxed()
+    }
 }

@@ -1,9 +1,11 @@
+use crate::client::Client as HttpClient;
 use crate::container::{Container, Probe};
 use crate::images::Image;
 use crate::port::free_port;
 use anyhow::{Context, Result};
 use async_nats::{Client, ConnectOptions, ServerAddr, jetstream};
-use futures::future::try_join_all;
+use futures::FutureExt;
+use futures::future::{BoxFuture, try_join_all};
 use std::ops::Deref;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -29,14 +31,11 @@ const CONFIGURATION: [(&str, &str); 8] = configuration!(
     "frozen.sh"
 );
 
-/// The users of `users.conf`. Here their passwords are their names: only this machine can reach the server.
-const USERS: [&str; 7] = ["tickets", "orders", "payments", "expiration", "provisioner", "monitor", "admin"];
-
 const PORT: u16 = 4222;
 const MONITORING_PORT: u16 = 8222;
 
-/// NATS with JetStream, configured by `infra/nats`: a message is on disk before it is acknowledged, and nobody may do
-/// more than `users.conf` says.
+/// NATS with JetStream, configured by `infra/nats`: a message is on disk before it is acknowledged, and each user has the
+/// rights that `users.conf` gives it. The password of a user is its name: only this machine can reach the server.
 #[derive(Debug)]
 pub struct Nats {
     container: Container,
@@ -86,7 +85,7 @@ impl Nats {
     pub async fn start_cluster() -> Result<Vec<Self>> {
         static CLUSTERS: AtomicU32 = AtomicU32::new(0);
         let number = CLUSTERS.fetch_add(1, Ordering::Relaxed);
-        let network = format!("stack-{}-{number}", std::process::id());
+        let network = format!("testkit-{}-{number}", std::process::id());
         let names: Vec<_> = (0..3).map(|node| format!("{network}-nats-{node}")).collect();
         // Together, because one alone does not become healthy.
         try_join_all(names.iter().map(|name| {
@@ -107,10 +106,8 @@ impl Nats {
         let access = Access { port, monitoring_port, authority };
         let name = setup.name.clone().unwrap_or_else(|| "ticketing".to_owned());
         let ports = [(port, PORT), (monitoring_port, MONITORING_PORT)];
-        let container = Container::start(Image::Nats, &ports, Probe::Nats(access.clone()), |request| {
-            setup.configure(request, &name)
-        })
-        .await?;
+        let container =
+            Container::start(Image::Nats, &ports, access.clone(), |request| setup.configure(request, &name)).await?;
         Ok(Self { container, access, name })
     }
 
@@ -154,8 +151,8 @@ impl NatsSetup {
         for (file, text) in CONFIGURATION {
             request = request.with_copy_to(format!("/etc/nats/{file}"), text.as_bytes().to_vec());
         }
-        for user in USERS {
-            request = request.with_env_var(format!("NATS_{}_PASSWORD", user.to_uppercase()), quoted(user));
+        for (variable, user) in passwords() {
+            request = request.with_env_var(variable, quoted(&user));
         }
         if let Some((certificate, key, authority)) = self.certificates {
             request = request
@@ -169,7 +166,6 @@ impl NatsSetup {
             request = request
                 .with_container_name(name)
                 .with_network(network)
-                .with_env_var("NATS_ROUTE_PASSWORD", quoted("route"))
                 .with_env_var("NATS_ROUTES", format!("[{}]", routes.join(",")));
         } else if let Some(name) = self.name {
             request = request.with_container_name(&name).with_mount(Mount::volume_mount(name, "/data"));
@@ -202,16 +198,31 @@ impl Access {
         }
         connect_with(options, &nats_url("admin", &self.server())).await
     }
+}
 
-    pub(crate) async fn answers(&self) -> Result<()> {
-        // It is healthy when it has recovered every stream and consumer.
-        crate::Client::new(&self.monitoring_url()).get("/healthz").await?.expect(200)?;
-        jetstream::new(self.connect().await?).query_account().await.context("JetStream does not answer")?;
-        Ok(())
+impl Probe for Access {
+    fn answers(&self) -> BoxFuture<'_, Result<()>> {
+        async {
+            // It is healthy when it has recovered every stream and consumer.
+            HttpClient::new(&self.monitoring_url()).get("/healthz").await?.expect(200)?;
+            jetstream::new(self.connect().await?).query_account().await.context("JetStream does not answer")?;
+            Ok(())
+        }
+        .boxed()
     }
 }
 
-/// Where `user` connects to these servers, comma-separated `host:port`, with his name as password.
+/// The variables that the configuration reads, each with its value: the password of `NATS_USER_PASSWORD` is `user`.
+fn passwords() -> impl Iterator<Item = (&'static str, String)> {
+    let words = CONFIGURATION.iter().flat_map(|(_, text)| text.split([' ', ',', '\n']));
+    let variables = words.filter_map(|word| word.strip_prefix('$'));
+    variables.filter_map(|variable| {
+        let user = variable.strip_prefix("NATS_")?.strip_suffix("_PASSWORD")?;
+        Some((variable, user.to_lowercase()))
+    })
+}
+
+/// Where `user` connects to these servers, comma-separated `host:port`, with its name as password.
 pub fn nats_url(user: &str, servers: &str) -> String {
     servers.split(',').map(|server| format!("nats://{user}:{user}@{server}")).collect::<Vec<_>>().join(",")
 }

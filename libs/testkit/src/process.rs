@@ -1,6 +1,6 @@
-use crate::eventually::eventually_within;
+use crate::client::Client;
+use crate::eventually::{PATIENCE, eventually_within};
 use crate::port::free_port;
-use crate::{Client, PATIENCE};
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use std::collections::VecDeque;
 use std::ffi::OsString;
@@ -15,7 +15,7 @@ use tokio::process::{Child, ChildStdin, Command};
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
-/// A service of this workspace as a process of its own. Killed when dropped or when the process that started it dies.
+/// A service as a process of its own. Killed when dropped or when the process that started it dies.
 #[derive(Debug)]
 pub struct Process {
     name: String,
@@ -24,32 +24,31 @@ pub struct Process {
     log: Log,
     /// The tasks that read its output.
     readers: Vec<JoinHandle<()>>,
-    /// Its standard input. The kernel closes it when we die, however that happens; see [`end_with_parent`].
+    /// Its standard input. The kernel closes it when this process ends, however it ends; see [`end_with_parent`].
     _held: Option<ChildStdin>,
 }
 
 /// What can be done to a process from outside.
 #[derive(Clone, Copy, Debug)]
 pub enum Signal {
-    /// SIGTERM: please finish what you do and end.
+    /// SIGTERM: graceful shutdown.
     Terminate,
-    /// SIGKILL: dead at once.
+    /// SIGKILL: ends at once.
     Kill,
     /// SIGSTOP: frozen, connections stay open.
     Stop,
-    /// SIGCONT: goes on as if nothing had been.
+    /// SIGCONT: ends [`Stop`](Self::Stop).
     Continue,
 }
 
-/// Set for children whose standard input is a pipe that we hold.
-const HELD_BY_PARENT: &str = "STACK_HOLDS_STDIN";
+/// Set for children whose standard input is a pipe that this process holds.
+const HELD_BY_PARENT: &str = "PARENT_HOLDS_STDIN";
 
 /// More than a test needs, and little for a `cargo up` that runs for days.
 const LINES_KEPT: usize = 10_000;
 
 impl Process {
-    /// Starts the service `name` from the binary `stack`, for which tests have `env!("CARGO_BIN_EXE_stack")`, with
-    /// this environment added. It listens on a free port of 127.0.0.1. Does not wait: see [`wait_ready`](Self::wait_ready).
+    /// Starts the service `name` from a binary that takes the name as its argument, with this environment added. It listens on a free port of 127.0.0.1. Does not wait: see [`wait_ready`](Self::wait_ready).
     pub fn spawn<K, V>(binary: &Path, name: &str, env: impl IntoIterator<Item = (K, V)>) -> Result<Self>
     where
         K: Into<OsString>,
@@ -79,7 +78,7 @@ impl Process {
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
-            // Its own process group: Ctrl-C in the terminal is for us, and we tell it to stop in our order.
+            // Its own process group: Ctrl-C in the terminal is for this process, which stops its children in order.
             .process_group(0)
             .kill_on_drop(true)
             .spawn()
@@ -145,7 +144,7 @@ impl Process {
     pub async fn exited(&mut self) -> Result<ExitStatus> {
         let status = self.child.wait().await?;
         while let Some(mut reader) = self.readers.pop() {
-            // Its last words are still in the pipe. A child of its own may hold that open for ever.
+            // Its last lines are still in the pipe. A child of its own may keep the pipe open.
             let _ = timeout(Duration::from_secs(1), &mut reader).await;
         }
         Ok(status)

@@ -1,14 +1,14 @@
-use crate::free_port;
+use crate::port::free_port;
 use anyhow::Result;
 use std::net::SocketAddr;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, copy};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 
-/// A way to a server on which a test can hold up what clients send, or let connections die without a word, as a network
-/// that loses every packet does. Ends when dropped.
+/// A TCP proxy between clients and a server, which can hold back what clients send, or let connections die without a
+/// FIN or RST, as a network that loses every packet does. Ends when dropped.
 #[derive(Debug)]
-pub struct Way {
+pub struct Proxy {
     address: SocketAddr,
     gate: watch::Sender<Gate>,
 }
@@ -20,8 +20,8 @@ struct Gate {
     generation: u32,
 }
 
-impl Way {
-    /// A new way to `server`, a `host:port`.
+impl Proxy {
+    /// A proxy in front of `server`, a `host:port`.
     pub async fn to(server: &str) -> Result<Self> {
         let listener = TcpListener::bind(("127.0.0.1", free_port())).await?;
         let address = listener.local_addr()?;
@@ -40,17 +40,17 @@ impl Way {
         Ok(Self { address, gate })
     }
 
-    /// Where the way begins.
+    /// Where the proxy listens.
     pub fn address(&self) -> SocketAddr {
         self.address
     }
 
-    /// From now on what clients send waits; answers still pass.
+    /// From now on what clients send is held back; replies still pass.
     pub fn hold(&self) {
         self.gate.send_modify(|gate| gate.held = true);
     }
 
-    /// What was held up arrives.
+    /// Forwards what was held back.
     pub fn release(&self) {
         self.gate.send_modify(|gate| gate.held = false);
     }
@@ -66,14 +66,14 @@ async fn carry(client: TcpStream, server: String, mut gate: watch::Receiver<Gate
     let (mut from_client, mut to_client) = client.into_split();
     let (mut from_server, mut to_server) = TcpStream::connect(server).await?.into_split();
     let mut dead = gate.clone();
-    let answers = async move {
+    let replies = async move {
         let died = async { dead.wait_for(|gate| gate.generation > generation).await.is_ok() };
         tokio::select! {
             ended = copy(&mut from_server, &mut to_client) => drop(ended),
             _ = died => std::future::pending().await,
         }
     };
-    let questions = async move {
+    let requests = async move {
         let mut buffer = vec![0; 1 << 16];
         loop {
             let length = from_client.read(&mut buffer).await?;
@@ -88,7 +88,7 @@ async fn carry(client: TcpStream, server: String, mut gate: watch::Receiver<Gate
         }
     };
     tokio::select! {
-        () = answers => Ok(()),
-        asked = questions => asked,
+        () = replies => Ok(()),
+        ended = requests => ended,
     }
 }

@@ -1,0 +1,63 @@
+//! The command line of a service: without a subcommand it serves, with one it does a task.
+
+use std::ffi::{OsStr, OsString};
+
+use clap::builder::Resettable;
+use clap::{Arg, FromArgMatches as _, Parser, Subcommand as _};
+
+use crate::task::Task;
+
+/// What a process is started to do.
+pub(super) enum Command<C> {
+    Serve(C),
+    Do(Task),
+}
+
+impl<C: Parser> Command<C> {
+    /// Reads the command line and the environment; ends the process with help if that fails.
+    ///
+    /// A variable that is empty counts as absent, because compose files and charts pass on what is not set as empty.
+    pub(super) fn parse(args: impl IntoIterator<Item = OsString>) -> Self {
+        // Beside a task, nothing is required of the configuration.
+        let command = Task::augment_subcommands(C::command()).subcommand_required(false).subcommand_negates_reqs(true);
+        let command = ignore_variables(command, &|name| std::env::var_os(name).is_some_and(|value| value.is_empty()));
+        let matches = command.get_matches_from(args);
+        let parsed = match matches.subcommand_name() {
+            Some(_) => Task::from_arg_matches(&matches).map(Self::Do),
+            None => C::from_arg_matches(&matches).map(Self::Serve),
+        };
+        parsed.unwrap_or_else(|error| error.exit())
+    }
+}
+
+fn ignore_variables(command: clap::Command, ignored: &impl Fn(&OsStr) -> bool) -> clap::Command {
+    let ignore = |arg: Arg| match arg.get_env() {
+        Some(name) if ignored(name) => arg.env(Resettable::Reset),
+        _ => arg,
+    };
+    command.mut_args(ignore).mut_subcommands(|command| ignore_variables(command, ignored))
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::*;
+    use crate::config::Config;
+
+    #[derive(Parser, Debug)]
+    struct Cli {
+        #[command(flatten)]
+        service: Config,
+    }
+
+    #[test]
+    fn an_ignored_variable_is_as_good_as_unset() {
+        // Cargo sets this one for every test it runs.
+        let command = Cli::command().mut_arg("jwt_key", |arg| arg.env("CARGO_PKG_NAME"));
+        let arguments = ["test", "--database-url=postgres://db/test", "--jwt-public-key=b"];
+        assert!(command.clone().try_get_matches_from(arguments).is_err());
+        let command = ignore_variables(command, &|name| name == "CARGO_PKG_NAME");
+        assert!(command.try_get_matches_from(arguments).is_ok());
+    }
+}

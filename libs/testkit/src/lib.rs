@@ -1,0 +1,42 @@
+//! Real servers for tests: Postgres and NATS in containers, services as processes, and the faults all of them can suffer.
+//! Knows no service.
+//!
+//! It guarantees that what a test talks to is the real thing – the pinned images with the durability of production
+//! (`fsync`, `sync_interval: always`), the services' own `main` – and that nothing outlives its owner: containers and
+//! processes end when they are dropped, and also when the process that started them is killed.
+//! It does not make images or containers faster than they are: share what can be shared ([`Postgres::shared`]).
+//!
+//! Reading order: [`Postgres`] and [`Nats`], the faults both can suffer ([`Container`], [`Proxy`]), a service as a
+//! [`Process`] or within the test ([`HttpService`]), a [`Client`] to talk to it, and [`eventually`] to wait for what it
+//! does.
+#![warn(missing_docs)]
+
+mod client;
+mod container;
+mod eventually;
+mod http_service;
+pub mod images;
+pub mod left_over;
+mod lock;
+mod nats;
+mod port;
+mod postgres;
+mod process;
+mod progress;
+mod proxy;
+mod reaper;
+mod token;
+
+pub use client::{Answer, Client};
+pub use container::Container;
+pub use eventually::{Attempt, PATIENCE, eventually, eventually_within};
+pub use http_service::{HttpService, UNAVAILABLE, error, hostile_texts, id};
+pub use lock::Lock;
+pub use nats::{Nats, NatsSetup, connect, nats_url};
+pub use port::{free_port, free_port_from};
+pub use postgres::Postgres;
+pub use process::{Process, Signal, end_with_parent};
+pub use progress::{announced, say};
+pub use proxy::Proxy;
+pub use reaper::Reaper;
+pub use token::{JWT_KEY, cookie, token};

@@ -1,0 +1,3 @@
+//! The servers that tests start, and the faults they can suffer.
+
+mod containers;
