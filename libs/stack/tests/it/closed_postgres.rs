@@ -134,7 +134,7 @@ async fn a_service_is_not_ready_while_somebody_migrates() -> Result<()> {
     let mut owner = PgConnection::connect(&postgres.url("tickets_owner", "tickets")).await?;
     owner.execute("select pg_advisory_lock(hashtext('migrate'))").await?;
     let mut tickets = spawn_tickets(&postgres)?;
-    eventually("the reason", async || tickets.logs().contains("somebody is migrating it")).await?;
+    eventually("the reason", async || tickets.logs().contains("another process is migrating the database")).await?;
     tickets.client().get("/readyz").await?.expect(503)?;
     drop(owner);
     tickets.wait_ready().await
