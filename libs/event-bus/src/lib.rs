@@ -29,13 +29,13 @@ mod subscription;
 mod topology;
 pub mod trace;
 
-pub use nats::NatsSettings;
+pub use nats::{Authentication, NatsSettings};
 pub use outbox::{Connection, Outgoing, Transaction};
 pub use panics::panic_message;
 pub use retry::Backoff;
 pub use schema::{Schema, migrate};
 pub use subscription::Handler;
-pub use topology::provision;
+pub use topology::{Topology, TopologyError, provision};
 
 use contracts::{Endpoint, Event, Id};
 use outbox::Wake;
@@ -46,7 +46,7 @@ use std::time::Duration;
 use tokio::sync::OnceCell;
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
-use topology::Drift;
+use topology::{Drift, Provisioner};
 
 /// Connections for the relay, the subscriptions, a service's own work in the background, answers to other services, and the
 /// question whether Postgres is there, apart from those for requests, so that neither starves the other.
@@ -71,6 +71,8 @@ pub struct Settings {
     pub database_connections: u32,
     /// How to reach NATS.
     pub nats: NatsSettings,
+    /// The streams and consumers of the system, if this service creates them.
+    pub topology: Topology,
     /// Whether to create streams and consumers, or to trust that somebody with more rights has.
     pub provision: bool,
 }
@@ -87,8 +89,8 @@ pub struct Bus {
     wake: Wake,
     schema: Arc<Schema>,
     migrated: Arc<OnceCell<()>>,
-    /// How many servers keep each stream, if we create the streams.
-    provision: Option<u8>,
+    /// Creates streams and consumers, if this service does.
+    provision: Option<Arc<Provisioner>>,
     /// Whether requests to other services fail, for the log.
     asking: Arc<Mutex<Backoff>>,
 }
@@ -102,15 +104,17 @@ impl Bus {
     pub async fn open(settings: Settings, schema: Schema) -> anyhow::Result<Self> {
         let pool = |connections| postgres::pool(&settings.database_url, &settings.client, connections);
         let nats = nats::connect(&settings.nats, settings.service, &settings.client).await?;
+        let jetstream = nats::jetstream(&settings.nats, nats.clone());
+        let provisioner = Provisioner::new(jetstream.clone(), settings.topology, settings.nats.stream_replicas);
         Ok(Self {
             requests: pool(settings.database_connections)?,
             db: pool(CONNECTIONS)?,
-            jetstream: async_nats::jetstream::new(nats.clone()),
+            jetstream,
             nats,
             wake: Wake::default(),
             schema: Arc::new(schema),
             migrated: Arc::default(),
-            provision: settings.provision.then_some(settings.nats.stream_replicas),
+            provision: settings.provision.then(|| Arc::new(provisioner)),
             asking: Arc::default(),
         })
     }
@@ -234,9 +238,9 @@ impl Bus {
     }
 
     async fn provision(&self, drift: Drift) -> anyhow::Result<()> {
-        let Some(replicas) = self.provision else { return Ok(()) };
+        let Some(provisioner) = &self.provision else { return Ok(()) };
         self.connected()?;
-        topology::ensure(&self.nats, replicas, drift).await
+        provisioner.ensure(drift).await
     }
 
     /// A stream or a consumer may be what is missing. If this does not help, what failed fails again and says why.

@@ -3,10 +3,11 @@
 use async_nats::HeaderMap;
 use contracts::ticket::TicketSnapshot;
 use contracts::{Event, Id, TicketEvent};
-use event_bus::{Bus, NatsSettings, Schema, Settings};
+use event_bus::{Bus, NatsSettings, Schema, Settings, Topology};
 use sqlx::migrate::Migrator;
 use sqlx::{Connection, PgConnection};
-use stack::{Nats, Postgres, eventually};
+use stack::{Nats, NatsSetup, Postgres, eventually};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::task::JoinSet;
@@ -19,6 +20,10 @@ pub struct Harness {
     pub database_url: String,
     /// Whether new buses create streams and consumers.
     pub provision: bool,
+    /// The streams and consumers that they create.
+    pub topology: Topology,
+    /// How they reach NATS, apart from the address.
+    pub settings: NatsSettings,
     pub stop: CancellationToken,
     /// Relays and subscriptions.
     pub tasks: JoinSet<anyhow::Result<()>>,
@@ -26,13 +31,20 @@ pub struct Harness {
 
 impl Harness {
     pub async fn start() -> Self {
-        let (postgres, nats) = tokio::try_join!(Postgres::shared(), Nats::start()).unwrap();
+        Self::start_with(NatsSetup::default(), NatsSettings::default()).await
+    }
+
+    /// The same with another server, and another way to connect to it.
+    pub async fn start_with(setup: NatsSetup, settings: NatsSettings) -> Self {
+        let (postgres, nats) = tokio::try_join!(Postgres::shared(), Nats::start_with(setup)).unwrap();
         let database_url = postgres.database("bus").await.unwrap();
         Self {
             _postgres: postgres,
             nats,
             database_url,
             provision: true,
+            topology: topology(),
+            settings,
             stop: CancellationToken::new(),
             tasks: JoinSet::new(),
         }
@@ -59,7 +71,8 @@ impl Harness {
             client: "test".to_owned(),
             database_url: self.database_url.clone(),
             database_connections: 8,
-            nats: NatsSettings { url: nats_url.to_owned(), authority: None, stream_replicas: 1 },
+            nats: NatsSettings { url: nats_url.to_owned(), ..self.settings.clone() },
+            topology: self.topology.clone(),
             provision: self.provision,
         };
         Bus::open(settings, Schema::new("test", Migrator::DEFAULT, "")).await.unwrap()
@@ -126,6 +139,11 @@ impl Harness {
         });
         empty.await.unwrap();
     }
+}
+
+/// The streams and consumers of the pair.
+pub fn topology() -> Topology {
+    Topology::read(Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../../infra/jetstream"))).unwrap()
 }
 
 /// A version of a ticket.
