@@ -1,6 +1,7 @@
 //! The command `provision` with files of a directory.
 
 use std::fs;
+use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
@@ -12,13 +13,16 @@ use crate::tasks::{assert_fails, hello};
 struct Directory(PathBuf);
 
 impl Directory {
-    /// The built-in files.
+    /// The built-in files, as Kubernetes mounts a `ConfigMap`: links, through a hidden link, into a hidden directory.
     fn new(name: &str) -> Self {
         let directory = std::env::temp_dir().join(format!("bootstrap-{}-{name}", std::process::id()));
-        fs::create_dir_all(&directory).unwrap();
+        let data = directory.join("..2026_11_21");
+        fs::create_dir_all(&data).unwrap();
+        symlink("..2026_11_21", directory.join("..data")).unwrap();
         for file in fs::read_dir(Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/jetstream"))).unwrap() {
             let file = file.unwrap();
-            fs::copy(file.path(), directory.join(file.file_name())).unwrap();
+            fs::copy(file.path(), data.join(file.file_name())).unwrap();
+            symlink(Path::new("..data").join(file.file_name()), directory.join(file.file_name())).unwrap();
         }
         Self(directory)
     }
