@@ -100,7 +100,7 @@ impl Bus {
     /// bring the database up to date before they do anything else; where the role may not, they wait until somebody has.
     ///
     /// # Errors
-    /// A malformed URL, or an authority that cannot be read.
+    /// A malformed URL, or a file of the settings that is missing or malformed.
     pub async fn open(settings: Settings, schema: Schema) -> anyhow::Result<Self> {
         let pool = |connections| postgres::pool(&settings.database_url, &settings.client, connections);
         let nats = nats::connect(&settings.nats, settings.service, &settings.client).await?;
