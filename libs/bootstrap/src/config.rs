@@ -1,14 +1,17 @@
 //! The configuration all services share. The doc comments below are what `--help` prints.
 
+mod nats;
+
 use std::fmt;
 use std::net::SocketAddr;
 use std::num::{NonZeroU32, NonZeroUsize};
-use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::builder::BoolishValueParser;
 use clap::{ArgAction, Args};
 use tracing_subscriber::EnvFilter;
+
+pub use nats::NatsConfig;
 
 use crate::body;
 use crate::telemetry::LogFormat;
@@ -77,42 +80,9 @@ impl Config {
         event_bus::Settings {
             client: self.nats_client_id.clone().unwrap_or_else(|| service.to_owned()),
             database_connections: self.database_connections.get(),
+            topology: self.nats.topology(),
             provision: self.provision,
             ..event_bus::Settings::new(service, &self.database_url, self.nats.settings())
-        }
-    }
-}
-
-/// NATS, as a service and as `provision` needs to know it.
-#[derive(Args, Clone)]
-#[group(skip)]
-pub struct NatsConfig {
-    /// NATS servers, separated by commas: `nats://user:password@host:4222,nats://other:4222`; the user is the same for all
-    #[arg(
-        long,
-        env,
-        hide_env_values = true,
-        default_value = "nats://127.0.0.1:4222",
-        value_delimiter = ',',
-        value_parser = nats_server
-    )]
-    pub nats_url: Vec<String>,
-
-    /// File with the certificates to check those of NATS against (PEM); connections are encrypted then
-    #[arg(long, env)]
-    pub nats_ca: Option<PathBuf>,
-
-    /// Servers that keep each stream, when streams are created or updated: 1, or 3 in a cluster
-    #[arg(long, env, default_value = "1", value_parser = clap::value_parser!(u8).range(1..=5))]
-    pub stream_replicas: u8,
-}
-
-impl NatsConfig {
-    pub(crate) fn settings(&self) -> event_bus::NatsSettings {
-        event_bus::NatsSettings {
-            url: self.nats_url.join(","),
-            authority: self.nats_ca.clone(),
-            stream_replicas: self.stream_replicas,
         }
     }
 }
@@ -141,14 +111,6 @@ pub struct JwtConfig {
     /// Public key of whoever signs the users' tokens: PEM, Ed25519 or P-256
     #[arg(long, env, hide_env_values = true)]
     pub jwt_public_key: Option<String>,
-}
-
-fn nats_server(address: &str) -> Result<String, String> {
-    let address = address.trim();
-    if address.is_empty() {
-        return Err("a server is missing between two commas".to_owned());
-    }
-    Ok(address.strip_prefix("http://").map_or_else(|| address.to_owned(), |host| format!("nats://{host}")))
 }
 
 /// Checked here, so that a typing error is reported like any other.
@@ -210,16 +172,6 @@ impl fmt::Debug for Config {
     }
 }
 
-impl fmt::Debug for NatsConfig {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("NatsConfig")
-            .field("nats_url", &self.nats_url.iter().map(|url| without_credentials(url)).collect::<Vec<_>>())
-            .field("nats_ca", &self.nats_ca)
-            .field("stream_replicas", &self.stream_replicas)
-            .finish()
-    }
-}
-
 impl fmt::Debug for JwtConfig {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(if self.jwt_key.is_some() { "HS256 secret" } else { "public key" })
@@ -259,13 +211,6 @@ mod tests {
         assert!(parse(&["--jwt-key=a", "--jwt-public-key=b"]).is_err());
         assert!(parse(&["--jwt-key=a"]).is_ok());
         assert!(parse(&["--jwt-public-key=b"]).is_ok());
-    }
-
-    #[test]
-    fn several_nats_servers_are_read_and_http_is_tolerated() {
-        let config = parse(&["--jwt-key=a", "--nats-url=http://one:4222, nats://two:4222,three"]).unwrap();
-        assert_eq!(config.nats.nats_url, ["nats://one:4222", "nats://two:4222", "three"]);
-        assert!(parse(&["--jwt-key=a", "--nats-url=one,,two"]).is_err());
     }
 
     #[test]

@@ -37,6 +37,7 @@ pub mod list;
 pub mod run;
 mod task;
 pub mod telemetry;
+pub mod topology;
 
 pub use body::{Field, JsonBody};
 pub use config::Config;

@@ -16,7 +16,8 @@ use crate::config::{LogConfig, NatsConfig, duration};
 #[derive(Subcommand)]
 pub(crate) enum Task {
     Migrate(Migrate),
-    Provision(Provision),
+    // Boxed, because it is much larger than the others.
+    Provision(Box<Provision>),
     Health(Health),
 }
 
@@ -43,7 +44,8 @@ pub(crate) struct Migrate {
 
 /// Create or update the streams and consumers of all services
 ///
-/// Doing it again changes nothing; what somebody has changed is changed back.
+/// Doing it again changes nothing; what somebody has changed is changed back. Fails, after all the rest is done, if the
+/// server does not change an option of what exists.
 #[derive(Args)]
 pub(crate) struct Provision {
     #[command(flatten)]
@@ -87,7 +89,7 @@ impl Task {
                 tracing::info!(role, "the database is up to date");
             }
             Self::Provision(task) => {
-                event_bus::provision(&task.nats.settings(), task.patience).await?;
+                event_bus::provision(&task.nats.settings(), &task.nats.topology(), task.patience).await?;
                 tracing::info!("streams and consumers are as they should be");
             }
             Self::Health(task) => ready(task.http_addr)?,

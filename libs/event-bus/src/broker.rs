@@ -2,8 +2,9 @@
 
 use crate::nats;
 use crate::settings::Settings;
-use crate::topology::{self, Drift};
+use crate::topology::{Drift, Provisioner};
 use async_nats::{Client, jetstream};
+use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
@@ -16,19 +17,19 @@ const CONNECTING: Duration = Duration::from_millis(50);
 pub(crate) struct Broker {
     pub(crate) client: Client,
     pub(crate) jetstream: jetstream::Context,
-    /// How many servers keep each stream, if we create the streams.
-    provision: Option<u8>,
+    /// Creates streams and consumers, if this service does.
+    provisioner: Option<Arc<Provisioner>>,
 }
 
 impl Broker {
     /// Connects in the background: NATS may start later.
     pub(crate) async fn connect(settings: &Settings) -> anyhow::Result<Self> {
         let client = nats::connect(&settings.nats, settings.service, &settings.client).await?;
-        Ok(Self {
-            jetstream: jetstream::new(client.clone()),
-            client,
-            provision: settings.provision.then_some(settings.nats.stream_replicas),
-        })
+        let jetstream = nats::jetstream(&settings.nats, client.clone());
+        let provisioner =
+            || Provisioner::new(jetstream.clone(), settings.topology.clone(), settings.nats.stream_replicas);
+        let provisioner = settings.provision.then(|| Arc::new(provisioner()));
+        Ok(Self { client, jetstream, provisioner })
     }
 
     /// Fails at once without a connection. Called before work that would wait for NATS while it holds a lock or a
@@ -46,9 +47,9 @@ impl Broker {
 
     /// Creates the streams and consumers that are missing, if that is ours to do.
     pub(crate) async fn provision(&self, drift: Drift) -> anyhow::Result<()> {
-        let Some(replicas) = self.provision else { return Ok(()) };
+        let Some(provisioner) = &self.provisioner else { return Ok(()) };
         self.connected()?;
-        topology::ensure(&self.client, replicas, drift).await
+        provisioner.ensure(drift).await
     }
 
     /// Creates what may be missing, after a failure. Errors are ignored: what failed fails again and says why.

@@ -1,25 +1,86 @@
 //! The connection to NATS.
 
-use anyhow::{Context, ensure};
+use anyhow::{Context as _, bail, ensure};
 use async_nats::connection::State;
+use async_nats::jetstream::{Context, ContextBuilder};
 use async_nats::{Client, ConnectOptions, Event, ServerAddr};
 use percent_encoding::percent_decode_str;
-use std::path::PathBuf;
+use std::fmt;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 /// How to reach NATS, and how much of it there is.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct NatsSettings {
     /// Servers, comma-separated. User and password of the first that has some are those for all.
     pub url: String,
+    /// How a connection authenticates, if not with the user and password of `url`.
+    pub authentication: Option<Authentication>,
+    /// The client certificate and its key, PEM. With it, connections are encrypted.
+    pub certificate: Option<(PathBuf, PathBuf)>,
     /// The certificates that servers' certificates are checked against, PEM. With it, connections are encrypted.
     pub authority: Option<PathBuf>,
+    /// The JetStream domain, if it is not the one of the servers.
+    pub domain: Option<String>,
     /// How many servers keep each stream.
     pub stream_replicas: u8,
 }
 
+/// A way to authenticate without user and password.
+#[derive(Clone)]
+pub enum Authentication {
+    /// The token that all clients share.
+    Token(String),
+    /// A file with the seed of the user's nkey.
+    NkeySeed(PathBuf),
+    /// A credentials file: the JWT of the user and the seed of its nkey.
+    Credentials(PathBuf),
+}
+
+impl Default for NatsSettings {
+    fn default() -> Self {
+        Self {
+            url: "nats://127.0.0.1:4222".to_owned(),
+            authentication: None,
+            certificate: None,
+            authority: None,
+            domain: None,
+            stream_replicas: 1,
+        }
+    }
+}
+
+/// Written by hand so that no password reaches a log.
+impl fmt::Debug for NatsSettings {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let servers = self.url.split(',').map(|server| server.rsplit('@').next().unwrap_or_default());
+        f.debug_struct("NatsSettings")
+            .field("url", &servers.collect::<Vec<_>>().join(","))
+            .field("authentication", &self.authentication)
+            .field("certificate", &self.certificate)
+            .field("authority", &self.authority)
+            .field("domain", &self.domain)
+            .field("stream_replicas", &self.stream_replicas)
+            .finish()
+    }
+}
+
+/// Written by hand so that no token reaches a log.
+impl fmt::Debug for Authentication {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Token(_) => f.write_str("Token"),
+            Self::NkeySeed(file) => f.debug_tuple("NkeySeed").field(file).finish(),
+            Self::Credentials(file) => f.debug_tuple("Credentials").field(file).finish(),
+        }
+    }
+}
+
 /// Connects to one of the servers and keeps connecting for ever: the returned client is usable at once, its requests
 /// fail until a server is there. `client` is shown by `nats server report`.
+///
+/// # Errors
+/// A malformed URL, or a file that is missing or malformed.
 pub(crate) async fn connect(settings: &NatsSettings, service: &str, client: &str) -> anyhow::Result<Client> {
     let servers = settings
         .url
@@ -27,17 +88,7 @@ pub(crate) async fn connect(settings: &NatsSettings, service: &str, client: &str
         .map(|url| url.trim().replacen("http://", "nats://", 1).parse())
         .collect::<Result<Vec<ServerAddr>, _>>()
         .context("NATS_URL must be a list like nats://host:4222,nats://user:password@other:4222")?;
-    let mut options = ConnectOptions::new();
-    if let Some(user) = servers.iter().find(|server| server.has_user_pass()) {
-        // The client library does not look for them there.
-        let decode = |text: Option<&str>| percent_decode_str(text.unwrap_or_default()).decode_utf8_lossy().into_owned();
-        options = options.user_and_password(decode(user.username()), decode(user.password()));
-    }
-    if let Some(authority) = &settings.authority {
-        // Now, because a connection that is tried for ever would not say it.
-        ensure!(authority.is_file(), "NATS_CA: there is no file {}", authority.display());
-        options = options.add_root_certificates(authority.clone()).require_tls(true);
-    }
+    let options = encrypted(authenticated(ConnectOptions::new(), settings, &servers)?, settings)?;
     options
         .name(client)
         // Of its own, so that permissions can keep one service from reading another's answers.
@@ -63,6 +114,70 @@ pub(crate) async fn connect(settings: &NatsSettings, service: &str, client: &str
         .connect(servers)
         .await
         .context("cannot set up the NATS client")
+}
+
+/// Files are read now, because a connection that is tried for ever would not report them.
+fn authenticated(
+    options: ConnectOptions,
+    settings: &NatsSettings,
+    servers: &[ServerAddr],
+) -> anyhow::Result<ConnectOptions> {
+    let user = servers.iter().find(|server| server.has_user_pass());
+    let Some(authentication) = &settings.authentication else {
+        // The client library does not look for them there.
+        let decode = |text: Option<&str>| percent_decode_str(text.unwrap_or_default()).decode_utf8_lossy().into_owned();
+        return Ok(match user {
+            Some(user) => options.user_and_password(decode(user.username()), decode(user.password())),
+            None => options,
+        });
+    };
+    ensure!(user.is_none(), "NATS_URL has a user, and another authentication is set: remove one of them");
+    match authentication {
+        Authentication::Token(token) => Ok(options.token(token.clone())),
+        Authentication::NkeySeed(file) => Ok(options.nkey(seed(&read("NATS_NKEY_SEED", file)?, file)?)),
+        Authentication::Credentials(file) => options
+            .credentials(&read("NATS_CREDENTIALS", file)?)
+            .with_context(|| format!("NATS_CREDENTIALS: {}", file.display())),
+    }
+}
+
+fn encrypted(mut options: ConnectOptions, settings: &NatsSettings) -> anyhow::Result<ConnectOptions> {
+    if let Some(authority) = &settings.authority {
+        exists("NATS_CA", authority)?;
+        options = options.add_root_certificates(authority.clone()).require_tls(true);
+    }
+    if let Some((certificate, key)) = &settings.certificate {
+        exists("NATS_CERT", certificate)?;
+        exists("NATS_KEY", key)?;
+        options = options.add_client_certificate(certificate.clone(), key.clone()).require_tls(true);
+    }
+    Ok(options)
+}
+
+fn exists(setting: &str, file: &Path) -> anyhow::Result<()> {
+    ensure!(file.is_file(), "{setting}: there is no file {}", file.display());
+    Ok(())
+}
+
+fn read(setting: &str, file: &Path) -> anyhow::Result<String> {
+    exists(setting, file)?;
+    std::fs::read_to_string(file).with_context(|| format!("{setting}: cannot read {}", file.display()))
+}
+
+/// The seed of a user: 58 characters on a line of its own, as `nsc` and `nk` write it.
+fn seed(text: &str, file: &Path) -> anyhow::Result<String> {
+    match text.lines().map(str::trim).find(|line| line.starts_with("SU") && line.len() == 58) {
+        Some(seed) => Ok(seed.to_owned()),
+        None => bail!("NATS_NKEY_SEED: {} holds no seed of a user (SU…)", file.display()),
+    }
+}
+
+/// JetStream behind this connection. The only place that knows the prefix of its API.
+pub(crate) fn jetstream(settings: &NatsSettings, nats: Client) -> Context {
+    match &settings.domain {
+        Some(domain) => ContextBuilder::new().domain(domain).build(nats),
+        None => async_nats::jetstream::new(nats),
+    }
 }
 
 /// Whether requests would reach a server, or wait for one.

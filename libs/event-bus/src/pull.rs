@@ -8,7 +8,7 @@ use crate::broker::Broker;
 use crate::settings::Settings;
 use anyhow::{Context, bail};
 use async_nats::jetstream::{self, Message};
-use async_nats::{StatusCode, Subscriber};
+use async_nats::{Request, StatusCode, Subscriber};
 use futures::{FutureExt, StreamExt};
 use serde_json::json;
 use std::time::Duration;
@@ -25,7 +25,7 @@ const REFUSED: Duration = Duration::from_millis(250);
 
 pub(crate) struct Pull {
     jetstream: jetstream::Context,
-    /// Where requests go.
+    /// Where requests go, behind the prefix of the JetStream API.
     next: String,
     /// Where messages come. One subscription for all requests.
     inbox: String,
@@ -50,7 +50,7 @@ impl Pull {
         let inbox = client.new_inbox();
         Ok(Self {
             jetstream: broker.jetstream.clone(),
-            next: format!("$JS.API.CONSUMER.MSG.NEXT.{stream}.{durable}"),
+            next: format!("CONSUMER.MSG.NEXT.{stream}.{durable}"),
             messages: client.subscribe(inbox.clone()).await?,
             inbox,
             batch: settings.apply_events,
@@ -96,8 +96,8 @@ impl Pull {
             "expires": u64::try_from(EXPIRES.as_nanos())?,
             "idle_heartbeat": u64::try_from(HEARTBEAT.as_nanos())?,
         });
-        let client = self.jetstream.client();
-        let publish = client.publish_with_reply(self.next.clone(), self.inbox.clone(), request.to_string().into());
+        let request = Request::new().inbox(self.inbox.clone()).payload(request.to_string().into());
+        let publish = self.jetstream.send_request(self.next.clone(), request);
         timeout(SILENCE, publish).await.context("the connection to NATS does not take a request")??;
         self.due = self.batch;
         Ok(())

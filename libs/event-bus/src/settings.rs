@@ -2,6 +2,7 @@
 
 use crate::nats::NatsSettings;
 use crate::postgres::IDLE_IN_TRANSACTION;
+use crate::topology::Topology;
 use anyhow::ensure;
 use std::time::Duration;
 
@@ -16,6 +17,8 @@ pub struct Settings {
     pub database_url: String,
     /// How to reach NATS.
     pub nats: NatsSettings,
+    /// The streams and consumers of the system, for services that create them. Default: none.
+    pub topology: Topology,
     /// Whether to create missing streams and consumers. Without it they have to exist, see [`provision`](crate::provision).
     /// Default: false.
     pub provision: bool,
@@ -63,6 +66,7 @@ impl Settings {
             client: service.to_owned(),
             database_url: database_url.into(),
             nats,
+            topology: Topology::default(),
             provision: false,
             database_connections: 16,
             background_connections: 8,

@@ -1,107 +1,183 @@
-//! Streams and durable consumers, as `infra/jetstream/*.json` describes them in NATS' own format.
+//! Streams and durable consumers, in NATS' own JSON format.
 //!
-//! The files go to the server as they are, so that every option it has can be set there, known to the client or not.
+//! The name of a file says what it describes: `TICKETS.stream.json` is the stream `TICKETS`, and
+//! `TICKETS.orders.consumer.json` is the durable consumer `orders` of that stream. The options go to the server as they
+//! are, known to this library or not. `rules` lists the options that break a guarantee of the bus; `provision` creates and
+//! changes what is on the server.
 
-use crate::nats::{self, NatsSettings};
-use crate::retry::patiently;
-use anyhow::{Context, bail, ensure};
-use async_nats::Client;
-use bytes::Bytes;
-use serde_json::{Map, Value, json};
-use std::time::Duration;
-use tokio::time::timeout;
+mod provision;
+mod rules;
 
-/// Streams: name and configuration.
-const STREAMS: [(&str, &str); 4] = [
-    ("TICKETS", include_str!("../../../infra/jetstream/TICKETS.stream.json")),
-    ("ORDERS", include_str!("../../../infra/jetstream/ORDERS.stream.json")),
-    ("PAYMENTS", include_str!("../../../infra/jetstream/PAYMENTS.stream.json")),
-    ("EXPIRATION", include_str!("../../../infra/jetstream/EXPIRATION.stream.json")),
-];
+pub use provision::provision;
+pub(crate) use provision::{Drift, Provisioner};
 
-/// Durable consumers: stream, name and configuration.
-const CONSUMERS: [(&str, &str, &str); 4] = [
-    ("TICKETS", "orders", include_str!("../../../infra/jetstream/TICKETS.orders.consumer.json")),
-    ("ORDERS", "tickets", include_str!("../../../infra/jetstream/ORDERS.tickets.consumer.json")),
-    ("PAYMENTS", "orders", include_str!("../../../infra/jetstream/PAYMENTS.orders.consumer.json")),
-    ("EXPIRATION", "orders", include_str!("../../../infra/jetstream/EXPIRATION.orders.consumer.json")),
-];
+use rules::Rule;
+use serde_json::{Map, Value};
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::{fmt, fs, io};
 
-const STREAM_NOT_FOUND: u64 = 10059;
-const CONSUMER_NOT_FOUND: u64 = 10014;
+/// The options of a stream or a consumer.
+type Options = Map<String, Value>;
 
-/// What to do about what is there but configured otherwise.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Drift {
-    /// Change it, and say so.
-    Mend,
-    /// Somebody may have had a reason.
-    Leave,
-}
-
-/// How long the server may take for one answer.
-const ANSWER: Duration = Duration::from_secs(3);
-
-/// Creates what is missing and mends what has drifted, once and not as a part of a service, which then needs no right to.
+/// A set of streams and durable consumers.
 ///
-/// # Errors
-/// It did not work for all of `patience`.
-pub async fn provision(settings: &NatsSettings, patience: Duration) -> anyhow::Result<()> {
-    let nats = nats::connect(settings, "provisioner", "provisioner").await?;
-    let provision = async || {
-        nats::connected(&nats)?;
-        self::ensure(&nats, settings.stream_replicas, Drift::Mend).await
-    };
-    patiently(patience, "provisioning streams and consumers", |_| true, provision).await
+/// It has no option that breaks a guarantee of the bus: such a file is refused when it is parsed.
+#[derive(Clone, Default, PartialEq, Eq)]
+pub struct Topology {
+    streams: BTreeMap<String, Options>,
+    /// By stream and name.
+    consumers: BTreeMap<(String, String), Options>,
 }
 
-/// Creates what is missing. Doing it twice, or from several replicas at once, changes nothing.
-pub(crate) async fn ensure(nats: &Client, replicas: u8, drift: Drift) -> anyhow::Result<()> {
-    for (name, file) in STREAMS {
-        let mut wanted: Value = serde_json::from_str(file).context("a stream's file is not JSON")?;
-        wanted["num_replicas"] = replicas.into();
-        match find(nats, &format!("STREAM.INFO.{name}"), STREAM_NOT_FOUND).await? {
-            None => call(nats, &format!("STREAM.CREATE.{name}"), &wanted).await?,
-            Some(found) if drift == Drift::Mend => {
-                if let Some(config) = merge(&format!("stream {name}"), &found, &wanted) {
-                    call(nats, &format!("STREAM.UPDATE.{name}"), &config).await?;
-                }
-            }
-            Some(_) => {}
+/// Why files are no topology.
+#[derive(Debug, thiserror::Error)]
+pub enum TopologyError {
+    /// A file or the directory cannot be read.
+    #[error("cannot read {}: {error}", path.display())]
+    Read {
+        /// What cannot be read.
+        path: PathBuf,
+        /// Why.
+        error: io::Error,
+    },
+    /// The directory holds no file whose name ends in `.json`.
+    #[error("{} holds no file <STREAM>.stream.json", .0.display())]
+    Empty(PathBuf),
+    /// The name of the file does not say what it describes.
+    #[error("{file}: name it <STREAM>.stream.json or <STREAM>.<CONSUMER>.consumer.json")]
+    Name {
+        /// The name of the file.
+        file: String,
+    },
+    /// Two files have the same name.
+    #[error("{file}: there are two files of this name")]
+    Twice {
+        /// The name of the file.
+        file: String,
+    },
+    /// The file is not a JSON object.
+    #[error("{file}: not a JSON object: {error}")]
+    Json {
+        /// The name of the file.
+        file: String,
+        /// What is wrong with it.
+        error: serde_json::Error,
+    },
+    /// The bus cannot work with this value of an option.
+    #[error("{file}: {option} is {}: {reason}", shown(value))]
+    Option {
+        /// The name of the file.
+        file: String,
+        /// The option.
+        option: &'static str,
+        /// Its value; null if it is absent.
+        value: Value,
+        /// What it breaks, or what to do.
+        reason: String,
+    },
+}
+
+impl Topology {
+    /// Parses files, given by name and content.
+    ///
+    /// # Errors
+    /// The first file that is refused.
+    pub fn parse<'a>(files: impl IntoIterator<Item = (&'a str, &'a str)>) -> Result<Self, TopologyError> {
+        let mut topology = Self::default();
+        for (file, content) in files {
+            topology.add(file, content)?;
         }
+        Ok(topology)
     }
-    for (stream, name, file) in CONSUMERS {
-        let wanted = serde_json::from_str(file).context("a consumer's file is not JSON")?;
-        let config = match find(nats, &format!("CONSUMER.INFO.{stream}.{name}"), CONSUMER_NOT_FOUND).await? {
-            None => Some(wanted),
-            Some(_) if drift == Drift::Leave => None,
-            Some(found) => merge(&format!("consumer {name} of {stream}"), &found, &wanted),
+
+    /// Reads the files of a directory whose names end in `.json`. Hidden files are skipped.
+    ///
+    /// # Errors
+    /// A file cannot be read or is refused, or there is none.
+    pub fn read(directory: &Path) -> Result<Self, TopologyError> {
+        let error = |path: &Path| {
+            let path = path.to_owned();
+            |error| TopologyError::Read { path, error }
         };
-        if let Some(config) = config {
-            let request = json!({ "stream_name": stream, "config": config });
-            call(nats, &format!("CONSUMER.DURABLE.CREATE.{stream}.{name}"), &request).await?;
+        let mut topology = Self::default();
+        for entry in fs::read_dir(directory).map_err(error(directory))? {
+            let name = entry.map_err(error(directory))?.file_name();
+            let name = name.to_string_lossy();
+            if name.ends_with(".json") && !name.starts_with('.') {
+                let path = directory.join(&*name);
+                topology.add(&name, &fs::read_to_string(&path).map_err(error(&path))?)?;
+            }
+        }
+        if topology.streams.is_empty() {
+            return Err(TopologyError::Empty(directory.to_owned()));
+        }
+        Ok(topology)
+    }
+
+    fn add(&mut self, file: &str, content: &str) -> Result<(), TopologyError> {
+        let options = serde_json::from_str(content);
+        let options: Options = options.map_err(|error| TopologyError::Json { file: file.to_owned(), error })?;
+        let replaced = if let Some(stream) = file.strip_suffix(".stream.json").filter(|name| is_name(name)) {
+            check(file, &options, rules::STREAM)?;
+            let options = named(file, options, "name", stream)?;
+            self.streams.insert(stream.to_owned(), options)
+        } else if let Some((stream, consumer)) = consumer_of(file) {
+            check(file, &options, rules::CONSUMER)?;
+            let options = named(file, options, "durable_name", consumer)?;
+            self.consumers.insert((stream.to_owned(), consumer.to_owned()), options)
+        } else {
+            return Err(TopologyError::Name { file: file.to_owned() });
+        };
+        if replaced.is_some() {
+            return Err(TopologyError::Twice { file: file.to_owned() });
+        }
+        Ok(())
+    }
+}
+
+/// Names, because the options fill pages.
+impl fmt::Debug for Topology {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let consumers = self.consumers.keys().map(|(stream, name)| format!("{stream}.{name}"));
+        f.debug_list().entries(self.streams.keys()).entries(consumers).finish()
+    }
+}
+
+/// The stream and the consumer that a file is named after.
+fn consumer_of(file: &str) -> Option<(&str, &str)> {
+    let (stream, consumer) = file.strip_suffix(".consumer.json")?.split_once('.')?;
+    (is_name(stream) && is_name(consumer)).then_some((stream, consumer))
+}
+
+/// Whether it is one token of a subject.
+fn is_name(name: &str) -> bool {
+    !name.is_empty() && !name.contains(|c: char| c.is_whitespace() || ".*>/\\".contains(c))
+}
+
+/// Sets the option that repeats the name of the file.
+fn named(file: &str, mut options: Options, option: &'static str, name: &str) -> Result<Options, TopologyError> {
+    match options.insert(option.to_owned(), name.into()) {
+        Some(value) if value != name => {
+            let reason = format!("the file is that of {name}");
+            Err(TopologyError::Option { file: file.to_owned(), option, value, reason })
+        }
+        _ => Ok(options),
+    }
+}
+
+fn check(file: &str, options: &Options, rules: &[Rule]) -> Result<(), TopologyError> {
+    for Rule { option, allows, reason } in rules {
+        let value = options.get(*option).unwrap_or(&Value::Null);
+        if !allows(value) {
+            let (file, reason) = (file.to_owned(), (*reason).to_owned());
+            return Err(TopologyError::Option { file, option, value: value.clone(), reason });
         }
     }
     Ok(())
 }
 
-/// What the server has under its configuration, changed to what we want; `None` where they agree.
-fn merge(what: &str, found: &Value, wanted: &Value) -> Option<Value> {
-    let empty = Map::new();
-    let mut config = found["config"].as_object().unwrap_or(&empty).clone();
-    let mut drifted = false;
-    for (option, value) in wanted.as_object().unwrap_or(&empty) {
-        let before = config.insert(option.clone(), value.clone());
-        // The server leaves out what is false, zero or empty.
-        if before.as_ref() != Some(value) && !(before.is_none() && is_zero(value)) {
-            let before = before.unwrap_or_default();
-            tracing::warn!("{what}: {option} is {before} and becomes {value}");
-            drifted = true;
-        }
-    }
-    drifted.then_some(Value::Object(config))
-}
-
+/// Whether the server takes this value for the same as none.
 fn is_zero(value: &Value) -> bool {
     match value {
         Value::Null => true,
@@ -113,24 +189,64 @@ fn is_zero(value: &Value) -> bool {
     }
 }
 
-async fn find(nats: &Client, subject: &str, not_found: u64) -> anyhow::Result<Option<Value>> {
-    let answer = ask(nats, subject, Bytes::new()).await?;
-    match answer["error"]["err_code"].as_u64() {
-        None if answer["error"].is_null() => Ok(Some(answer)),
-        Some(code) if code == not_found => Ok(None),
-        _ => bail!("{subject}: the server answers {}", answer["error"]),
+/// A value, for a person.
+fn shown(value: &Value) -> String {
+    if value.is_null() { "absent".to_owned() } else { value.to_string() }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+    use super::*;
+
+    fn error(file: &str, content: &str) -> String {
+        Topology::parse([(file, content)]).unwrap_err().to_string()
     }
-}
 
-async fn call(nats: &Client, subject: &str, request: &Value) -> anyhow::Result<()> {
-    let answer = ask(nats, subject, request.to_string().into()).await?;
-    ensure!(answer["error"].is_null(), "{subject}: the server answers {}", answer["error"]);
-    tracing::info!("{subject}: done");
-    Ok(())
-}
+    #[test]
+    fn the_name_of_a_file_says_what_it_describes() {
+        let topology = Topology::parse([
+            ("TICKETS.stream.json", r#"{"discard": "new"}"#),
+            ("TICKETS.orders.consumer.json", r#"{"ack_policy": "explicit", "durable_name": "orders"}"#),
+        ]);
+        let topology = topology.unwrap();
+        assert_eq!(topology.streams["TICKETS"]["name"], "TICKETS");
+        assert_eq!(topology.consumers[&("TICKETS".to_owned(), "orders".to_owned())]["durable_name"], "orders");
+        assert_eq!(format!("{topology:?}"), r#"["TICKETS", "TICKETS.orders"]"#);
+    }
 
-async fn ask(nats: &Client, subject: &str, request: Bytes) -> anyhow::Result<Value> {
-    let answer = timeout(ANSWER, nats.request(format!("$JS.API.{subject}"), request)).await;
-    let answer = answer.with_context(|| format!("{subject} is not answered"))?.with_context(|| subject.to_owned())?;
-    serde_json::from_slice(&answer.payload).with_context(|| format!("{subject}: the answer is not JSON"))
+    #[test]
+    fn a_file_that_contradicts_its_name_is_refused() {
+        for file in
+            ["a.json", ".stream.json", "A.B.stream.json", "A.consumer.json", "A.b.c.consumer.json", "A.*.consumer.json"]
+        {
+            assert!(error(file, "{}").contains("name it"), "{file}");
+        }
+        let wrong = error("TICKETS.stream.json", r#"{"discard": "new", "name": "ORDERS"}"#);
+        assert_eq!(wrong, r#"TICKETS.stream.json: name is "ORDERS": the file is that of TICKETS"#);
+        let wrong = error("TICKETS.orders.consumer.json", r#"{"ack_policy": "explicit", "durable_name": "o"}"#);
+        assert!(wrong.contains("durable_name is \"o\""), "{wrong}");
+    }
+
+    #[test]
+    fn a_file_that_is_no_json_object_is_refused() {
+        for content in ["", "[]", "{", "{} {}"] {
+            assert!(error("A.stream.json", content).starts_with("A.stream.json: not a JSON object"), "{content}");
+        }
+    }
+
+    #[test]
+    fn the_same_file_twice_is_refused() {
+        let file = ("A.stream.json", r#"{"discard": "new"}"#);
+        assert!(Topology::parse([file, file]).unwrap_err().to_string().contains("two files"));
+    }
+
+    #[test]
+    fn a_directory_without_files_or_that_is_missing_is_refused() {
+        let missing = Topology::read(Path::new("/none")).unwrap_err().to_string();
+        assert!(missing.starts_with("cannot read /none: "), "{missing}");
+        let source = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/src"));
+        assert!(Topology::read(source).unwrap_err().to_string().contains("holds no file"));
+    }
 }

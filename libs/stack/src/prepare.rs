@@ -30,6 +30,6 @@ async fn migrate_one(postgres: &Postgres, service: &Service) -> Result<()> {
 /// Makes the streams and consumers, each kept by `replicas` of these servers (comma-separated `host:port`).
 pub async fn provision(servers: &str, replicas: u8) -> Result<()> {
     let url = nats_url("provisioner", servers);
-    let settings = NatsSettings { url, authority: None, stream_replicas: replicas };
-    Box::pin(event_bus::provision(&settings, PATIENCE)).await
+    let settings = NatsSettings { url, stream_replicas: replicas, ..NatsSettings::default() };
+    Box::pin(event_bus::provision(&settings, &bootstrap::topology::built_in(), PATIENCE)).await
 }

@@ -48,6 +48,8 @@ pub struct Nats {
 pub struct NatsSetup {
     /// The file of `infra/nats` that the server is given, if not `nats.conf`.
     pub configuration: Option<&'static str>,
+    /// The whole configuration, instead of a file. Its clients are not known here: only its health is waited for.
+    pub own_configuration: Option<String>,
     /// What is encrypted with, if the store is.
     pub store_key: String,
     /// Certificate, key and authority, as `certificates.conf` expects them; and where the authority is on this machine,
@@ -67,6 +69,8 @@ pub(crate) struct Access {
     port: u16,
     monitoring_port: u16,
     authority: Option<PathBuf>,
+    /// Whether there is the user `admin`.
+    admin: bool,
 }
 
 impl Nats {
@@ -103,7 +107,8 @@ impl Nats {
     pub async fn start_with(setup: NatsSetup) -> Result<Self> {
         let (port, monitoring_port) = setup.ports.unwrap_or_else(|| (free_port(), free_port()));
         let authority = setup.certificates.as_ref().map(|(_, _, authority)| authority.clone());
-        let access = Access { port, monitoring_port, authority };
+        let admin = setup.own_configuration.is_none();
+        let access = Access { port, monitoring_port, authority, admin };
         let name = setup.name.clone().unwrap_or_else(|| "ticketing".to_owned());
         let ports = [(port, PORT), (monitoring_port, MONITORING_PORT)];
         let container =
@@ -144,12 +149,16 @@ impl Nats {
 
 impl NatsSetup {
     fn configure(self, request: ContainerRequest<GenericImage>, name: &str) -> ContainerRequest<GenericImage> {
-        let configuration = format!("/etc/nats/{}", self.configuration.unwrap_or("nats.conf"));
+        let own = self.own_configuration.as_ref().map(|_| "own.conf");
+        let configuration = format!("/etc/nats/{}", own.or(self.configuration).unwrap_or("nats.conf"));
         let mut request = request
             .with_cmd(["--config", &configuration, "--name", name])
             .with_env_var("NATS_STORE_KEY", quoted(&self.store_key));
         for (file, text) in CONFIGURATION {
             request = request.with_copy_to(format!("/etc/nats/{file}"), text.as_bytes().to_vec());
+        }
+        if let Some(text) = self.own_configuration {
+            request = request.with_copy_to("/etc/nats/own.conf", text.into_bytes());
         }
         for (variable, user) in passwords() {
             request = request.with_env_var(variable, quoted(&user));
@@ -205,7 +214,9 @@ impl Probe for Access {
         async {
             // It is healthy when it has recovered every stream and consumer.
             HttpClient::new(&self.monitoring_url()).get("/healthz").await?.expect(200)?;
-            jetstream::new(self.connect().await?).query_account().await.context("JetStream does not answer")?;
+            if self.admin {
+                jetstream::new(self.connect().await?).query_account().await.context("JetStream does not answer")?;
+            }
             Ok(())
         }
         .boxed()

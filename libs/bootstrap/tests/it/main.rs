@@ -10,6 +10,7 @@ mod health;
 mod identities;
 mod overload;
 mod process;
+mod provisioning;
 mod request_ids;
 mod server;
 mod stopping;

@@ -4,22 +4,22 @@ use std::process::{Command, Output};
 
 use testkit::{Postgres, free_port};
 
-fn hello(arguments: &[&str], variables: &[(&str, &str)]) -> Output {
+pub fn hello(arguments: &[&str], variables: &[(&str, &str)]) -> Output {
     let tests = std::env::current_exe().unwrap();
     let program = tests.parent().unwrap().parent().unwrap().join("examples/hello");
     let mut command = Command::new(program);
-    for variable in ["DATABASE_URL", "NATS_URL", "JWT_KEY", "RUST_LOG"] {
+    for variable in ["DATABASE_URL", "NATS_URL", "JWT_KEY", "RUST_LOG", "TOPOLOGY"] {
         command.env_remove(variable);
     }
     command.args(arguments).envs(variables.iter().copied()).output().unwrap()
 }
 
-fn text(output: &[u8]) -> String {
+pub fn text(output: &[u8]) -> String {
     String::from_utf8_lossy(output).into_owned()
 }
 
 /// It failed, and said why.
-fn assert_fails(output: &Output, code: i32, reason: &str) {
+pub fn assert_fails(output: &Output, code: i32, reason: &str) {
     assert_eq!(output.status.code(), Some(code), "{output:?}");
     let said = text(&output.stdout) + &text(&output.stderr);
     assert!(said.contains(reason), "{said}");

@@ -3,12 +3,13 @@
 use async_nats::HeaderMap;
 use contracts::ticket::TicketSnapshot;
 use contracts::{Id, TicketEvent};
-use event_bus::{Bus, Event, NatsSettings, Schema, Settings};
+use event_bus::{Bus, Event, NatsSettings, Schema, Settings, Topology};
 use sqlx::migrate::Migrator;
 use sqlx::{Connection, PgConnection};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
-use testkit::{Nats, Postgres, eventually};
+use testkit::{Nats, NatsSetup, Postgres, eventually};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
@@ -19,6 +20,10 @@ pub struct Harness {
     pub database_url: String,
     /// Whether new buses create streams and consumers.
     pub provision: bool,
+    /// The streams and consumers that they create.
+    pub topology: Topology,
+    /// How they reach NATS, apart from the address.
+    pub nats_settings: NatsSettings,
     pub stop: CancellationToken,
     /// Relays and subscriptions.
     pub tasks: JoinSet<anyhow::Result<()>>,
@@ -26,13 +31,20 @@ pub struct Harness {
 
 impl Harness {
     pub async fn start() -> Self {
-        let (postgres, nats) = tokio::try_join!(Postgres::shared(), Nats::start()).unwrap();
+        Self::start_with(NatsSetup::default(), NatsSettings::default()).await
+    }
+
+    /// The same with another server, and another way to connect to it.
+    pub async fn start_with(setup: NatsSetup, settings: NatsSettings) -> Self {
+        let (postgres, nats) = tokio::try_join!(Postgres::shared(), Nats::start_with(setup)).unwrap();
         let database_url = postgres.database("bus").await.unwrap();
         Self {
             _postgres: postgres,
             nats,
             database_url,
             provision: true,
+            topology: topology(),
+            nats_settings: settings,
             stop: CancellationToken::new(),
             tasks: JoinSet::new(),
         }
@@ -62,9 +74,10 @@ impl Harness {
     }
 
     pub fn settings(&self, nats_url: &str) -> Settings {
-        let nats = NatsSettings { url: nats_url.to_owned(), authority: None, stream_replicas: 1 };
+        let nats = NatsSettings { url: nats_url.to_owned(), ..self.nats_settings.clone() };
         Settings {
             database_connections: 8,
+            topology: self.topology.clone(),
             provision: self.provision,
             ..Settings::new("test", &self.database_url, nats)
         }
@@ -135,6 +148,11 @@ impl Harness {
         });
         empty.await.unwrap();
     }
+}
+
+/// The streams and consumers of the pair.
+pub fn topology() -> Topology {
+    Topology::read(Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../../infra/jetstream"))).unwrap()
 }
 
 /// A version of a ticket.

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 #![allow(clippy::disallowed_methods, reason = "tests look into tables, and publish what no relay would")]
 
+mod connecting;
 mod harness;
 mod headers;
 mod held_snapshot;

@@ -8,7 +8,7 @@ use testkit::{eventually, eventually_within};
 
 /// Notes what it is given, and fails as it is told to.
 #[derive(Clone, Default)]
-struct Recorder {
+pub struct Recorder {
     applied: Arc<Mutex<Vec<String>>>,
     calls: Arc<AtomicUsize>,
     fault: Arc<Mutex<Option<Fault>>>,
@@ -46,7 +46,7 @@ impl Handler for Recorder {
 }
 
 impl Recorder {
-    async fn has(&self, event_ids: &[String]) {
+    pub async fn has(&self, event_ids: &[String]) {
         let all = eventually("the events to be applied", async || {
             let applied = self.applied.lock().unwrap();
             anyhow::ensure!(event_ids.iter().all(|id| applied.contains(id)), "{} are", applied.len());

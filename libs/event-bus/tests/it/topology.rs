@@ -1,6 +1,10 @@
 use crate::harness::{Harness, append};
-use contracts::Id;
-use std::time::Duration;
+use async_nats::jetstream::stream;
+use contracts::{Id, TicketEvent};
+use event_bus::{NatsSettings, Topology};
+use std::io::{self, Write};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 use testkit::eventually;
 
 #[tokio::test]
@@ -39,4 +43,92 @@ async fn drift_is_mended_and_events_survive_it() {
     append(&second, Id::generate(), 0..1).await;
     harness.published().await;
     assert_eq!(harness.stream().await.len(), 4);
+}
+
+/// The lines that are logged on this thread while it is held.
+#[derive(Clone, Default)]
+struct Log(Arc<Mutex<Vec<u8>>>);
+
+impl Write for Log {
+    fn write(&mut self, line: &[u8]) -> io::Result<usize> {
+        self.0.lock().unwrap().write(line)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl Log {
+    fn warnings(&self) -> Vec<String> {
+        let log = String::from_utf8(self.0.lock().unwrap().clone()).unwrap();
+        log.lines().filter(|line| line.contains(" WARN ")).map(str::to_owned).collect()
+    }
+}
+
+#[tokio::test]
+async fn options_that_cannot_change_are_logged_once_and_keep_no_bus_from_working() {
+    let mut harness = Harness::start().await;
+    let jetstream = harness.jetstream().await;
+    let stream = stream::Config {
+        name: "TICKETS".to_owned(),
+        subjects: vec!["ticket.created".to_owned(), "ticket.updated".to_owned()],
+        retention: stream::RetentionPolicy::WorkQueue,
+        duplicate_window: Duration::from_mins(1),
+        ..stream::Config::default()
+    };
+    jetstream.create_stream(stream).await.unwrap();
+
+    let log = Log::default();
+    let writer = log.clone();
+    let subscriber = tracing_subscriber::fmt().with_ansi(false).with_writer(move || writer.clone()).finish();
+    let logging = tracing::subscriber::set_default(subscriber);
+    let bus = harness.relay().await;
+    // Each part of a service prepares what it needs.
+    harness.tasks.spawn(bus.clone().relay::<TicketEvent>(harness.stop.clone()));
+    append(&bus, Id::generate(), 0..3).await;
+    harness.published().await;
+    eventually("the consumer", async || {
+        jetstream.get_stream("TICKETS").await?.consumer_info("orders").await?;
+        anyhow::Ok(())
+    })
+    .await
+    .unwrap();
+    drop(logging);
+
+    let config = jetstream.get_stream("TICKETS").await.unwrap().cached_info().config.clone();
+    assert_eq!(config.retention, stream::RetentionPolicy::WorkQueue);
+    assert_eq!((config.duplicate_window, config.max_bytes), (Duration::from_secs(10), 2_147_483_648));
+    let warnings = log.warnings();
+    let retention: Vec<_> = warnings.iter().filter(|line| line.contains("retention stays")).collect();
+    assert_eq!(retention.len(), 1, "{warnings:#?}");
+    let (what, command) =
+        (r#"stream TICKETS: retention stays "workqueue", its file says "limits""#, "nats stream rm TICKETS");
+    assert!(retention[0].contains(what) && retention[0].contains(command), "{retention:?}");
+}
+
+#[tokio::test]
+async fn the_replicas_of_a_stream_are_those_of_the_settings() {
+    let harness = Harness::start().await;
+    let settings = NatsSettings { url: harness.nats.url(), stream_replicas: 3, ..NatsSettings::default() };
+    let error = event_bus::provision(&settings, &harness.topology, Duration::from_secs(2)).await.unwrap_err();
+    assert!(format!("{error:#}").contains("replicas > 1"), "{error:#}");
+}
+
+#[tokio::test]
+async fn one_stream_that_is_refused_keeps_no_other_from_being_created() {
+    let harness = Harness::start().await;
+    let files = [
+        ("A.stream.json", r#"{"discard": "new", "subjects": ["a"], "no_option": 1}"#),
+        ("B.stream.json", r#"{"discard": "new", "subjects": ["b"], "max_bytes": 1024}"#),
+        ("B.c.consumer.json", r#"{"ack_policy": "explicit"}"#),
+    ];
+    let settings = NatsSettings { url: harness.nats.url(), ..NatsSettings::default() };
+    let topology = Topology::parse(files).unwrap();
+    let begun = Instant::now();
+    let error = event_bus::provision(&settings, &topology, Duration::from_mins(1)).await.unwrap_err();
+    let error = format!("{error:#}");
+    assert!(error.contains("stream A: ") && error.contains("no_option"), "{error}");
+    assert!(begun.elapsed() < Duration::from_secs(20), "it was tried again, though nothing will change");
+    harness.jetstream().await.get_stream("B").await.unwrap().consumer_info("c").await.unwrap();
 }
