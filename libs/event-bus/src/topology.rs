@@ -1,7 +1,7 @@
 //! Streams and durable consumers, in NATS' own JSON format.
 //!
-//! The name of a file says what it describes: `TICKETS.stream.json` is the stream `TICKETS`, and
-//! `TICKETS.orders.consumer.json` is the durable consumer `orders` of that stream. The options go to the server as they
+//! The name of a file says what it describes: `INVOICES.stream.json` is the stream `INVOICES`, and
+//! `INVOICES.ledger.consumer.json` is the durable consumer `ledger` of that stream. The options go to the server as they
 //! are, known to this library or not. `rules` lists the options that break a guarantee of the bus; `provision` creates and
 //! changes what is on the server.
 
@@ -207,13 +207,13 @@ mod tests {
     #[test]
     fn the_name_of_a_file_says_what_it_describes() {
         let topology = Topology::parse([
-            ("TICKETS.stream.json", r#"{"discard": "new"}"#),
-            ("TICKETS.orders.consumer.json", r#"{"ack_policy": "explicit", "durable_name": "orders"}"#),
+            ("INVOICES.stream.json", r#"{"discard": "new"}"#),
+            ("INVOICES.ledger.consumer.json", r#"{"ack_policy": "explicit", "durable_name": "ledger"}"#),
         ]);
         let topology = topology.unwrap();
-        assert_eq!(topology.streams["TICKETS"]["name"], "TICKETS");
-        assert_eq!(topology.consumers[&("TICKETS".to_owned(), "orders".to_owned())]["durable_name"], "orders");
-        assert_eq!(format!("{topology:?}"), r#"["TICKETS", "TICKETS.orders"]"#);
+        assert_eq!(topology.streams["INVOICES"]["name"], "INVOICES");
+        assert_eq!(topology.consumers[&("INVOICES".to_owned(), "ledger".to_owned())]["durable_name"], "ledger");
+        assert_eq!(format!("{topology:?}"), r#"["INVOICES", "INVOICES.ledger"]"#);
     }
 
     #[test]
@@ -223,10 +223,10 @@ mod tests {
         {
             assert!(error(file, "{}").contains("name it"), "{file}");
         }
-        let wrong = error("TICKETS.stream.json", r#"{"discard": "new", "name": "ORDERS"}"#);
-        assert_eq!(wrong, r#"TICKETS.stream.json: name is "ORDERS": the file is that of TICKETS"#);
-        let wrong = error("TICKETS.orders.consumer.json", r#"{"ack_policy": "explicit", "durable_name": "o"}"#);
-        assert!(wrong.contains("durable_name is \"o\""), "{wrong}");
+        let wrong = error("INVOICES.stream.json", r#"{"discard": "new", "name": "OTHER"}"#);
+        assert_eq!(wrong, r#"INVOICES.stream.json: name is "OTHER": the file is that of INVOICES"#);
+        let wrong = error("INVOICES.ledger.consumer.json", r#"{"ack_policy": "explicit", "durable_name": "l"}"#);
+        assert!(wrong.contains("durable_name is \"l\""), "{wrong}");
     }
 
     #[test]

@@ -183,7 +183,7 @@ mod tests {
             ("max_deliver", json!(-1)),
             ("ack_wait", json!(25_000_000_000_u64)),
             ("replay_policy", json!("instant")),
-            ("filter_subjects", json!(["ticket.created"])),
+            ("filter_subjects", json!(["invoice.created"])),
         ] {
             assert!(consumer(option, value).is_ok(), "{option}");
         }

@@ -1,10 +1,10 @@
 //! The ways to authenticate, each at a server that accepts no other, and a JetStream domain.
 
+use crate::documents::Id;
 use crate::harness::{Harness, append};
 use crate::subscribing::Recorder;
 use base64::Engine;
 use base64::prelude::BASE64_URL_SAFE_NO_PAD;
-use contracts::Id;
 use event_bus::{Authentication, NatsSettings};
 use nkeys::KeyPair;
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DistinguishedName, DnType, IsCa};
@@ -53,7 +53,7 @@ async fn only_these_connect(setup: NatsSetup, settings: NatsSettings, others: Na
 async fn events_arrive(harness: &mut Harness) {
     let bus = harness.relay_through(&harness.nats.server()).await;
     let recorder = Recorder::default();
-    harness.tasks.spawn(bus.clone().subscribe("orders", recorder.clone(), harness.stop.clone()));
+    harness.tasks.spawn(bus.clone().subscribe("reader", recorder.clone(), harness.stop.clone()));
     let event_ids = append(&bus, Id::generate(), 0..3).await;
     recorder.has(&event_ids).await;
 }
@@ -187,7 +187,7 @@ async fn a_missing_or_malformed_file_is_reported_at_once() {
         (certificate(none(), there(&wrong)), "NATS_CERT: there is no file /none"),
         (certificate(there(&wrong), none()), "NATS_KEY: there is no file /none"),
     ] {
-        let error = event_bus::provision(&settings, &crate::harness::topology(), Duration::ZERO).await.unwrap_err();
+        let error = event_bus::provision(&settings, &crate::documents::topology(), Duration::ZERO).await.unwrap_err();
         let error = format!("{error:#}");
         assert!(error.contains(expected), "{error}");
     }
@@ -197,7 +197,7 @@ async fn a_missing_or_malformed_file_is_reported_at_once() {
 async fn a_user_in_the_url_and_a_token_contradict_each_other() {
     let url = "nats://user:hidden@127.0.0.1:4222".to_owned();
     let settings = NatsSettings { url, ..authenticated_by(Authentication::Token("hidden".to_owned())) };
-    let error = event_bus::provision(&settings, &crate::harness::topology(), Duration::ZERO).await.unwrap_err();
+    let error = event_bus::provision(&settings, &crate::documents::topology(), Duration::ZERO).await.unwrap_err();
     let texts = format!("{error:#} {settings:?}");
     assert!(texts.contains("NATS_URL has a user") && !texts.contains("hidden"), "{texts}");
 }

@@ -1,12 +1,10 @@
 //! A database, a NATS server, and any number of buses between them.
 
+use crate::documents::{self, DocumentEvent, Id, event, event_ids};
 use async_nats::HeaderMap;
-use contracts::ticket::TicketSnapshot;
-use contracts::{Id, TicketEvent};
-use event_bus::{Bus, Event, NatsSettings, Schema, Settings, Topology};
+use event_bus::{Bus, NatsSettings, Schema, Settings, Topology};
 use sqlx::migrate::Migrator;
 use sqlx::{Connection, PgConnection};
-use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 use testkit::{Nats, NatsSetup, Postgres, eventually};
@@ -43,7 +41,7 @@ impl Harness {
             nats,
             database_url,
             provision: true,
-            topology: topology(),
+            topology: documents::topology(),
             nats_settings: settings,
             stop: CancellationToken::new(),
             tasks: JoinSet::new(),
@@ -59,7 +57,7 @@ impl Harness {
     /// The same, which reaches NATS at `nats_url`.
     pub async fn relay_through(&mut self, nats_url: &str) -> Bus {
         let bus = self.bus(nats_url).await;
-        self.tasks.spawn(bus.clone().relay::<TicketEvent>(self.stop.clone()));
+        self.tasks.spawn(bus.clone().relay::<DocumentEvent>(self.stop.clone()));
         eventually("the database to be prepared", async || bus.connection().await.map(drop)).await.unwrap();
         bus
     }
@@ -92,7 +90,7 @@ impl Harness {
     pub async fn forget_event_ids(&mut self) {
         const SHORTEST: Duration = Duration::from_millis(100);
         let jetstream = self.jetstream().await;
-        let mut config = jetstream.get_stream("TICKETS").await.unwrap().cached_info().config.clone();
+        let mut config = jetstream.get_stream("DOCUMENTS").await.unwrap().cached_info().config.clone();
         config.duplicate_window = SHORTEST;
         jetstream.update_stream(config).await.unwrap();
         self.provision = false; // a new bus would mend it
@@ -101,7 +99,7 @@ impl Harness {
 
     /// The ids of all events in the stream, in order.
     pub async fn stream(&self) -> Vec<String> {
-        self.stream_of("TICKETS").await
+        self.stream_of("DOCUMENTS").await
     }
 
     pub async fn stream_of(&self, name: &str) -> Vec<String> {
@@ -127,9 +125,9 @@ impl Harness {
         jetstream.publish_with_headers(subject, headers, body.into().into()).await.unwrap().await.unwrap();
     }
 
-    /// Commits a version of a ticket whose body no reader understands.
+    /// Commits a version of a document whose body no reader understands.
     pub async fn append_garbage(&self, id: Id, version: i64) {
-        let sql = "select bus.append('TICKETS', 'ticket.updated', $1, $2, 'garbage', null)";
+        let sql = "select bus.append('DOCUMENTS', 'document.updated', $1, $2, 'garbage', null)";
         sqlx::query(sql).bind(id.to_string()).bind(version).execute(&mut self.db().await).await.unwrap();
     }
 
@@ -148,23 +146,6 @@ impl Harness {
         });
         empty.await.unwrap();
     }
-}
-
-/// The streams and consumers of the pair.
-pub fn topology() -> Topology {
-    Topology::read(Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../../infra/jetstream"))).unwrap()
-}
-
-/// A version of a ticket.
-pub fn event(id: Id, version: i64) -> TicketEvent {
-    let (title, price) = (format!("version {version}"), "5".parse().unwrap());
-    let snapshot = TicketSnapshot { id, version, title, price, user_id: "seller".to_owned(), order_id: None };
-    if version == 0 { TicketEvent::Created(snapshot) } else { TicketEvent::Updated(snapshot) }
-}
-
-/// The ids of a ticket's events.
-pub fn event_ids(id: Id, versions: std::ops::Range<i64>) -> Vec<String> {
-    versions.map(|version| event(id, version).event_id()).collect()
 }
 
 /// Commits one event per version.

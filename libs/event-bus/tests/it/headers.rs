@@ -1,5 +1,5 @@
-use crate::harness::{Harness, event};
-use contracts::{Id, TicketEvent};
+use crate::documents::{DocumentEvent, Id, event};
+use crate::harness::Harness;
 use event_bus::{Event, Handler, Headers, Outgoing, Received, Transaction, trace};
 use std::sync::{Arc, Mutex};
 use testkit::eventually;
@@ -11,9 +11,9 @@ const TRACEPARENT: &str = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-
 struct Reader(Arc<Mutex<Vec<(String, Headers)>>>);
 
 impl Handler for Reader {
-    type Event = TicketEvent;
+    type Event = DocumentEvent;
 
-    async fn apply(&self, _: &mut Transaction, events: &[Received<TicketEvent>]) -> anyhow::Result<()> {
+    async fn apply(&self, _: &mut Transaction, events: &[Received<DocumentEvent>]) -> anyhow::Result<()> {
         anyhow::ensure!(events.iter().all(|event| event.headers.get("refuse").is_none()), "refused");
         self.0.lock().unwrap().extend(events.iter().map(|event| (event.event_id(), event.headers.clone())));
         Ok(())
@@ -24,7 +24,7 @@ impl Handler for Reader {
 async fn headers_of_the_application_reach_the_handler_and_the_dead_letter() {
     let mut harness = Harness::start().await;
     let (bus, reader) = (harness.relay().await, Reader::default());
-    harness.tasks.spawn(bus.clone().subscribe("orders", reader.clone(), harness.stop.clone()));
+    harness.tasks.spawn(bus.clone().subscribe("reader", reader.clone(), harness.stop.clone()));
     let [first, second, third, refused] = [(); 4].map(|()| event(Id::generate(), 0));
 
     let append = async {
@@ -39,8 +39,8 @@ async fn headers_of_the_application_reach_the_handler_and_the_dead_letter() {
     trace::scope(Some(TRACEPARENT.to_owned()), append).await;
     // From a statement that writes a row as well.
     let mut db = bus.statement().await.unwrap();
-    sqlx::query(r#"select bus.append('TICKETS', $1, $2, 0, $3, null, '{"correlation-id": "7"}')"#)
-        .bind("ticket.created")
+    sqlx::query(r#"select bus.append('DOCUMENTS', $1, $2, 0, $3, null, '{"correlation-id": "7"}')"#)
+        .bind("document.created")
         .bind(third.aggregate_id())
         .bind(event_bus::Publish::encode(&third))
         .execute(&mut *db)
@@ -73,7 +73,7 @@ async fn an_aggregate_id_that_could_not_travel_is_refused_when_it_is_appended() 
     let mut harness = Harness::start().await;
     let bus = harness.relay().await;
     let append = async |id: &str| {
-        let sql = "select bus.append('TICKETS', 'ticket.created', $1, 0, '{}', null)";
+        let sql = "select bus.append('DOCUMENTS', 'document.created', $1, 0, '{}', null)";
         sqlx::query(sql).bind(id).execute(&mut *bus.statement().await.unwrap()).await
     };
     for id in ["", "two words", "line\nbreak", "naïve", &"x".repeat(201)] {

@@ -1,7 +1,7 @@
 //! What a backup, a report or a forgotten session does to the outbox: none of its dead rows can be removed.
 
+use crate::documents::Id;
 use crate::harness::{Harness, append};
-use contracts::Id;
 use sqlx::{AssertSqlSafe, Executor, PgConnection};
 use testkit::eventually;
 
@@ -21,7 +21,7 @@ async fn publish(harness: &Harness, db: &mut PgConnection, events: i64) {
 }
 
 async fn commit_500(db: &mut PgConnection) {
-    let sql = "select bus.append('TICKETS', 'ticket.created', substr(md5(random()::text), 1, 24), 0, '{}', null)
+    let sql = "select bus.append('DOCUMENTS', 'document.created', substr(md5(random()::text), 1, 24), 0, '{}', null)
                from generate_series(1, 500)";
     db.execute(sql).await.unwrap();
 }
@@ -95,7 +95,7 @@ async fn an_event_that_commits_long_after_those_behind_it_is_published() {
     let mut db = harness.db().await;
     harness.relay().await;
     let mut late = harness.db().await;
-    late.execute("begin; select bus.append('TICKETS', 'ticket.created', 'late', 0, '{}', null)").await.unwrap();
+    late.execute("begin; select bus.append('DOCUMENTS', 'document.created', 'late', 0, '{}', null)").await.unwrap();
     // For longer than the floor takes to rise.
     for _ in 0..8 {
         publish(&harness, &mut db, 500).await;
@@ -128,10 +128,10 @@ async fn events_are_published_when_the_ids_of_the_outbox_begin_again() {
 async fn an_event_that_commits_between_the_looks_of_a_step_is_published() {
     let mut harness = Harness::start().await;
     let bus = harness.relay().await;
-    eventually("the stream", async || harness.jetstream().await.get_stream("TICKETS").await).await.unwrap();
+    eventually("the stream", async || harness.jetstream().await.get_stream("DOCUMENTS").await).await.unwrap();
     harness.nats.stop().await.unwrap();
     let mut late = harness.db().await;
-    late.execute("begin; select bus.append('TICKETS', 'ticket.created', 'late', 0, '{}', null)").await.unwrap();
+    late.execute("begin; select bus.append('DOCUMENTS', 'document.created', 'late', 0, '{}', null)").await.unwrap();
     let first = append(&bus, Id::generate(), 0..1).await;
     // The relay publishes the first event, and cannot delete its row.
     let mut holder = harness.db().await;

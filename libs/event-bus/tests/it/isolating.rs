@@ -1,19 +1,19 @@
 //! What waits, waits alone: one event that cannot be applied holds up no event of another aggregate.
 
-use crate::harness::{Harness, append, event};
-use contracts::{Id, TicketEvent};
+use crate::documents::{DocumentEvent, Id, event};
+use crate::harness::{Harness, append};
 use event_bus::{Bus, Event, Handler, Publish, Received, Transaction};
 use sqlx::Executor;
 use std::time::Duration;
 use testkit::{eventually, eventually_within};
 
-/// Locks a row for each ticket, as handlers do, and counts in it. Tickets called "panic" or "refused" are not applied.
+/// Locks a row for each document, as handlers do, and counts in it. Documents called "panic" or "refused" are not applied.
 struct Counter;
 
 impl Handler for Counter {
-    type Event = TicketEvent;
+    type Event = DocumentEvent;
 
-    async fn apply(&self, tx: &mut Transaction, events: &[Received<TicketEvent>]) -> anyhow::Result<()> {
+    async fn apply(&self, tx: &mut Transaction, events: &[Received<DocumentEvent>]) -> anyhow::Result<()> {
         let mut ids: Vec<String> = events.iter().map(|event| event.aggregate_id()).collect();
         ids.sort();
         sqlx::query("select from counted where id = any($1) order by id for update")
@@ -63,22 +63,22 @@ async fn start() -> (Harness, Bus) {
         .await
         .unwrap();
     let bus = harness.relay().await;
-    harness.tasks.spawn(bus.clone().subscribe("orders", Counter, harness.stop.clone()));
+    harness.tasks.spawn(bus.clone().subscribe("reader", Counter, harness.stop.clone()));
     (harness, bus)
 }
 
-/// A version of a ticket with this title.
-fn titled(id: Id, version: i64, title: &str) -> TicketEvent {
+/// A version of a document with this title.
+fn titled(id: Id, version: i64, title: &str) -> DocumentEvent {
     let mut event = event(id, version);
-    let (TicketEvent::Created(snapshot) | TicketEvent::Updated(snapshot)) = &mut event;
+    let (DocumentEvent::Created(snapshot) | DocumentEvent::Updated(snapshot)) = &mut event;
     title.clone_into(&mut snapshot.title);
     event
 }
 
-/// Commits one event of a new ticket.
+/// Commits one event of a new document.
 async fn commit(harness: &Harness, title: &str) {
     let event = titled(Id::generate(), 0, title);
-    let sql = "select bus.append('TICKETS', 'ticket.created', $1, 0, $2, null)";
+    let sql = "select bus.append('DOCUMENTS', 'document.created', $1, 0, $2, null)";
     let commit = sqlx::query(sql).bind(event.aggregate_id()).bind(event.encode());
     commit.execute(&mut harness.db().await).await.unwrap();
 }
@@ -130,10 +130,10 @@ async fn a_handler_that_panics_counts_against_the_event() {
 async fn a_message_that_is_applied_does_not_close_the_record_of_another_with_the_same_id() {
     let (harness, _bus) = start().await;
     let (id, jetstream) = (Id::generate(), harness.jetstream().await);
-    eventually("the stream", async || jetstream.get_stream("TICKETS").await).await.unwrap();
+    eventually("the stream", async || jetstream.get_stream("DOCUMENTS").await).await.unwrap();
     let publish = async |title: &str| {
         let body = titled(id, 0, title).encode();
-        jetstream.publish("ticket.created", body.into()).await.unwrap().await.unwrap();
+        jetstream.publish("document.created", body.into()).await.unwrap().await.unwrap();
     };
     publish("refused").await;
     eventually("the first attempt", async || !letters(&harness).await.is_empty()).await.unwrap();
@@ -152,15 +152,15 @@ async fn a_message_that_is_applied_does_not_close_the_record_of_another_with_the
 async fn a_dead_letter_of_another_stream_is_not_superseded() {
     let (harness, bus) = start().await;
     let id = Id::generate();
-    for stream in ["PAYMENTS", "TICKETS"] {
+    for stream in ["NOTES", "DOCUMENTS"] {
         let sql = "insert into bus.dead_letters
                        (stream, consumer, seq, published_at, subject, aggregate_id, version, payload, headers, error,
                         attempts, status)
-                   values ($1, 'orders', 1000, now(), 'x', $2, 0, '', '{}', $1, 5, 'dead')";
+                   values ($1, 'reader', 1000, now(), 'x', $2, 0, '', '{}', $1, 5, 'dead')";
         sqlx::query(sql).bind(stream).bind(id.to_string()).execute(&mut harness.db().await).await.unwrap();
     }
     append(&bus, id, 1..2).await;
     counts_to(&harness, 1).await;
-    let expected = [("dead", "PAYMENTS"), ("superseded", "TICKETS")];
+    let expected = [("dead", "NOTES"), ("superseded", "DOCUMENTS")];
     assert_eq!(letters(&harness).await, expected.map(|(status, error)| (status.to_owned(), error.to_owned())));
 }

@@ -1,12 +1,12 @@
 //! A database that is older than its own stream: restored from a backup, or failed over to a standby that lagged.
 
-use crate::harness::{Harness, append, event};
-use contracts::{Id, TicketEvent};
+use crate::documents::{DocumentEvent, Id, event};
+use crate::harness::{Harness, append};
 use event_bus::Bus;
 use event_bus::{Event, Publish};
 use std::time::Duration;
 
-/// Versions 0 to 2 of a ticket are published; then the database is as it was when there was only version 0.
+/// Versions 0 to 2 of a document are published; then the database is as it was when there was only version 0.
 async fn restored(harness: &mut Harness) -> (Bus, Id) {
     let (bus, id) = (harness.relay().await, Id::generate());
     append(&bus, id, 0..3).await;
@@ -16,7 +16,7 @@ async fn restored(harness: &mut Harness) -> (Bus, Id) {
     (bus, id)
 }
 
-async fn commit(bus: &Bus, event: &TicketEvent) {
+async fn commit(bus: &Bus, event: &DocumentEvent) {
     let mut tx = bus.begin().await.unwrap();
     tx.append([event]).await.unwrap();
     tx.commit().await.unwrap();
@@ -34,9 +34,7 @@ async fn a_version_given_twice_with_other_content_stops_the_relay() {
     let mut harness = Harness::start().await;
     let (bus, id) = restored(&mut harness).await;
     let mut other = event(id, 1);
-    if let TicketEvent::Updated(snapshot) = &mut other {
-        snapshot.title = "sold under another name".to_owned();
-    }
+    other.document().title = "changed after the restore".to_owned();
     commit(&bus, &other).await;
     nothing_was_published(&harness, 1).await;
 }
@@ -57,7 +55,7 @@ async fn a_version_given_twice_with_another_subject_stops_the_relay() {
     append(&bus, id, 0..2).await;
     harness.published().await;
     harness.forget_event_ids().await;
-    harness.publish_as(&event(id, 2).event_id(), "ticket.created", event(id, 2).encode()).await;
+    harness.publish_as(&event(id, 2).event_id(), "document.created", event(id, 2).encode()).await;
     commit(&bus, &event(id, 2)).await;
     nothing_was_published(&harness, 1).await;
 }

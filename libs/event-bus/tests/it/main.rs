@@ -4,6 +4,7 @@
 #![allow(clippy::disallowed_methods, reason = "tests look into tables, and publish what no relay would")]
 
 mod connecting;
+mod documents;
 mod harness;
 mod headers;
 mod held_snapshot;

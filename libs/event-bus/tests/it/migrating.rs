@@ -3,7 +3,7 @@ use testkit::eventually;
 
 async fn prepared(harness: &Harness) -> event_bus::Bus {
     let bus = harness.bus("127.0.0.1:1").await;
-    tokio::spawn(bus.clone().relay::<contracts::TicketEvent>(harness.stop.clone()));
+    tokio::spawn(bus.clone().relay::<crate::documents::DocumentEvent>(harness.stop.clone()));
     bus
 }
 

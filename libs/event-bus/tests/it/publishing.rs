@@ -1,5 +1,5 @@
-use crate::harness::{Harness, append, event, event_ids};
-use contracts::Id;
+use crate::documents::{Id, event, event_ids};
+use crate::harness::{Harness, append};
 use event_bus::{Event, Publish};
 use std::collections::{HashMap, HashSet};
 use testkit::eventually;
@@ -11,8 +11,8 @@ async fn relays_at_once_publish_each_event_once_and_each_aggregate_in_order() {
     for _ in 0..3 {
         buses.push(harness.relay().await);
     }
-    let tickets: Vec<Id> = (0..18).map(|_| Id::generate()).collect();
-    let writers = tickets.iter().enumerate().map(|(number, id)| append(&buses[number % 3], *id, 0..20));
+    let documents: Vec<Id> = (0..18).map(|_| Id::generate()).collect();
+    let writers = documents.iter().enumerate().map(|(number, id)| append(&buses[number % 3], *id, 0..20));
     futures::future::join_all(writers).await;
     harness.published().await;
 
@@ -38,10 +38,8 @@ async fn a_backlog_of_many_or_of_large_events_is_published_in_order() {
     let mut tx = bus.begin().await.unwrap();
     for version in 0..1500 {
         let mut event = event(Id::generate(), 0);
-        if version % 25 == 0
-            && let contracts::TicketEvent::Created(snapshot) = &mut event
-        {
-            snapshot.title = "x".repeat(100_000);
+        if version % 25 == 0 {
+            event.document().title = "x".repeat(100_000);
         }
         tx.append([&event]).await.unwrap();
         expected.push(event.event_id());
@@ -60,7 +58,7 @@ async fn messages_of_strangers_are_skipped_over() {
     append(&bus, id, 0..2).await;
     harness.published().await;
     for _ in 0..100 {
-        harness.jetstream().await.publish("ticket.created", "stranger".into()).await.unwrap().await.unwrap();
+        harness.jetstream().await.publish("document.created", "stranger".into()).await.unwrap().await.unwrap();
     }
     append(&bus, id, 2..4).await;
     harness.published().await;
@@ -96,8 +94,8 @@ async fn an_event_that_the_deduplication_window_knows_is_not_taken_for_stored() 
     append(&bus, id, 0..1).await;
     harness.published().await;
     // A relay that died has published version 1, and a stranger something behind it.
-    harness.publish_as(&event(id, 1).event_id(), "ticket.updated", event(id, 1).encode()).await;
-    harness.jetstream().await.publish("ticket.created", "stranger".into()).await.unwrap().await.unwrap();
+    harness.publish_as(&event(id, 1).event_id(), "document.updated", event(id, 1).encode()).await;
+    harness.jetstream().await.publish("document.created", "stranger".into()).await.unwrap().await.unwrap();
 
     append(&bus, id, 1..4).await;
     harness.published().await;
@@ -110,11 +108,11 @@ async fn a_broker_that_lost_history_is_told_apart_and_nothing_is_published_behin
     let bus = harness.relay().await;
     append(&bus, Id::generate(), 0..3).await;
     harness.published().await;
-    harness.jetstream().await.delete_stream("TICKETS").await.unwrap();
+    harness.jetstream().await.delete_stream("DOCUMENTS").await.unwrap();
     append(&bus, Id::generate(), 0..1).await;
 
     // The relay makes the stream anew, finds out that it is shorter than it was, and leaves it alone.
-    eventually("the stream", async || harness.jetstream().await.get_stream("TICKETS").await).await.unwrap();
+    eventually("the stream", async || harness.jetstream().await.get_stream("DOCUMENTS").await).await.unwrap();
     tokio::time::sleep(std::time::Duration::from_secs(2)).await; // time to do wrong
     assert_eq!(harness.stream().await, Vec::<String>::new());
     assert_eq!(harness.outbox().await, 1);
@@ -135,11 +133,11 @@ async fn the_events_of_a_transaction_are_published_in_one_batch() {
     harness.nats.start_again().await.unwrap();
     harness.published().await;
 
-    let stream = harness.jetstream().await.get_stream("TICKETS").await.unwrap();
+    let stream = harness.jetstream().await.get_stream("DOCUMENTS").await.unwrap();
     let mut batches: HashMap<i64, HashSet<String>> = HashMap::new();
     for seq in 1..=660 {
         let message = stream.get_raw_message(seq).await.unwrap();
-        let event = contracts::TicketEvent::decode(&message.subject, &message.payload).unwrap();
+        let event = crate::documents::DocumentEvent::decode(&message.subject, &message.payload).unwrap();
         let batch = message.headers.get("Nats-Batch-Id").unwrap().to_string();
         batches.entry(event.version()).or_default().insert(batch);
     }
@@ -154,8 +152,8 @@ async fn streams_may_give_the_same_version_of_the_same_id() {
     harness.relay().await;
     let append = "select bus.append($1, 'x', 'one', 0, '{}', null)";
     let mut db = harness.db().await;
-    sqlx::query(append).bind("PAYMENTS").execute(&mut db).await.unwrap();
-    sqlx::query(append).bind("EXPIRATION").execute(&mut db).await.unwrap();
-    let again = sqlx::query(append).bind("PAYMENTS").execute(&mut db).await.unwrap_err();
+    sqlx::query(append).bind("NOTES").execute(&mut db).await.unwrap();
+    sqlx::query(append).bind("DRAFTS").execute(&mut db).await.unwrap();
+    let again = sqlx::query(append).bind("NOTES").execute(&mut db).await.unwrap_err();
     assert!(again.as_database_error().unwrap().is_unique_violation(), "{again}");
 }

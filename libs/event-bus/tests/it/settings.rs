@@ -1,5 +1,5 @@
+use crate::documents::{DocumentEvent, Id};
 use crate::harness::{Harness, append};
-use contracts::{Id, TicketEvent};
 use event_bus::{Handler, Received, Settings, Transaction};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -27,9 +27,9 @@ async fn limits_that_break_a_promise_are_refused() {
 struct Refuser(Arc<AtomicUsize>);
 
 impl Handler for Refuser {
-    type Event = TicketEvent;
+    type Event = DocumentEvent;
 
-    async fn apply(&self, _: &mut Transaction, events: &[Received<TicketEvent>]) -> anyhow::Result<()> {
+    async fn apply(&self, _: &mut Transaction, events: &[Received<DocumentEvent>]) -> anyhow::Result<()> {
         self.0.fetch_max(events.len(), Ordering::Relaxed);
         anyhow::bail!("refused")
     }
@@ -45,7 +45,7 @@ async fn attempts_delays_and_batches_are_those_of_the_settings() {
     let settings = harness.settings(&harness.nats.url());
     let settings = Settings { apply_events: 7, attempts: 2, retry_delay: Duration::from_millis(10), ..settings };
     let reader = Harness::open(settings).await.unwrap();
-    harness.tasks.spawn(reader.subscribe("orders", refuser.clone(), harness.stop.clone()));
+    harness.tasks.spawn(reader.subscribe("reader", refuser.clone(), harness.stop.clone()));
     // With the defaults it takes 30 s until an event is a dead letter.
     eventually("thirty dead letters after two attempts each", async || {
         let sql = "select count(*) from bus.dead_letters where status = 'dead' and attempts = 2";

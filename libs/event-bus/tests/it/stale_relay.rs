@@ -1,7 +1,7 @@
 //! A relay whose publish is under way for so long that another has taken over by the time it arrives.
 
+use crate::documents::{Id, event};
 use crate::harness::{Harness, append};
-use contracts::Id;
 use sqlx::Executor;
 use testkit::{Proxy, eventually};
 
@@ -14,9 +14,9 @@ async fn a_publish_that_arrives_after_a_takeover_is_refused(backlog: i64, publis
     let mut late = harness.db().await;
     late.execute("begin").await.unwrap();
     for version in 0..published_meanwhile {
-        let body = event_bus::Publish::encode(&crate::harness::event(second, version));
+        let body = event_bus::Publish::encode(&event(second, version));
         let sql = "insert into bus.outbox (stream, subject, aggregate_id, version, payload)
-                   values ('TICKETS', 'ticket.created', $1, $2, $3)";
+                   values ('DOCUMENTS', 'document.created', $1, $2, $3)";
         sqlx::query(sql).bind(second.to_string()).bind(version).bind(body).execute(&mut late).await.unwrap();
     }
     append(&stale, first, 0..1).await;
@@ -27,7 +27,7 @@ async fn a_publish_that_arrives_after_a_takeover_is_refused(backlog: i64, publis
     way.hold();
     let mut tx = stale.begin().await.unwrap();
     for version in 1..=backlog {
-        tx.append([&crate::harness::event(first, version)]).await.unwrap();
+        tx.append([&event(first, version)]).await.unwrap();
     }
     tx.commit().await.unwrap();
     eventually("the stale relay to hold the lock", async || {

@@ -1,5 +1,5 @@
-use crate::harness::{Harness, append, event};
-use contracts::{Id, TicketEvent};
+use crate::documents::{DocumentEvent, Id, event};
+use crate::harness::{Harness, append};
 use event_bus::{Event, Handler, Publish, Received, Transaction};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
@@ -25,9 +25,9 @@ enum Fault {
 }
 
 impl Handler for Recorder {
-    type Event = TicketEvent;
+    type Event = DocumentEvent;
 
-    async fn apply(&self, tx: &mut Transaction, events: &[Received<TicketEvent>]) -> anyhow::Result<()> {
+    async fn apply(&self, tx: &mut Transaction, events: &[Received<DocumentEvent>]) -> anyhow::Result<()> {
         self.calls.fetch_add(1, Ordering::Relaxed);
         let fault = self.fault.lock().unwrap().clone();
         match fault {
@@ -61,7 +61,7 @@ impl Recorder {
 }
 
 async fn unacknowledged(harness: &Harness) -> anyhow::Result<usize> {
-    let consumer = harness.jetstream().await.get_stream("TICKETS").await?.consumer_info("orders").await?;
+    let consumer = harness.jetstream().await.get_stream("DOCUMENTS").await?.consumer_info("reader").await?;
     Ok(consumer.num_ack_pending + usize::try_from(consumer.num_pending)?)
 }
 
@@ -78,7 +78,7 @@ async fn an_event_that_is_refused_takes_no_neighbours_with_it_and_is_tried_five_
     let bad = append(&bus, Id::generate(), 0..1).await.remove(0);
     ids.extend(append(&bus, Id::generate(), 0..4).await);
     recorder.fails(Some(Fault::Refuse(bad.clone())));
-    harness.tasks.spawn(bus.clone().subscribe("orders", recorder.clone(), harness.stop.clone()));
+    harness.tasks.spawn(bus.clone().subscribe("reader", recorder.clone(), harness.stop.clone()));
     recorder.has(&ids).await;
     eventually_within(Duration::from_mins(1), "the dead letter", async || {
         anyhow::ensure!(unacknowledged(&harness).await? == 0);
@@ -99,7 +99,7 @@ async fn an_event_that_is_refused_is_not_tried_again_once_a_newer_version_was_ap
     let id = Id::generate();
     let mut ids = append(&bus, id, 0..9).await;
     recorder.fails(Some(Fault::Refuse(ids.remove(4))));
-    harness.tasks.spawn(bus.clone().subscribe("orders", recorder.clone(), harness.stop.clone()));
+    harness.tasks.spawn(bus.clone().subscribe("reader", recorder.clone(), harness.stop.clone()));
     recorder.has(&ids).await;
     eventually("nothing to be left", async || unacknowledged(&harness).await.is_ok_and(|open| open == 0))
         .await
@@ -113,16 +113,16 @@ async fn poison_with_hostile_headers_is_stored_and_holds_up_nobody() {
     let mut harness = Harness::start().await;
     let (bus, recorder) = (harness.relay().await, Recorder::default());
     let jetstream = harness.jetstream().await;
-    eventually("the stream", async || jetstream.get_stream("TICKETS").await).await.unwrap();
+    eventually("the stream", async || jetstream.get_stream("DOCUMENTS").await).await.unwrap();
     // Random, because an index takes what can be compressed.
     let long = [(); 250].map(|()| format!("{:032x}", rand::random::<u128>())).concat();
     for number in 0..50 {
         let mut headers = async_nats::HeaderMap::new();
         headers.insert("Nats-Msg-Id", format!("{long}-{number}").as_str());
         headers.insert("X-Long", long.as_str());
-        jetstream.publish_with_headers("ticket.created", headers, "garbage".into()).await.unwrap().await.unwrap();
+        jetstream.publish_with_headers("document.created", headers, "garbage".into()).await.unwrap().await.unwrap();
     }
-    harness.tasks.spawn(bus.clone().subscribe("orders", recorder.clone(), harness.stop.clone()));
+    harness.tasks.spawn(bus.clone().subscribe("reader", recorder.clone(), harness.stop.clone()));
     recorder.has(&append(&bus, Id::generate(), 0..10).await).await;
     eventually("the dead letters", async || letters(&harness, "dead").await == 50).await.unwrap();
     assert_eq!(unacknowledged(&harness).await.unwrap(), 0);
@@ -132,13 +132,13 @@ async fn poison_with_hostile_headers_is_stored_and_holds_up_nobody() {
 async fn poison_is_not_given_up_before_it_is_safely_stored() {
     let mut harness = Harness::start().await;
     let (bus, recorder) = (harness.relay().await, Recorder::default());
-    harness.tasks.spawn(bus.clone().subscribe("orders", recorder.clone(), harness.stop.clone()));
+    harness.tasks.spawn(bus.clone().subscribe("reader", recorder.clone(), harness.stop.clone()));
     recorder.has(&append(&bus, Id::generate(), 0..1).await).await;
 
     let mut holder = harness.db().await;
     sqlx::query("begin").execute(&mut holder).await.unwrap();
     sqlx::query("lock table bus.dead_letters in share mode").execute(&mut holder).await.unwrap();
-    harness.jetstream().await.publish("ticket.created", "garbage".into()).await.unwrap().await.unwrap();
+    harness.jetstream().await.publish("document.created", "garbage".into()).await.unwrap().await.unwrap();
     eventually("somebody to wait for the table", async || {
         let sql = "select count(*) from pg_locks where not granted and relation = 'bus.dead_letters'::regclass";
         sqlx::query_scalar::<_, i64>(sql).fetch_one(&mut harness.db().await).await.is_ok_and(|waiting| waiting > 0)
@@ -156,7 +156,7 @@ async fn a_handler_that_goes_on_after_an_error_commits_and_acknowledges_nothing(
     let mut harness = Harness::start().await;
     let (bus, recorder) = (harness.relay().await, Recorder::default());
     recorder.fails(Some(Fault::Swallow));
-    harness.tasks.spawn(bus.clone().subscribe("orders", recorder.clone(), harness.stop.clone()));
+    harness.tasks.spawn(bus.clone().subscribe("reader", recorder.clone(), harness.stop.clone()));
     append(&bus, Id::generate(), 0..1).await;
     eventually("the refusal", async || letters(&harness, "retrying").await == 1).await.unwrap();
     assert_eq!(unacknowledged(&harness).await.unwrap(), 1);
@@ -173,7 +173,7 @@ async fn an_outage_of_postgres_never_counts_against_an_event() {
     let mut harness = Harness::start().await;
     let (bus, recorder) = (harness.relay().await, Recorder::default());
     recorder.fails(Some(Fault::Disconnect));
-    harness.tasks.spawn(bus.clone().subscribe("orders", recorder.clone(), harness.stop.clone()));
+    harness.tasks.spawn(bus.clone().subscribe("reader", recorder.clone(), harness.stop.clone()));
     let ids = append(&bus, Id::generate(), 0..3).await;
     eventually("more failures than an event may have", async || recorder.calls.load(Ordering::Relaxed) > 7)
         .await
@@ -189,7 +189,7 @@ async fn an_outage_of_postgres_never_counts_against_an_event() {
 async fn a_newer_version_that_was_applied_supersedes_a_dead_letter() {
     let mut harness = Harness::start().await;
     let (bus, recorder) = (harness.relay().await, Recorder::default());
-    harness.tasks.spawn(bus.clone().subscribe("orders", recorder.clone(), harness.stop.clone()));
+    harness.tasks.spawn(bus.clone().subscribe("reader", recorder.clone(), harness.stop.clone()));
     let id = Id::generate();
     append(&bus, id, 0..1).await;
     harness.append_garbage(id, 1).await;
@@ -205,17 +205,17 @@ async fn subscriptions_share_the_events_and_stop_without_leaving_any() {
     let url = harness.nats.url();
     for _ in 0..3 {
         let replica = harness.bus(&url).await;
-        harness.tasks.spawn(replica.subscribe("orders", recorder.clone(), harness.stop.clone()));
+        harness.tasks.spawn(replica.subscribe("reader", recorder.clone(), harness.stop.clone()));
     }
-    let tickets: Vec<Id> = (0..20).map(|_| Id::generate()).collect();
-    let ids = futures::future::join_all(tickets.iter().map(|id| append(&bus, *id, 0..20))).await.concat();
+    let documents: Vec<Id> = (0..20).map(|_| Id::generate()).collect();
+    let ids = futures::future::join_all(documents.iter().map(|id| append(&bus, *id, 0..20))).await.concat();
     harness.published().await;
     harness.stop.cancel();
     while let Some(ended) = harness.tasks.join_next().await {
         ended.unwrap().unwrap();
     }
     let consumer =
-        harness.jetstream().await.get_stream("TICKETS").await.unwrap().consumer_info("orders").await.unwrap();
+        harness.jetstream().await.get_stream("DOCUMENTS").await.unwrap().consumer_info("reader").await.unwrap();
     assert_eq!((consumer.num_ack_pending, consumer.num_redelivered), (0, 0), "delivered, and not acknowledged");
     let applied = recorder.applied.lock().unwrap().clone();
     let delivered = consumer.delivered.consumer_sequence;
@@ -228,12 +228,12 @@ async fn subscriptions_share_the_events_and_stop_without_leaving_any() {
 async fn a_backlog_is_delivered_once_and_at_once() {
     let mut harness = Harness::start().await;
     let (bus, recorder) = (harness.relay().await, Recorder::default());
-    let append = "select bus.append('TICKETS', 'ticket.created', lpad(to_hex(number), 24, '0'), 0, $1, null)
+    let append = "select bus.append('DOCUMENTS', 'document.created', lpad(to_hex(number), 24, '0'), 0, $1, null)
                   from generate_series(1, 3000) as number";
     let body = event(Id::generate(), 0).encode();
     sqlx::query(append).bind(body).execute(&mut harness.db().await).await.unwrap();
     harness.published().await;
-    harness.tasks.spawn(bus.clone().subscribe("orders", recorder.clone(), harness.stop.clone()));
+    harness.tasks.spawn(bus.clone().subscribe("reader", recorder.clone(), harness.stop.clone()));
     eventually_within(Duration::from_secs(20), "the backlog to be applied", async || {
         let open = unacknowledged(&harness).await?;
         anyhow::ensure!(open == 0, "{open} are open");
@@ -242,6 +242,6 @@ async fn a_backlog_is_delivered_once_and_at_once() {
     .await
     .unwrap();
     let consumer =
-        harness.jetstream().await.get_stream("TICKETS").await.unwrap().consumer_info("orders").await.unwrap();
+        harness.jetstream().await.get_stream("DOCUMENTS").await.unwrap().consumer_info("reader").await.unwrap();
     assert_eq!(consumer.delivered.consumer_sequence, 3000);
 }

@@ -1,6 +1,6 @@
+use crate::documents::{DocumentEvent, Id};
 use crate::harness::{Harness, append};
 use async_nats::jetstream::stream;
-use contracts::{Id, TicketEvent};
 use event_bus::{NatsSettings, Topology};
 use std::io::{self, Write};
 use std::sync::{Arc, Mutex};
@@ -12,11 +12,11 @@ async fn what_the_files_say_is_created_as_they_say_it() {
     let mut harness = Harness::start().await;
     harness.relay().await;
     let jetstream = harness.jetstream().await;
-    let stream = eventually("the stream", async || jetstream.get_stream("TICKETS").await).await.unwrap();
+    let stream = eventually("the stream", async || jetstream.get_stream("DOCUMENTS").await).await.unwrap();
     let config = &stream.cached_info().config;
     assert!(config.allow_atomic_publish && config.discard == async_nats::jetstream::stream::DiscardPolicy::New);
     assert_eq!(config.duplicate_window, Duration::from_secs(10));
-    let consumer = eventually("the consumer", async || stream.consumer_info("orders").await).await.unwrap();
+    let consumer = eventually("the consumer", async || stream.consumer_info("reader").await).await.unwrap();
     assert_eq!((consumer.config.max_deliver, consumer.config.ack_wait), (-1, Duration::from_secs(30)));
 }
 
@@ -27,14 +27,14 @@ async fn drift_is_mended_and_events_survive_it() {
     append(&bus, Id::generate(), 0..3).await;
     harness.published().await;
     let jetstream = harness.jetstream().await;
-    let mut config = jetstream.get_stream("TICKETS").await.unwrap().cached_info().config.clone();
+    let mut config = jetstream.get_stream("DOCUMENTS").await.unwrap().cached_info().config.clone();
     config.duplicate_window = Duration::from_mins(1);
     config.description = Some("changed by hand".to_owned());
     jetstream.update_stream(config).await.unwrap();
 
     let second = harness.relay().await;
     eventually("the stream to be as it should", async || {
-        let config = jetstream.get_stream("TICKETS").await?.cached_info().config.clone();
+        let config = jetstream.get_stream("DOCUMENTS").await?.cached_info().config.clone();
         anyhow::ensure!(config.duplicate_window == Duration::from_secs(10), "{:?}", config.duplicate_window);
         anyhow::Ok(())
     })
@@ -71,8 +71,8 @@ async fn options_that_cannot_change_are_logged_once_and_keep_no_bus_from_working
     let mut harness = Harness::start().await;
     let jetstream = harness.jetstream().await;
     let stream = stream::Config {
-        name: "TICKETS".to_owned(),
-        subjects: vec!["ticket.created".to_owned(), "ticket.updated".to_owned()],
+        name: "DOCUMENTS".to_owned(),
+        subjects: vec!["document.created".to_owned(), "document.updated".to_owned()],
         retention: stream::RetentionPolicy::WorkQueue,
         duplicate_window: Duration::from_mins(1),
         ..stream::Config::default()
@@ -85,25 +85,25 @@ async fn options_that_cannot_change_are_logged_once_and_keep_no_bus_from_working
     let logging = tracing::subscriber::set_default(subscriber);
     let bus = harness.relay().await;
     // Each part of a service prepares what it needs.
-    harness.tasks.spawn(bus.clone().relay::<TicketEvent>(harness.stop.clone()));
+    harness.tasks.spawn(bus.clone().relay::<DocumentEvent>(harness.stop.clone()));
     append(&bus, Id::generate(), 0..3).await;
     harness.published().await;
     eventually("the consumer", async || {
-        jetstream.get_stream("TICKETS").await?.consumer_info("orders").await?;
+        jetstream.get_stream("DOCUMENTS").await?.consumer_info("reader").await?;
         anyhow::Ok(())
     })
     .await
     .unwrap();
     drop(logging);
 
-    let config = jetstream.get_stream("TICKETS").await.unwrap().cached_info().config.clone();
+    let config = jetstream.get_stream("DOCUMENTS").await.unwrap().cached_info().config.clone();
     assert_eq!(config.retention, stream::RetentionPolicy::WorkQueue);
     assert_eq!((config.duplicate_window, config.max_bytes), (Duration::from_secs(10), 2_147_483_648));
     let warnings = log.warnings();
     let retention: Vec<_> = warnings.iter().filter(|line| line.contains("retention stays")).collect();
     assert_eq!(retention.len(), 1, "{warnings:#?}");
     let (what, command) =
-        (r#"stream TICKETS: retention stays "workqueue", its file says "limits""#, "nats stream rm TICKETS");
+        (r#"stream DOCUMENTS: retention stays "workqueue", its file says "limits""#, "nats stream rm DOCUMENTS");
     assert!(retention[0].contains(what) && retention[0].contains(command), "{retention:?}");
 }
 

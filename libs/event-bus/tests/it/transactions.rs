@@ -1,5 +1,5 @@
-use crate::harness::{Harness, append, event};
-use contracts::Id;
+use crate::documents::{Id, event};
+use crate::harness::{Harness, append};
 use event_bus::Event;
 use std::time::Duration;
 use testkit::{eventually, eventually_within};
@@ -27,7 +27,7 @@ async fn only_committed_events_are_published() {
 async fn a_version_is_announced_once() {
     let mut harness = Harness::start().await;
     let bus = harness.bus("127.0.0.1:1").await;
-    harness.tasks.spawn(bus.clone().relay::<contracts::TicketEvent>(harness.stop.clone()));
+    harness.tasks.spawn(bus.clone().relay::<crate::documents::DocumentEvent>(harness.stop.clone()));
     eventually("the database", async || bus.connection().await.map(drop)).await.unwrap();
     let id = Id::generate();
     append(&bus, id, 0..1).await;

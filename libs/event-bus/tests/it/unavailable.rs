@@ -22,7 +22,7 @@ async fn when_all_connections_are_busy_the_error_says_so() {
     let settings = harness.settings(&harness.nats.url());
     let settings = Settings { database_connections: 1, connection_timeout: LIMIT, ..settings };
     let bus = Harness::open(settings).await.unwrap();
-    harness.tasks.spawn(bus.clone().relay::<contracts::TicketEvent>(harness.stop.clone()));
+    harness.tasks.spawn(bus.clone().relay::<crate::documents::DocumentEvent>(harness.stop.clone()));
     testkit::eventually("the database", async || bus.connection().await.map(drop)).await.unwrap();
 
     let held = bus.connection().await.unwrap();
