@@ -15,7 +15,7 @@
 
 mod bodies;
 mod connections;
-mod dispatch;
+mod middleware;
 mod health;
 mod pages;
 mod patient;
@@ -23,6 +23,6 @@ mod server;
 
 pub(crate) use bodies::{Bodies, Charge, Receiving};
 pub(crate) use connections::Connection;
-pub(crate) use dispatch::{Dispatch, Limits};
+pub(crate) use middleware::{Limits, Middleware};
 pub(crate) use health::Health;
 pub(crate) use server::{listen, serve};

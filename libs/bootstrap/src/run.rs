@@ -19,7 +19,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{error, info};
 
 use crate::config::Config;
-use crate::http::{self, Dispatch, Health};
+use crate::http::{self, Middleware, Health};
 use crate::telemetry;
 
 pub use process::main;
@@ -60,9 +60,9 @@ impl Service {
         let address = listener.local_addr()?;
         let stop = CancellationToken::new();
         let health = Health { bus: bus.clone(), stop: stop.clone() };
-        let dispatch = Arc::new(Dispatch::new(routes, health, &self.config));
+        let middleware = Arc::new(Middleware::new(routes, health, &self.config));
         let mut server = JoinSet::new();
-        server.spawn(http::serve(listener, dispatch, stop.clone()));
+        server.spawn(http::serve(listener, middleware, stop.clone()));
         info!(%address, "serving");
         Ok(Running { address, stop, stop_grace: self.config.stop_grace, server, background: self.background, bus })
     }

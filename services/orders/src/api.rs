@@ -70,7 +70,7 @@ async fn create_order(
     let user = caller.user()?;
     let ticket_id = ticket_id(body)?;
     let mut known = false;
-    // Whoever loses the race for a reservation starts over from what the winner wrote; every round has a winner.
+    // A request that loses the race for a reservation tries again with what the winner wrote. Each round has a winner.
     loop {
         let mut db = bus.statement().await?;
         match store::offer(&mut db, ticket_id, ttl).await? {
@@ -120,7 +120,7 @@ async fn learn(bus: &Bus, ticket_id: Id) -> Result<(), ApiError> {
     Ok(replica::update(&mut db, std::iter::once(&ticket)).await?)
 }
 
-/// The ticket a body asks for. An object or an array is no text by any means, and a bad request.
+/// The ticket a body asks for. An object or an array is a bad request.
 ///
 /// By value: a body takes a multiple of its bytes in memory, and must not wait with the handler.
 #[expect(clippy::needless_pass_by_value, reason = "it is dropped here")]

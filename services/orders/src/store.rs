@@ -148,10 +148,9 @@ pub async fn lock_expired(
     by_id(rows.fetch_all(db).await?)
 }
 
-/// What somebody who wants the ticket `id` now can have, on an order that expires after `ttl`. `None`: the replica does
-/// not have it.
+/// The ticket `id` as it can be ordered now, by an order that expires after `ttl`. `None`: the replica does not have it.
 ///
-/// What the replica says about who holds the ticket is not asked: it follows later. Nothing is locked: see [`insert`].
+/// Whether it is reserved is read from the orders, because the replica lags behind them. Nothing is locked: see [`insert`].
 pub async fn offer(db: &mut PgConnection, id: Id, ttl: Duration) -> anyhow::Result<Option<Offer>> {
     let row = sqlx::query!(
         r#"
@@ -173,10 +172,10 @@ pub async fn offer(db: &mut PgConnection, id: Id, ttl: Duration) -> anyhow::Resu
     }))
 }
 
-/// Writes a new order and `order.created`, in one statement. `false`: what the order was made from is not true any more –
-/// the ticket is held by another order, its next reservation has been taken, or it has changed – and nothing was done.
+/// Writes a new order and `order.created`, in one statement. `false`: the offer is outdated – the ticket is held by
+/// another order, its next reservation number is taken, or it has changed – and nothing was done.
 ///
-/// The unique indexes are the lock: however many try at once, one live order per ticket comes into being.
+/// The unique indexes are the lock: of any number of concurrent inserts one succeeds.
 pub async fn insert(db: &mut PgConnection, order: &Order) -> sqlx::Result<bool> {
     let event = Outgoing::new(&OrderEvent::Created(order.snapshot()));
     let inserted = sqlx::query!(
@@ -207,8 +206,8 @@ pub async fn insert(db: &mut PgConnection, order: &Order) -> sqlx::Result<bool> 
 }
 
 /// Writes orders that were changed into their next versions, and the events that say so, in one statement; at most one
-/// event per order. Returns how many were written: an order of which somebody else has written that version first is
-/// left alone.
+/// event per order. Returns how many were written: an order whose version was
+/// written by another transaction first is left alone.
 pub async fn save(db: &mut PgConnection, events: &[OrderEvent]) -> sqlx::Result<u64> {
     let ids: Vec<String> = events.iter().map(Event::aggregate_id).collect();
     let versions: Vec<i64> = events.iter().map(Event::version).collect();
@@ -237,7 +236,7 @@ pub async fn save(db: &mut PgConnection, events: &[OrderEvent]) -> sqlx::Result<
     Ok(saved.rows_affected())
 }
 
-/// [`save`], for orders that are locked: nobody else can have written them.
+/// [`save`], for orders that are locked: no other transaction can have written them.
 pub async fn save_locked(db: &mut PgConnection, events: &[OrderEvent]) -> anyhow::Result<()> {
     if events.is_empty() {
         return Ok(());

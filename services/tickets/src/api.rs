@@ -64,7 +64,7 @@ async fn edit_ticket(
     let draft = draft(body, "Price must be provided and must be greater than 0")?;
     let Path(id) = id?;
     let mut db = bus.statement().await?;
-    // Whoever loses the race for a version starts over from what the winner wrote; every round has a winner.
+    // A request that loses the race for a version tries again with what the winner wrote. Each round has a winner.
     loop {
         let mut ticket = store::find(&mut db, id).await?.ok_or(ApiError::NotFound)?;
         ticket.edit(&user.id, draft.clone())?;

@@ -1,6 +1,6 @@
 //! Tickets in Postgres. The only writer of the table: whoever changes a row here announces its version with one event.
 
-use crate::ticket::{Heard, Ticket};
+use crate::ticket::{FencingToken, Ticket};
 use anyhow::Context;
 use bootstrap::list::{self, Part};
 use contracts::ticket::TicketSnapshot;
@@ -37,7 +37,7 @@ impl TryFrom<Row> for Ticket {
             user_id,
             version,
             order_id,
-            heard: Heard { reservation, order_version },
+            fencing_token: FencingToken { reservation, order_version },
         })
     }
 }
@@ -127,11 +127,11 @@ pub async fn insert(db: &mut PgConnection, ticket: &Ticket) -> sqlx::Result<()> 
     Ok(())
 }
 
-/// Writes a ticket that was changed into its next version, and `ticket.updated`, in one statement. `false`: somebody
-/// else has written that version first, and nothing was done.
+/// Writes a ticket that was changed into its next version, and `ticket.updated`, in one statement. `false`: another
+/// request has written that version first, and nothing was done.
 ///
-/// The version read before is the lock: nothing is held while the rules are asked, and two statements do what takes a
-/// locking transaction four.
+/// Optimistic locking on the version that was read: nothing is locked while the rules are checked, and there are two round
+/// trips instead of four.
 pub async fn save(db: &mut PgConnection, ticket: &Ticket) -> sqlx::Result<bool> {
     let event = Outgoing::new(&TicketEvent::Updated(ticket.snapshot()));
     let saved = sqlx::query!(
@@ -162,13 +162,14 @@ pub async fn save_followed(
     tickets: impl Iterator<Item = &Ticket>,
     updates: &[TicketEvent],
 ) -> event_bus::Result<()> {
-    let (mut ids, mut orders, mut versions, mut heard) = (Vec::new(), Vec::new(), Vec::new(), (Vec::new(), Vec::new()));
+    let (mut ids, mut orders, mut versions) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut reservations, mut order_versions) = (Vec::new(), Vec::new());
     for ticket in tickets {
         ids.push(ticket.id.to_string());
         orders.push(ticket.order_id.map(|id| id.to_string()));
         versions.push(ticket.version);
-        heard.0.push(ticket.heard.reservation);
-        heard.1.push(ticket.heard.order_version);
+        reservations.push(ticket.fencing_token.reservation);
+        order_versions.push(ticket.fencing_token.order_version);
     }
     sqlx::query!(
         "update tickets
@@ -181,8 +182,8 @@ pub async fn save_followed(
         &ids,
         &orders as _,
         &versions,
-        &heard.0,
-        &heard.1,
+        &reservations,
+        &order_versions,
     )
     .execute(&mut **tx)
     .await?;

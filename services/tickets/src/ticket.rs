@@ -15,24 +15,24 @@ pub struct Ticket {
     pub version: i64,
     /// The order that holds it.
     pub order_id: Option<Id>,
-    /// The last thing heard of its orders.
-    pub heard: Heard,
+    /// How far it has followed its orders.
+    pub fencing_token: FencingToken,
 }
 
-/// How far a ticket has followed its orders: an order's number among those of the ticket, and that order's version.
-/// What is not greater is old news.
+/// How far a ticket has followed its orders: the reservation number of an order, and the version of that order. Only an
+/// event with a greater token changes the ticket.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Heard {
+pub struct FencingToken {
     pub reservation: i64,
     pub order_version: i64,
 }
 
-impl Heard {
-    /// Older than any news.
-    pub const NOTHING: Self = Self { reservation: 0, order_version: -1 };
+impl FencingToken {
+    /// Less than that of any event.
+    pub const NONE: Self = Self { reservation: 0, order_version: -1 };
 }
 
-/// What an owner says about a ticket.
+/// Title and price, as the owner sets them.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Draft {
     pub title: String,
@@ -53,10 +53,10 @@ impl Ticket {
     pub fn new(user_id: &str, draft: Draft) -> Self {
         let Draft { title, price } = draft;
         let (id, user_id) = (Id::generate(), user_id.to_owned());
-        Self { id, title, price, user_id, version: 0, order_id: None, heard: Heard::NOTHING }
+        Self { id, title, price, user_id, version: 0, order_id: None, fencing_token: FencingToken::NONE }
     }
 
-    /// Replaces what the owner says. That a ticket is reserved is told to everybody, so it comes first.
+    /// Replaces title and price. Everybody may see that a ticket is reserved, so that is checked first.
     pub fn edit(&mut self, user_id: &str, draft: Draft) -> Result<(), EditError> {
         if self.order_id.is_some() {
             return Err(EditError::Reserved);
@@ -73,13 +73,13 @@ impl Ticket {
     /// Follows one of its orders: held while the order is live, free once it is cancelled. Returns true if the holder
     /// changed; the version is then incremented.
     ///
-    /// An order that comes late says nothing: a newer order was made only because that one was cancelled.
+    /// An event of an older order changes nothing: a newer order exists only because the older one was cancelled.
     pub fn follow(&mut self, order: &OrderChange) -> bool {
-        let news = Heard { reservation: order.ticket.reservation, order_version: order.version };
-        if news <= self.heard {
+        let token = FencingToken { reservation: order.ticket.reservation, order_version: order.version };
+        if token <= self.fencing_token {
             return false;
         }
-        self.heard = news;
+        self.fencing_token = token;
         let holder = order.holds_ticket.then_some(order.id);
         if holder == self.order_id {
             return false;
@@ -97,7 +97,7 @@ impl Ticket {
 
 impl From<Ticket> for TicketSnapshot {
     fn from(ticket: Ticket) -> Self {
-        let Ticket { id, title, price, user_id, version, order_id, heard: _ } = ticket;
+        let Ticket { id, title, price, user_id, version, order_id, fencing_token: _ } = ticket;
         Self { id, version, title, price, user_id, order_id }
     }
 }

@@ -1,4 +1,4 @@
-//! `/healthz`: the process lives. `/readyz`: it can serve. `/metrics`: what it has counted. None of them takes a place
+//! `/healthz`: the process lives. `/readyz`: it can serve. `/metrics`: what it has counted. None of them takes a permit
 //! among the requests or is logged, so they answer under overload.
 
 use axum::extract::State;

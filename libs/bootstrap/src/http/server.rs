@@ -22,7 +22,7 @@ use tokio_util::sync::CancellationToken;
 use tower::ServiceExt as _;
 use tracing::{debug, error};
 
-use super::Dispatch;
+use super::Middleware;
 use super::connections::{Busy, Connection, Entry};
 use super::patient::Patient;
 
@@ -68,7 +68,7 @@ pub(crate) fn listen(address: SocketAddr) -> io::Result<TcpListener> {
 
 /// Serves until `stop`, and [`FAREWELL`] longer; then accepts no more, closes idle connections, and returns when the last
 /// request is answered and the last handler has ended. Dropping the future closes all connections at once.
-pub(crate) async fn serve(listener: TcpListener, dispatch: Arc<Dispatch>, stop: CancellationToken) {
+pub(crate) async fn serve(listener: TcpListener, middleware: Arc<Middleware>, stop: CancellationToken) {
     let mut connections = JoinSet::new();
     let closing = CancellationToken::new();
     let mut farewell = pin!(async {
@@ -83,13 +83,13 @@ pub(crate) async fn serve(listener: TcpListener, dispatch: Arc<Dispatch>, stop: 
             Some(ended) = connections.join_next() => report_panic(ended),
             accepted = listener.accept() => match accepted {
                 Ok((stream, _)) => {
-                    let entry = dispatch.limits.connections.open();
-                    connections.spawn(serve_connection(stream, entry, dispatch.service.clone(), closing.clone()));
+                    let entry = middleware.limits.connections.open();
+                    connections.spawn(serve_connection(stream, entry, middleware.service.clone(), closing.clone()));
                 }
                 Err(error) if concerns_one_client(&error) => debug!(%error, "a client left before it was accepted"),
                 Err(error) => {
                     // File descriptors, most likely: another connection has to give up its own.
-                    dispatch.limits.connections.close_one();
+                    middleware.limits.connections.close_one();
                     error!(%error, "cannot accept connections");
                     tokio::time::sleep(ACCEPT_PAUSE).await;
                 }
@@ -100,10 +100,10 @@ pub(crate) async fn serve(listener: TcpListener, dispatch: Arc<Dispatch>, stop: 
     drop(listener);
     // Lists are finished, unless their clients do not take them, or it takes too long.
     let begun = Instant::now();
-    while timeout(LAST_WORDS, dispatch.drained()).await.is_err() {
-        while dispatch.limits.pages.give_up_one(STALLED) {}
+    while timeout(LAST_WORDS, middleware.drained()).await.is_err() {
+        while middleware.limits.pages.give_up_one(STALLED) {}
         if begun.elapsed() > FINISH {
-            dispatch.limits.connections.close_all();
+            middleware.limits.connections.close_all();
         }
     }
     // The last answers go out. A client that does not take its answer, or never finished its request, is owed nothing.

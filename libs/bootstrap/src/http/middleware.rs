@@ -1,4 +1,4 @@
-//! What happens to a request before and after its handler: layers of tower and axum, and the few steps they lack.
+//! What happens to a request before and after its handler: layers of tower and axum, and a few of our own.
 
 use std::any::Any;
 use std::sync::Arc;
@@ -35,8 +35,8 @@ use crate::telemetry::Throttle;
 
 const REQUEST_ID: &str = "x-request-id";
 
-/// The service as the server sees it: a request goes in, an answer always comes out.
-pub(crate) struct Dispatch {
+/// The routes with all layers around them. Every request gets a response.
+pub(crate) struct Middleware {
     pub(crate) service: Router,
     pub(crate) limits: Arc<Limits>,
 }
@@ -48,25 +48,26 @@ pub(crate) struct Limits {
     pub(crate) connections: Arc<Connections>,
     pub(crate) bodies: Arc<Bodies>,
     pub(crate) pages: Arc<Pages>,
-    places: Arc<Semaphore>,
-    refused: AtomicU64,
+    /// One for each request that is handled at a time.
+    permits: Arc<Semaphore>,
+    rejected: AtomicU64,
 }
 
-/// Held by the handler until it ends: one that outlives its client still takes a place.
-type Place = Arc<OwnedSemaphorePermit>;
+/// A concurrency permit. The handler holds it until it ends, also after its client has hung up.
+type Permit = Arc<OwnedSemaphorePermit>;
 
-impl Dispatch {
+impl Middleware {
     pub(crate) fn new(routes: Router, health: Health, config: &Config) -> Self {
         let limits = Arc::new(Limits {
             running: TaskTracker::new(),
             connections: Connections::new(config.max_connections.get()),
             bodies: Bodies::new(config.max_body_bytes),
             pages: Pages::new(),
-            places: Arc::new(Semaphore::new(config.max_requests.get().min(Semaphore::MAX_PERMITS))),
-            refused: AtomicU64::new(0),
+            permits: Arc::new(Semaphore::new(config.max_requests.get().min(Semaphore::MAX_PERMITS))),
+            rejected: AtomicU64::new(0),
         });
         let stop = health.stop.clone();
-        // A request goes through them from top to bottom, its answer from bottom to top.
+        // A request goes through them from top to bottom, its response from bottom to top.
         let layers = ServiceBuilder::new()
             .map_response(move |mut response: Response| {
                 if stop.is_cancelled() {
@@ -77,7 +78,7 @@ impl Dispatch {
             .map_request(with_sane_request_id)
             .layer(PropagateRequestIdLayer::x_request_id())
             .layer(from_fn_with_state(limits.clone(), receive_body))
-            .layer(from_fn_with_state(limits.clone(), take_place))
+            .layer(from_fn_with_state(limits.clone(), take_permit))
             .map_request(without_trailing_slash)
             .layer(
                 TraceLayer::new_for_http()
@@ -89,7 +90,7 @@ impl Dispatch {
             )
             .map_response(with_error_body)
             .layer(from_fn_with_state(limits.clone(), run_on_own_task))
-            // On that task: a handler that waits for what never comes must not hold its place and its connection.
+            // On that task: a handler that waits for what never comes must not hold its permit and its connection.
             .layer(TimeoutLayer::with_status_code(StatusCode::SERVICE_UNAVAILABLE, config.request_timeout))
             .layer(CatchPanicLayer::custom(|panic: Box<dyn Any + Send>| {
                 ApiError::Internal(anyhow!("the handler panicked: {}", event_bus::panic_message(&*panic)))
@@ -115,7 +116,7 @@ fn with_sane_request_id(mut request: Request) -> Request {
     request
 }
 
-/// Before it takes a place: a client that sends slowly must not keep others out.
+/// Runs before `take_permit`: a client that sends slowly must not block others.
 async fn receive_body(State(limits): State<Arc<Limits>>, mut request: Request, next: Next) -> Response {
     request.extensions_mut().insert(limits.clone());
     if request.body().is_end_stream() {
@@ -139,15 +140,15 @@ async fn receive_body(State(limits): State<Arc<Limits>>, mut request: Request, n
     }
 }
 
-async fn take_place(State(limits): State<Arc<Limits>>, mut request: Request, next: Next) -> Response {
-    if let Ok(place) = limits.places.clone().try_acquire_owned() {
-        request.extensions_mut().insert(Place::new(place));
+async fn take_permit(State(limits): State<Arc<Limits>>, mut request: Request, next: Next) -> Response {
+    if let Ok(permit) = limits.permits.clone().try_acquire_owned() {
+        request.extensions_mut().insert(Permit::new(permit));
         return next.run(request).await;
     }
-    // Logged ever more rarely: logging each refusal would add to the overload.
-    let refused = limits.refused.fetch_add(1, Ordering::Relaxed) + 1;
-    if refused.is_power_of_two() {
-        warn!(refused, "more requests at once than MAX_REQUESTS, refusing");
+    // Logged at 1, 2, 4, 8 …: to log each of them would add to the overload.
+    let rejected = limits.rejected.fetch_add(1, Ordering::Relaxed) + 1;
+    if rejected.is_power_of_two() {
+        warn!(rejected, "more concurrent requests than MAX_REQUESTS: answered 503");
     }
     ApiError::Unavailable.into_response()
 }
@@ -168,7 +169,7 @@ fn request_span(request: &Request) -> Span {
     error_span!("request", id, method = %request.method(), path = request.uri().path(), trace_id = field::Empty)
 }
 
-/// What the handler did not log itself. Answers 503 come by the hundreds while something is away.
+/// Logs responses that the handler did not log itself. During an outage there are hundreds of 503.
 fn log_failure(failure: Failure, latency: Duration, _: &Span) {
     static LOG: Throttle = Throttle::new();
     match failure {
@@ -181,10 +182,10 @@ fn log_failure(failure: Failure, latency: Duration, _: &Span) {
     }
 }
 
-/// A client that hangs up cancels nothing. All that a request causes happens on this task, so that the events it appends
-/// carry its trace context on.
+/// A client that hangs up cancels nothing. The handler runs on a task of its own, in the trace context of the request,
+/// which the events that it appends carry on.
 async fn run_on_own_task(State(limits): State<Arc<Limits>>, mut request: Request, next: Next) -> Response {
-    let place = request.extensions_mut().remove::<Place>();
+    let permit = request.extensions_mut().remove::<Permit>();
     let body = request.extensions_mut().remove::<Arc<Charge>>();
     let traceparent = request.headers().get("traceparent").and_then(|value| value.to_str().ok()).map(str::to_owned);
     let handler = trace::scope(traceparent, async move {
@@ -192,7 +193,7 @@ async fn run_on_own_task(State(limits): State<Arc<Limits>>, mut request: Request
             Span::current().record("trace_id", trace_id);
         }
         let answer = next.run(request).await;
-        drop((place, body));
+        drop((permit, body));
         answer
     });
     // Its panics are caught: without an answer, the task was cancelled because the runtime is going down.
