@@ -15,14 +15,14 @@
 
 mod bodies;
 mod connections;
-mod middleware;
 mod health;
+mod middleware;
 mod pages;
 mod patient;
 mod server;
 
 pub(crate) use bodies::{Bodies, Charge, Receiving};
 pub(crate) use connections::Connection;
-pub(crate) use middleware::{Limits, Middleware};
 pub(crate) use health::Health;
+pub(crate) use middleware::{Limits, Middleware};
 pub(crate) use server::{listen, serve};

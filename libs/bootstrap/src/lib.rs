@@ -23,7 +23,9 @@
 //! - a service stops in order: not ready, no new connections, last request answered, background tasks, connections;
 //! - a background task that ends by itself ends the process with a non-zero code.
 //!
-//! It knows nothing of tickets, orders or NATS, and of the bus no more than when it is ready and how it is closed.
+//! It contains no rule of tickets or orders. It holds the configuration of the bus, and the streams and consumers of the
+//! system as they are built in.
+//!
 //! Read [`run`], then [`http`], [`error`], [`body`], [`list`], [`identity`].
 
 #![warn(missing_docs)]

@@ -19,7 +19,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{error, info};
 
 use crate::config::Config;
-use crate::http::{self, Middleware, Health};
+use crate::http::{self, Health, Middleware};
 use crate::telemetry;
 
 pub use process::main;

@@ -1,9 +1,9 @@
 use std::marker::PhantomData;
 
-/// A request `Q` that every replica of a service can answer with an `A`, or with "not found". Both are JSON.
+/// A request `Q` that every replica of a service can reply to with an `A`, or with "not found". Both are JSON.
 #[derive(Debug)]
 pub struct Endpoint<Q, A> {
-    /// The service that answers, one word.
+    /// The service that replies, one word.
     pub service: &'static str,
     /// What is requested, one word.
     pub name: &'static str,

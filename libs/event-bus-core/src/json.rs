@@ -29,3 +29,22 @@ pub fn deserialize_version<'de, D: Deserializer<'de>>(deserializer: D) -> Result
     let version = i64::deserialize(deserializer)?;
     if version < 0 { Err(D::Error::custom("a version is 0 or more")) } else { Ok(version) }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[derive(Debug, Deserialize)]
+    struct Snapshot {
+        #[serde(deserialize_with = "deserialize_version")]
+        version: i64,
+    }
+
+    #[test]
+    fn a_version_is_an_integer_from_zero() {
+        for (body, expected) in [("0", Some(0)), ("7", Some(7)), ("-1", None), ("1.5", None), ("null", None)] {
+            let snapshot = decode_json::<Snapshot>(format!(r#"{{"version": {body}}}"#).as_bytes());
+            assert_eq!(snapshot.ok().map(|snapshot| snapshot.version), expected, "{body}");
+        }
+    }
+}

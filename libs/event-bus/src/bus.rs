@@ -75,7 +75,7 @@ impl Bus {
     }
 
     /// Publishes the committed events of `E`'s stream until `stop`, then what is left as far as NATS takes it. A service
-    /// that publishes to several streams starts one relay for each.
+    /// that publishes to several streams has one relay for each: call this for all of them before the first one is spawned.
     ///
     /// # Errors
     /// At the start: the outbox holds events of a stream for which no relay was started in this process.
@@ -122,7 +122,7 @@ impl Bus {
     }
 
     /// Replies to requests to `endpoint` until `stop`, together with the other replicas: each request goes to one of them.
-    /// `find` gets a connection for reading.
+    /// `find` gets a connection for reading. Begins when the tables are up to date.
     pub async fn reply<Q, A, F>(
         self,
         endpoint: Endpoint<Q, A>,
@@ -134,7 +134,10 @@ impl Bus {
         A: Serialize,
         F: Future<Output = anyhow::Result<Option<A>>>,
     {
-        request::reply(&self.database, &self.broker, &self.settings, &endpoint, find, &stop).await
+        if self.prepared(&stop).await {
+            request::reply(&self.database, &self.broker, &self.settings, &endpoint, find, &stop).await?;
+        }
+        Ok(())
     }
 
     /// Closes the connections, once relay and subscriptions have ended.

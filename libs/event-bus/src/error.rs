@@ -9,7 +9,8 @@ pub type Result<T> = std::result::Result<T, Error>;
 /// Why the bus could not do what was asked of Postgres.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The tables are not up to date yet. The bus migrates them, or waits for the command `migrate`.
+    /// The tables are not up to date yet. Run [`migrate`](crate::migrate) as the owner; or start a relay or a
+    /// subscription, which migrates them if its role may.
     #[error("the tables are not up to date yet: see what is logged about preparing the database")]
     NotMigrated,
     /// No connection came free, or could be opened, in time.
@@ -20,8 +21,8 @@ pub enum Error {
     NoAnswer(Duration),
     /// A header of the application that NATS or the bus could misunderstand.
     #[error(
-        "the header {0:?} cannot travel: letters, digits and hyphens in its name, not Nats-… or traceparent; at most \
-             1000 bytes without control characters in its value"
+        "the header {0:?} is not valid: its name has letters, digits and hyphens and is not Nats-… or traceparent, its \
+         value has at most 1000 bytes and no control characters"
     )]
     Header(String),
     /// Postgres, or the connection to it, reports an error.

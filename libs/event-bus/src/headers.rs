@@ -9,24 +9,20 @@ use std::collections::BTreeMap;
 ///
 /// They travel through the outbox and the stream to the handlers of all readers, and into a dead letter.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(transparent)]
+#[serde(try_from = "BTreeMap<String, String>", into = "BTreeMap<String, String>")]
 pub struct Headers(BTreeMap<String, String>);
 
 impl Headers {
     /// Adds a header, or replaces the one of that name.
     ///
     /// # Errors
-    /// The name is not made of letters, digits and hyphens, or belongs to NATS (`Nats-…`) or to the bus (`traceparent`);
-    /// or the value is longer than 1000 bytes or holds control characters.
+    /// The name is not made of 1 to 200 letters, digits and hyphens, or belongs to NATS (`Nats-…`) or to the bus
+    /// (`traceparent`); or the value is longer than 1000 bytes or holds control characters.
     pub fn insert(&mut self, name: &str, value: &str) -> Result<(), Error> {
-        const LONGEST: usize = 1000;
-        let is_name = !name.is_empty() && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-');
-        if !is_name
-            || is_reserved(name)
-            || name.len() > LONGEST
-            || value.len() > LONGEST
-            || value.chars().any(char::is_control)
-        {
+        let is_name = (1..=LONGEST_NAME).contains(&name.len())
+            && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-');
+        let is_value = value.len() <= LONGEST_VALUE && !value.chars().any(char::is_control);
+        if !is_name || !is_value || is_reserved(name) {
             return Err(Error::Header(name.to_owned()));
         }
         self.0.insert(name.to_owned(), value.to_owned());
@@ -55,14 +51,36 @@ impl Headers {
         Self(first.filter(|(name, _)| !is_reserved(name)).collect())
     }
 
-    /// As the outbox keeps them; `None`: there are none.
-    pub(crate) fn to_json(&self) -> Option<String> {
+    /// As `bus.append` takes them, JSON; `None`: there are none.
+    pub fn to_json(&self) -> Option<String> {
         // Strings have a JSON form.
         (!self.is_empty()).then(|| event_bus_core::encode_json(self))
     }
 }
 
+impl TryFrom<BTreeMap<String, String>> for Headers {
+    type Error = Error;
+
+    fn try_from(map: BTreeMap<String, String>) -> Result<Self, Error> {
+        let mut headers = Self::default();
+        for (name, value) in &map {
+            headers.insert(name, value)?;
+        }
+        Ok(headers)
+    }
+}
+
+impl From<Headers> for BTreeMap<String, String> {
+    fn from(headers: Headers) -> Self {
+        headers.0
+    }
+}
+
 pub(crate) const TRACEPARENT: &str = "traceparent";
+
+/// In bytes. The check of `bus.outbox` is the same.
+const LONGEST_NAME: usize = 200;
+const LONGEST_VALUE: usize = 1000;
 
 /// Whether NATS or the bus uses headers of this name.
 fn is_reserved(name: &str) -> bool {

@@ -8,8 +8,88 @@
 //! Guaranteed: no committed event is lost, doubled in the stream, or published before an older version of its aggregate.
 //! Not guaranteed: that a handler sees an event once, or in order. Handlers compare versions instead.
 //!
-//! Beside events there are requests ([`Bus::request`], [`Bus::reply`]), for what cannot wait for an event and can be done
-//! without: a reply comes within 300 ms or not at all.
+//! Beside events there are requests ([`Bus::request`], [`Bus::reply`]). A reply comes within [`Settings::reply_timeout`] or not
+//! at all: use a request only if the service also works without the reply.
+//!
+//! Needs NATS 2.12 or newer, for atomic batches, and Postgres 13 or newer; tested with NATS 2.15 and Postgres 18. Use headers
+//! one release after their migration: relays of the release before publish events without them.
+//!
+//! # A service that publishes invoices, and one that reads them
+//!
+//! ```no_run
+//! use event_bus::*;
+//! use serde::{Deserialize, Serialize};
+//! use tokio_util::sync::CancellationToken;
+//!
+//! #[derive(Serialize, Deserialize)]
+//! struct Invoice {
+//!     id: String, // any text of visible ASCII characters, for example a UUID
+//!     version: i64,
+//!     total: i64,
+//! }
+//!
+//! impl Event for Invoice {
+//!     const STREAM: &'static str = "INVOICES";
+//!
+//!     fn aggregate_id(&self) -> String {
+//!         self.id.clone()
+//!     }
+//!
+//!     fn version(&self) -> i64 {
+//!         self.version
+//!     }
+//!
+//!     fn decode(_subject: &str, body: &[u8]) -> std::result::Result<Self, DecodeError> {
+//!         decode_json(body)
+//!     }
+//! }
+//!
+//! impl Publish for Invoice {
+//!     fn subject(&self) -> &'static str {
+//!         "invoice.changed"
+//!     }
+//!
+//!     fn encode(&self) -> String {
+//!         encode_json(self)
+//!     }
+//! }
+//!
+//! /// Commits a change and its event.
+//! async fn change(bus: &Bus, invoice: &Invoice) -> event_bus::Result<()> {
+//!     let mut tx = bus.begin().await?;
+//!     // … write the row of the invoice in `tx`, then:
+//!     tx.append([invoice]).await?;
+//!     tx.commit().await
+//! }
+//!
+//! struct Ledger;
+//!
+//! impl Handler for Ledger {
+//!     type Event = Invoice;
+//!
+//!     async fn apply(&self, tx: &mut Transaction, invoices: &[Received<Invoice>]) -> anyhow::Result<()> {
+//!         // … in `tx`: insert or update each invoice where its version is newer than the one that is stored
+//!         Ok(())
+//!     }
+//! }
+//!
+//! # async fn run(migrations: sqlx::migrate::Migrator) -> anyhow::Result<()> {
+//! let nats = NatsSettings { url: "nats://127.0.0.1:4222".to_owned(), ..NatsSettings::default() };
+//! let topology = Topology::parse([
+//!     ("INVOICES.stream.json", r#"{"subjects": ["invoice.changed"], "discard": "new", "allow_atomic": true}"#),
+//!     ("INVOICES.ledger.consumer.json", r#"{"ack_policy": "explicit"}"#),
+//! ])?;
+//! let settings = Settings { topology, provision: true, ..Settings::new("ledger", "postgres://localhost/ledger", nats) };
+//! let bus = Bus::open(settings, Schema::new("ledger", migrations, "")).await?;
+//! let stop = CancellationToken::new();
+//! // Each runs until `stop` is cancelled.
+//! tokio::spawn(bus.clone().relay::<Invoice>(stop.clone()));
+//! tokio::spawn(bus.clone().subscribe("ledger", Ledger, stop.clone()));
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! # Where to read on
 //!
 //! Read `database` and `broker` first, the two servers between which everything here moves events; then the protocols:
 //! `outbox`, `relay`, `subscription`, `pull`, `dead_letters`, `request`, in this order; then `bus`, which holds it all.

@@ -67,7 +67,9 @@ impl Transaction {
     /// [`Outgoing`], one without by reference.
     ///
     /// # Errors
-    /// A second event for the same version of an aggregate violates a unique constraint.
+    /// A second event for the same version of an aggregate violates a unique constraint. An aggregate id that is not 1 to
+    /// 200 visible ASCII characters, a body of more than 1,000,000 bytes, or headers of more than 16,000 bytes violate a
+    /// check constraint: NATS would refuse the event.
     pub async fn append(&mut self, events: impl IntoIterator<Item = impl Into<Outgoing>>) -> Result<()> {
         let events: Vec<Outgoing> = events.into_iter().map(Into::into).collect();
         if events.is_empty() {

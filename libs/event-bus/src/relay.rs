@@ -26,10 +26,9 @@ mod reconcile;
 use crate::broker::Broker;
 use crate::connection::Transaction;
 use crate::database::Database;
-use crate::error::Result;
 use crate::retry::{Backoff, jitter};
 use crate::settings::Settings;
-use anyhow::{Context, ensure};
+use anyhow::Context;
 use floor::Floor;
 use outbox::{Batch, Limits, Position};
 use publish::Published;
@@ -55,8 +54,6 @@ const COMPARE: Duration = Duration::from_secs(30);
 /// How long a stream that seems to be shorter than before may be the view of a node that was cut off from its cluster.
 const CUT_OFF: Duration = Duration::from_secs(15);
 
-const FORGOTTEN: &str = "events wait in the outbox for a stream that this process does not relay: start a relay for it";
-
 enum Step {
     /// More waits, or what was found has to be looked at again.
     More,
@@ -77,12 +74,17 @@ impl Relayed {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(stream);
     }
 
-    /// Those of `streams` that nothing in this process relays.
-    fn forgotten(&self, streams: Vec<String>) -> Vec<String> {
+    /// Fails if one of `streams`, of which events are waiting, is not among them.
+    fn check(&self, streams: &[String]) -> Result<(), Forgotten> {
         let relayed = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        streams.into_iter().filter(|stream| !relayed.contains(stream.as_str())).collect()
+        let forgotten: Vec<_> = streams.iter().filter(|stream| !relayed.contains(stream.as_str())).cloned().collect();
+        if forgotten.is_empty() { Ok(()) } else { Err(Forgotten(forgotten.join(", "))) }
     }
 }
+
+#[derive(Debug, thiserror::Error)]
+#[error("events wait in the outbox for {0}, which this process does not relay: start a relay for each stream")]
+struct Forgotten(String);
 
 /// The relay of one stream in this process.
 struct Relay<'a> {
@@ -92,9 +94,15 @@ struct Relay<'a> {
     relayed: &'a Relayed,
     stream: &'static str,
     stop: &'a CancellationToken,
+    known: Known,
+}
+
+/// What is known of the database and the stream, until something fails.
+#[derive(Default)]
+struct Known {
     floor: Floor,
-    /// Whether the stream takes atomic batches, as far as we know.
-    atomic: bool,
+    /// The stream takes no atomic batches.
+    single: bool,
     /// When the end of the stream was last known to be our position.
     compared: Option<Instant>,
     /// The position that we have last committed.
@@ -113,21 +121,17 @@ pub(crate) async fn run(
     let what = format!("publishing to {stream}");
     let mut backoff = Backoff::default();
     let mut work = database.commits();
-    let (floor, atomic, compared, committed) = (Floor::default(), true, None, None);
-    let mut relay = Relay { database, broker, settings, relayed, stream, stop, floor, atomic, compared, committed };
+    let mut relay = Relay { database, broker, settings, relayed, stream, stop, known: Known::default() };
     // A node of NATS that was cut off from its cluster replies with old state for some seconds.
     let mut lost: Option<Instant> = None;
-    let forgotten = loop {
-        match register(database, stream).await {
-            Ok(waiting) => break relayed.forgotten(waiting),
-            Err(error) => {
-                if stop.run_until_cancelled(sleep(backoff.fail(&what, &error.into()))).await.is_none() {
-                    return Ok(());
-                }
-            }
+    while let Err(error) = relay.register().await {
+        if error.is::<Forgotten>() {
+            return Err(error);
         }
-    };
-    ensure!(forgotten.is_empty(), "{FORGOTTEN}: {}", forgotten.join(", "));
+        if stop.run_until_cancelled(sleep(backoff.fail(&what, &error))).await.is_none() {
+            return Ok(());
+        }
+    }
     loop {
         let step = timeout(STEP, relay.step()).await.context("Postgres does not answer");
         let pause = match step.flatten() {
@@ -152,8 +156,8 @@ pub(crate) async fn run(
             }
             Err(_) if stop.is_cancelled() => return Ok(()),
             Err(error) => {
-                // What was true of this database and this stream may not be true of those that come back.
-                (relay.compared, relay.committed, relay.floor, relay.atomic) = (None, None, Floor::default(), true);
+                // It may not be true of the database and the stream that come back.
+                relay.known = Known::default();
                 broker.provision_again(stop).await;
                 match error.downcast_ref() {
                     Some(LostHistory::Broker { .. }) if lost.get_or_insert_with(Instant::now).elapsed() < CUT_OFF => {
@@ -179,15 +183,15 @@ async fn wait_for_work(work: &mut watch::Receiver<u64>, stop: &CancellationToken
     }
 }
 
-/// Inserts the row that is the lock of the stream, if this is the first of all relays. Returns the streams of which events
-/// are waiting.
-async fn register(database: &Database, stream: &str) -> Result<Vec<String>> {
-    let mut db = database.background_connection().await?;
-    sqlx::query!("insert into bus.relay (stream) values ($1) on conflict do nothing", stream).execute(&mut *db).await?;
-    Ok(outbox::streams(&mut db).await?)
-}
-
 impl Relay<'_> {
+    /// Inserts the row that is the lock of the stream, if this is the first of all relays.
+    async fn register(&self) -> anyhow::Result<()> {
+        let mut db = self.database.background_connection().await?;
+        let lock = sqlx::query!("insert into bus.relay (stream) values ($1) on conflict do nothing", self.stream);
+        lock.execute(&mut *db).await?;
+        Ok(self.relayed.check(&outbox::streams(&mut db).await?)?)
+    }
+
     /// One transaction of the relay.
     async fn step(&mut self) -> anyhow::Result<Step> {
         let Self { broker, settings, stream, .. } = *self;
@@ -197,11 +201,11 @@ impl Relay<'_> {
             tx.rollback().await?;
             return Ok(Step::Contended);
         };
-        if self.committed.is_some_and(|last| position.last_seq < last.last_seq || position.floor < last.floor) {
+        if self.known.committed.is_some_and(|last| position.last_seq < last.last_seq || position.floor < last.floor) {
             // It was set back by hand: nothing is proven any more.
-            self.floor = Floor::default();
+            self.known.floor = Floor::default();
         }
-        position.floor = self.floor.proven().max(position.floor);
+        position.floor = self.known.floor.proven().max(position.floor);
         // A statement of its own: a row that its predecessor's holder deleted would still be seen by the lock's snapshot.
         let batch = outbox::oldest(&mut tx, stream, position.floor, self.limits()).await?;
         if batch.rows.is_empty() {
@@ -213,12 +217,12 @@ impl Relay<'_> {
         )?? {
             Published::UpTo(seq) => {
                 outbox::move_on(&mut tx, stream, position, seq, &batch.ids()).await?;
-                let writers = if self.floor.is_due() { Some(floor::writers(&mut tx).await?) } else { None };
+                let writers = if self.known.floor.is_due() { Some(floor::writers(&mut tx).await?) } else { None };
                 tx.commit().await?;
-                self.committed = Some(Position { last_seq: seq, ..position });
+                self.known.committed = Some(Position { last_seq: seq, ..position });
                 // Only now is it true that these rows are gone.
                 if let (Some(writers), Some(last)) = (writers, batch.rows.last()) {
-                    self.floor.passed(last.id, writers);
+                    self.known.floor.passed(last.id, writers);
                 }
                 self.after(&batch)
             }
@@ -229,7 +233,7 @@ impl Relay<'_> {
                     "the stream takes no atomic batches: events are published one by one, which is \
                                         slow, and not all those of a transaction at once; set allow_atomic on the stream"
                 );
-                self.atomic = false;
+                self.known.single = true;
                 return Ok(Step::More);
             }
             Published::Elsewhere => {
@@ -238,13 +242,13 @@ impl Relay<'_> {
                 Step::More
             }
         };
-        self.compared = Some(Instant::now());
+        self.known.compared = Some(Instant::now());
         Ok(step)
     }
 
     fn limits(&self) -> Limits {
         Limits {
-            events: if self.atomic { self.settings.publish_events } else { 1 },
+            events: if self.known.single { 1 } else { self.settings.publish_events },
             bytes: self.settings.publish_bytes,
         }
     }
@@ -264,19 +268,18 @@ impl Relay<'_> {
     async fn idle(&mut self, mut tx: Transaction, position: Position) -> anyhow::Result<Step> {
         if floor::is_too_high(&mut tx, position.floor).await? {
             tracing::warn!(stream = self.stream, "the ids of bus.outbox begin again; looking at all rows");
-            (self.floor, self.committed) = (Floor::default(), None);
+            (self.known.floor, self.known.committed) = (Floor::default(), None);
             outbox::forget_floor(&mut tx, self.stream).await?;
             tx.commit().await?;
             return Ok(Step::More);
         }
-        if self.compared.is_none_or(|last| last.elapsed() > COMPARE) && !self.stop.is_cancelled() {
+        if self.known.compared.is_none_or(|last| last.elapsed() > COMPARE) && !self.stop.is_cancelled() {
             reconcile::compare(self.broker, &mut tx, self.stream, position).await?;
-            let forgotten = self.relayed.forgotten(outbox::streams(&mut tx).await?);
-            if !forgotten.is_empty() {
-                tracing::error!(streams = forgotten.join(", "), "{FORGOTTEN}");
+            if let Err(forgotten) = self.relayed.check(&outbox::streams(&mut tx).await?) {
+                tracing::error!("{forgotten}");
             }
             tx.commit().await?;
-            self.compared = Some(Instant::now());
+            self.known.compared = Some(Instant::now());
         } else {
             tx.rollback().await?;
         }

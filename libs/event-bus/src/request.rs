@@ -1,8 +1,7 @@
 //! Request/reply: a request that any replica of a service replies to, as an endpoint of NATS' service API, so that
 //! `nats micro ls` shows it.
 //!
-//! Nothing is kept: what is lost on the way is a request without a reply, and the requester goes on without it. Only for
-//! what can be done without.
+//! Requests are not stored. A lost request has no reply, and the requester continues without it.
 
 use crate::broker::Broker;
 use crate::connection::Connection;

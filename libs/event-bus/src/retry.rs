@@ -15,7 +15,8 @@ pub(crate) fn jitter(ceiling: Duration) -> Duration {
 
 /// Doubles with every failure in a row from 100 ms to 1 s, jittered.
 ///
-/// Logs one warning when failures begin, one a minute while they go on for any reason, and one line when they are over. They begin with the second failure in a row: the first may be a connection that is just being opened.
+/// Warns on the second failure in a row, because the first may be a connection that is just being opened, then once a minute
+/// while failures go on, and logs one line when they are over.
 #[derive(Debug, Default)]
 pub struct Backoff {
     failures: u32,

@@ -1,8 +1,8 @@
 //! What a bus needs to know, and the limits that it keeps.
 
 use crate::nats::NatsSettings;
-use crate::postgres::IDLE_IN_TRANSACTION;
-use crate::topology::Topology;
+use crate::postgres::{IDLE_IN_TRANSACTION, OPEN};
+use crate::topology::{SHORTEST_ACK_WAIT, Topology};
 use anyhow::ensure;
 use std::time::Duration;
 
@@ -26,9 +26,10 @@ pub struct Settings {
     /// Connections to Postgres for requests at most. Default: 16.
     pub database_connections: u32,
     /// Connections to Postgres for the relay, the subscriptions, a service's own work in the background, replies to other
-    /// services, and the readiness check: apart from those for requests, so that neither starves the other. Default: 8.
+    /// services, and the readiness check. A separate pool: requests and background work cannot take each other's connections.
+    /// One for each relay and subscription, `reply_concurrency`, and one more are enough. Default: 8.
     pub background_connections: u32,
-    /// How long a request waits for a connection to Postgres. Default: 2 s.
+    /// How long to wait for a connection to Postgres, of either kind; at most 8 s. Default: 2 s.
     pub connection_timeout: Duration,
 
     /// Events that are published in one atomic batch at most; the server takes 1000. Default: 512.
@@ -44,8 +45,8 @@ pub struct Settings {
     /// Bytes of messages per request to a consumer; the largest message of the stream has to fit. Up to two requests'
     /// worth of messages is held in memory for each subscription. Default: 1.5 MiB.
     pub apply_bytes: usize,
-    /// How long one transaction of a handler may take. Two of them have to fit into the `ack_wait` of a consumer.
-    /// Default: 10 s.
+    /// How long one transaction of a handler may take; at most 12 s, because two of them have to fit into the `ack_wait` of
+    /// a consumer. Default: 10 s.
     pub apply_timeout: Duration,
     /// Failed attempts after which an event becomes a dead letter. Default: 5.
     pub attempts: u32,
@@ -90,6 +91,12 @@ impl Settings {
         ensure!(self.database_connections >= 1, "database_connections: requests need one at least");
         ensure!((1..=1000).contains(&self.publish_events), "publish_events: the server takes 1 to 1000 in a batch");
         ensure!(self.publish_timeout < IDLE_IN_TRANSACTION, "publish_timeout: less than {IDLE_IN_TRANSACTION:?}");
+        ensure!(self.connection_timeout <= OPEN, "connection_timeout: at most {OPEN:?}");
+        let longest = SHORTEST_ACK_WAIT / 2;
+        ensure!(
+            self.apply_timeout <= longest,
+            "apply_timeout: at most {longest:?}, two fit into the shortest ack_wait"
+        );
         ensure!(self.apply_events >= 1 && self.attempts >= 1, "apply_events, attempts: 1 or more");
         ensure!(self.reply_concurrency >= 1, "reply_concurrency: 1 or more");
         Ok(())

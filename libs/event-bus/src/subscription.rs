@@ -48,9 +48,9 @@ pub trait Handler: Send + Sync + 'static {
     /// must end in the same state: apply what is newer than what you have, ignore the rest.
     ///
     /// # Errors
-    /// Undoes the whole transaction. An outage of Postgres is waited out. An event that needs a row which another
+    /// An error undoes the whole transaction. An outage of Postgres is waited out. An event that needs a row which another
     /// transaction has locked is tried again until the lock is gone. Any other error counts against the event, tried
-    /// alone, and so does a panic: after five times in about 30 seconds it becomes a dead letter.
+    /// alone, and so does a panic: after [`Settings::attempts`] of them it becomes a dead letter.
     fn apply(
         &self,
         tx: &mut Transaction,

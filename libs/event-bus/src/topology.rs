@@ -41,7 +41,7 @@ pub enum TopologyError {
         /// Why.
         error: io::Error,
     },
-    /// The directory holds no file whose name ends in `.json`.
+    /// The directory holds no file of a stream.
     #[error("{} holds no file <STREAM>.stream.json", .0.display())]
     Empty(PathBuf),
     /// The name of the file does not say what it describes.
@@ -94,7 +94,7 @@ impl Topology {
     /// Reads the files of a directory whose names end in `.json`. Hidden files are skipped.
     ///
     /// # Errors
-    /// A file cannot be read or is refused, or there is none.
+    /// A file cannot be read or is refused, or there is none of a stream.
     pub fn read(directory: &Path) -> Result<Self, TopologyError> {
         let error = |path: &Path| {
             let path = path.to_owned();

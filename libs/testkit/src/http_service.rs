@@ -10,6 +10,7 @@ use reqwest::Method;
 use serde_json::{Value, json};
 use sqlx::postgres::PgRow;
 use sqlx::{AssertSqlSafe, Connection, FromRow, PgConnection};
+use std::net::SocketAddr;
 use std::sync::Arc;
 use tokio::net::TcpStream;
 
@@ -37,8 +38,13 @@ pub struct HttpService<R> {
 impl<R> HttpService<R> {
     /// The service `name` on a new database of the shared Postgres, ready.
     ///
-    /// `start` gets a command line: the name, the arguments that every service needs, and `options`.
-    pub async fn start(name: &str, options: &[&str], start: impl AsyncFnOnce(Vec<String>) -> Result<R>) -> Self {
+    /// `start` gets a command line: the name, the arguments that every service needs, and `options`. It returns what keeps
+    /// the service running, and its address.
+    pub async fn start(
+        name: &str,
+        options: &[&str],
+        start: impl AsyncFnOnce(Vec<String>) -> Result<(R, SocketAddr)>,
+    ) -> Self {
         let postgres = Postgres::shared().await.expect("Postgres starts");
         let database_url = postgres.database(name).await.expect("the database is created");
         Self::start_on(postgres, database_url, name, options, start).await
@@ -50,17 +56,19 @@ impl<R> HttpService<R> {
         database_url: String,
         name: &str,
         options: &[&str],
-        start: impl AsyncFnOnce(Vec<String>) -> Result<R>,
+        start: impl AsyncFnOnce(Vec<String>) -> Result<(R, SocketAddr)>,
     ) -> Self {
-        let (address, no_nats) = (format!("127.0.0.1:{}", free_port()), format!("nats://127.0.0.1:{}", free_port()));
+        let no_nats = format!("nats://127.0.0.1:{}", free_port());
         let required = [
             ["--database-url", &database_url],
             ["--nats-url", &no_nats],
             ["--jwt-key", JWT_KEY],
-            ["--http-addr", &address],
+            ["--http-addr", "127.0.0.1:0"],
         ];
         let arguments = [name].into_iter().chain(required.into_iter().flatten()).chain(options.iter().copied());
-        let running = start(arguments.map(str::to_owned).collect()).await.expect("the service starts");
+        let started = start(arguments.map(str::to_owned).collect()).await;
+        let (running, address) = started.expect("the service starts");
+        let address = address.to_string();
         let anonymous = Client::new(&format!("http://{address}"));
         let ready = async || anonymous.get("/readyz").await?.expect(200);
         eventually(&format!("{name} to be ready"), ready).await.expect("the service becomes ready");

@@ -1,9 +1,9 @@
 //! Up to which id the outbox is empty for good, so that no step walks over what was published before.
 //!
-//! Ids are drawn before they are committed: a row with a smaller id may appear after one with a greater id was published.
-//! So a published id becomes the floor once every transaction that was writing to the outbox when the id was seen has
-//! ended, and the outbox was read once more since: what such a transaction committed after the read before is found then.
-//! Such a transaction holds a lock on the table from before it draws an id until its end, and the server lists locks.
+//! Postgres assigns an id before the commit, so a row with a smaller id may appear after a greater id was published. A
+//! published id becomes the floor when two things are true. First, every transaction that was writing to the outbox when the
+//! id was seen has ended: such a transaction holds a lock on the table from before it gets an id until its end, and the
+//! server lists locks. Second, the outbox was read again afterwards, which finds what such a transaction has committed.
 
 use crate::connection::Transaction;
 use std::collections::HashSet;

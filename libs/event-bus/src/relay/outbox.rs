@@ -65,7 +65,7 @@ impl Row {
     /// The headers of the application.
     pub(super) fn headers(&self) -> anyhow::Result<Headers> {
         let headers = self.headers.as_deref().map(serde_json::from_str).transpose();
-        Ok(headers.with_context(|| format!("the headers of {} are not JSON", self.event_id))?.unwrap_or_default())
+        Ok(headers.with_context(|| format!("cannot read the headers of {}", self.event_id))?.unwrap_or_default())
     }
 }
 

@@ -21,14 +21,19 @@ const REPLY: Duration = Duration::from_secs(3);
 const STREAM_NOT_FOUND: u64 = 10059;
 const CONSUMER_NOT_FOUND: u64 = 10014;
 
-/// Replies to a configuration that the server refuses however often it is asked.
-const FINAL: [u64; 5] = [
-    // The consumer exists, and the option of a consumer cannot be changed.
-    10012, // The option does not exist, or its value has another type.
-    10025, // The stream would need more memory than the server has; more disk.
-    10028, 10047, // The stream exists, and the option cannot be changed; or options contradict each other.
-    10052,
-];
+/// The consumer exists, and the option of a consumer cannot be changed.
+const CONSUMER_OPTION: u64 = 10012;
+/// The option does not exist, or its value has another type.
+const UNKNOWN_OPTION: u64 = 10025;
+/// The stream would need more memory than the server has.
+const MEMORY: u64 = 10028;
+/// The stream would need more disk than the server has.
+const DISK: u64 = 10047;
+/// The stream exists, and the option cannot be changed; or options contradict each other.
+const STREAM_OPTION: u64 = 10052;
+
+/// Replies to a configuration that the server refuses however often it is sent.
+const FINAL: [u64; 5] = [CONSUMER_OPTION, UNKNOWN_OPTION, MEMORY, DISK, STREAM_OPTION];
 
 const WHAT: &str = "provisioning streams and consumers";
 
@@ -37,13 +42,13 @@ const WHAT: &str = "provisioning streams and consumers";
 pub(crate) enum Drift {
     /// Change it, and say so.
     Mend,
-    /// Somebody may have had a reason.
+    /// Leave it: it may have been changed by hand for a reason.
     Leave,
 }
 
 /// Creates and changes streams and consumers until they are as `topology` says. Doing it again changes nothing.
 ///
-/// It is no part of a service, which then needs no right to do it.
+/// Services do not call it, and need no right for it.
 ///
 /// # Errors
 /// It did not work for all of `patience`; or the server does not change an option of what exists, which the error names. All

@@ -13,9 +13,9 @@ pub(super) struct Rule {
     pub reason: &'static str,
 }
 
-/// The shortest `ack_wait`. It runs from the delivery: a batch may wait while the one before it is applied. Each may take
-/// 10 s, and the acknowledgements take time as well.
-const SHORTEST_ACK_WAIT: Duration = Duration::from_secs(25);
+/// The shortest `ack_wait`. It runs from the delivery: a batch may wait while the one before it is applied, each for
+/// `apply_timeout`, and the acknowledgements take time as well.
+pub(crate) const SHORTEST_ACK_WAIT: Duration = Duration::from_secs(25);
 
 /// What a stream may be.
 pub(super) const STREAM: &[Rule] = &[

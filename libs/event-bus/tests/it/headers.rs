@@ -1,6 +1,6 @@
 use crate::documents::{DocumentEvent, Id, event};
 use crate::harness::Harness;
-use event_bus::{Event, Handler, Headers, Outgoing, Received, Transaction, trace};
+use event_bus::{Error, Event, Handler, Headers, Outgoing, Publish, Received, Transaction, trace};
 use std::sync::{Arc, Mutex};
 use testkit::eventually;
 
@@ -21,7 +21,7 @@ impl Handler for Reader {
 }
 
 #[tokio::test]
-async fn headers_of_the_application_reach_the_handler_and_the_dead_letter() {
+async fn headers_of_the_application_reach_handlers_and_failed_attempts() {
     let mut harness = Harness::start().await;
     let (bus, reader) = (harness.relay().await, Reader::default());
     harness.tasks.spawn(bus.clone().subscribe("reader", reader.clone(), harness.stop.clone()));
@@ -42,7 +42,7 @@ async fn headers_of_the_application_reach_the_handler_and_the_dead_letter() {
     sqlx::query(r#"select bus.append('DOCUMENTS', $1, $2, 0, $3, null, '{"correlation-id": "7"}')"#)
         .bind("document.created")
         .bind(third.aggregate_id())
-        .bind(event_bus::Publish::encode(&third))
+        .bind(third.encode())
         .execute(&mut *db)
         .await
         .unwrap();
@@ -83,4 +83,68 @@ async fn an_aggregate_id_that_could_not_travel_is_refused_when_it_is_appended() 
     append("0190a5f2-4f5c-7c3e-9b1a-2f3e4d5c6b7a").await.unwrap();
     append(&"x".repeat(200)).await.unwrap();
     harness.published().await;
+}
+
+#[tokio::test]
+async fn what_nats_could_not_carry_is_refused_when_it_is_appended() {
+    let mut harness = Harness::start().await;
+    let bus = harness.relay().await;
+    let append = async |subject: &str, version: i64, traceparent: Option<&str>, headers: &str| {
+        let sql = "select bus.append('DOCUMENTS', $1, 'one', $2, '{}', $3, $4::json)";
+        let statement = sqlx::query(sql).bind(subject).bind(version).bind(traceparent).bind(headers);
+        statement.execute(&mut *bus.statement().await.unwrap()).await
+    };
+    let subject = "document.created";
+    for (subject, version, traceparent, headers) in [
+        ("two words", 0, None, "{}"),
+        ("document.*", 0, None, "{}"),
+        ("", 0, None, "{}"),
+        (subject, -1, None, "{}"),
+        (subject, 0, Some("line\r\nNats-Msg-Id: 1"), "{}"),
+        (subject, 0, None, "[]"),
+        (subject, 0, None, r#"{"number": 7}"#),
+        (subject, 0, None, r#"{"two words": "x"}"#),
+        (subject, 0, None, r#"{"": "x"}"#),
+        (subject, 0, None, r#"{"Nats-Msg-Id": "x"}"#),
+        (subject, 0, None, r#"{"nats-expected-last-sequence": "1"}"#),
+        (subject, 0, None, r#"{"Traceparent": "x"}"#),
+        (subject, 0, None, r#"{"line": "a\r\nb"}"#),
+        (subject, 0, None, r#"{"control": "\u0085"}"#),
+    ] {
+        let error = append(subject, version, traceparent, headers).await.unwrap_err();
+        assert!(error.as_database_error().unwrap().is_check_violation(), "{subject} {version} {headers}: {error}");
+    }
+    append(subject, 0, Some(TRACEPARENT), r#"{"Content-Type": "application/json", "tenant": "Zürich", "empty": ""}"#)
+        .await
+        .unwrap();
+    harness.published().await;
+}
+
+#[tokio::test]
+async fn an_event_that_is_too_large_for_a_message_is_refused_when_it_is_appended() {
+    let mut harness = Harness::start().await;
+    let bus = harness.relay().await;
+    let append = async |body: usize, headers: usize| {
+        let mut event = event(Id::generate(), 0);
+        let empty = event.encode().len() - event.document().title.len();
+        event.document().title = "x".repeat(body - empty);
+        let mut outgoing = Outgoing::new(&event);
+        for number in 0..headers {
+            outgoing = outgoing.with_header(&format!("header-{number:02}"), &"x".repeat(980)).unwrap();
+        }
+        let mut tx = bus.begin().await.unwrap();
+        let appended = tx.append([outgoing]).await;
+        if appended.is_ok() {
+            tx.commit().await.unwrap();
+        }
+        appended
+    };
+    append(1_000_000, 15).await.unwrap();
+    for (body, headers) in [(1_000_001, 0), (100, 17)] {
+        let error = append(body, headers).await.unwrap_err();
+        let Error::Postgres(error) = error else { panic!("{error}") };
+        assert!(error.as_database_error().unwrap().is_check_violation(), "{error}");
+    }
+    harness.published().await;
+    assert_eq!(harness.stream().await.len(), 1);
 }

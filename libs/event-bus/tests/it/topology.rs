@@ -111,7 +111,7 @@ async fn options_that_cannot_change_are_logged_once_and_keep_no_bus_from_working
 async fn the_replicas_of_a_stream_are_those_of_the_settings() {
     let harness = Harness::start().await;
     let settings = NatsSettings { url: harness.nats.url(), stream_replicas: 3, ..NatsSettings::default() };
-    let error = event_bus::provision(&settings, &harness.topology, Duration::from_secs(2)).await.unwrap_err();
+    let error = event_bus::provision(&settings, &harness.topology, Duration::from_secs(10)).await.unwrap_err();
     assert!(format!("{error:#}").contains("replicas > 1"), "{error:#}");
 }
 

@@ -3,6 +3,7 @@
 use crate::harness::Harness;
 use event_bus::{Error, Settings};
 use std::time::Duration;
+use testkit::eventually;
 
 const LIMIT: Duration = Duration::from_millis(100);
 
@@ -23,12 +24,12 @@ async fn when_all_connections_are_busy_the_error_says_so() {
     let settings = Settings { database_connections: 1, connection_timeout: LIMIT, ..settings };
     let bus = Harness::open(settings).await.unwrap();
     harness.tasks.spawn(bus.clone().relay::<crate::documents::DocumentEvent>(harness.stop.clone()));
-    testkit::eventually("the database", async || bus.connection().await.map(drop)).await.unwrap();
+    eventually("the database", async || bus.connection().await.map(drop)).await.unwrap();
 
-    let held = bus.connection().await.unwrap();
+    let held = eventually("the only connection", async || bus.connection().await).await.unwrap();
     let Err(error) = bus.connection().await else { panic!("the only connection is held") };
     assert!(matches!(error, Error::NoConnection(LIMIT)), "{error:?}");
     assert!(event_bus::is_outage(&anyhow::Error::from(error).context("reading")));
     drop(held);
-    testkit::eventually("the connection to come back", async || bus.connection().await.map(drop)).await.unwrap();
+    eventually("the connection to come back", async || bus.connection().await.map(drop)).await.unwrap();
 }

@@ -5,6 +5,7 @@ use clap::Parser;
 use contracts::Id;
 use futures::future::join_all;
 use serde_json::{Value, json};
+use std::net::SocketAddr;
 use std::ops::Deref;
 use std::sync::Arc;
 use testkit::{Answer, Client, HttpService, Postgres, eventually, id};
@@ -31,8 +32,10 @@ pub async fn start_on(postgres: Arc<Postgres>, database_url: String) -> Orders {
     Orders { service: HttpService::start_on(postgres, database_url, "orders", &[], launch).await }
 }
 
-async fn launch(arguments: Vec<String>) -> anyhow::Result<Running> {
-    orders::start(orders::Config::parse_from(arguments)).await
+async fn launch(arguments: Vec<String>) -> anyhow::Result<(Running, SocketAddr)> {
+    let running = orders::start(orders::Config::parse_from(arguments)).await?;
+    let address = running.address;
+    Ok((running, address))
 }
 
 impl Orders {

@@ -3,6 +3,7 @@
 use bootstrap::Running;
 use clap::Parser;
 use serde_json::{Value, json};
+use std::net::SocketAddr;
 use std::ops::Deref;
 use std::sync::Arc;
 use testkit::{HttpService, Postgres, id};
@@ -26,8 +27,10 @@ pub async fn start_on(postgres: Arc<Postgres>, database_url: String) -> Tickets 
     Tickets { service: HttpService::start_on(postgres, database_url, "tickets", &[], launch).await }
 }
 
-async fn launch(arguments: Vec<String>) -> anyhow::Result<Running> {
-    tickets::start(tickets::Config::parse_from(arguments)).await
+async fn launch(arguments: Vec<String>) -> anyhow::Result<(Running, SocketAddr)> {
+    let running = tickets::start(tickets::Config::parse_from(arguments)).await?;
+    let address = running.address;
+    Ok((running, address))
 }
 
 impl Tickets {
