@@ -17,6 +17,8 @@ const CONNECTING: Duration = Duration::from_millis(50);
 pub(crate) struct Broker {
     pub(crate) client: Client,
     pub(crate) jetstream: jetstream::Context,
+    /// The JetStream domain, if it is not that of the server we are connected to.
+    pub(crate) domain: Option<String>,
     /// Creates streams and consumers, if this service does.
     provisioner: Option<Arc<Provisioner>>,
 }
@@ -29,7 +31,7 @@ impl Broker {
         let provisioner =
             || Provisioner::new(jetstream.clone(), settings.topology.clone(), settings.nats.stream_replicas);
         let provisioner = settings.provision.then(|| Arc::new(provisioner()));
-        Ok(Self { client, jetstream, provisioner })
+        Ok(Self { client, jetstream, domain: settings.nats.domain.clone(), provisioner })
     }
 
     /// Fails at once without a connection. Called before work that would wait for NATS while it holds a lock or a

@@ -77,8 +77,7 @@ impl Bus {
     /// Publishes the committed events of `E`'s stream until `stop`, then what is left as far as NATS takes it. A service
     /// that publishes to several streams has one relay for each: call this for all of them before the first one is spawned.
     ///
-    /// # Errors
-    /// At the start: the outbox holds events of a stream for which no relay was started in this process.
+    /// Events of a stream that no relay of this process publishes are logged as an error.
     pub fn relay<E: Publish>(
         self,
         stop: CancellationToken,

@@ -56,19 +56,19 @@ impl Pool {
     pub(crate) async fn acquire(&self) -> Result<Connection> {
         let pool = self.inner.clone();
         let none = Error::NoConnection(self.timeout);
-        let acquire = async move { pool.acquire().await };
-        let acquired = if self.inner.num_idle() == 0 && self.inner.size() < self.inner.options().get_max_connections() {
+        // The guard is made here: without it, a connection that nobody waits for any more would go back without a limit.
+        let acquire = async move { Ok(Connection { inner: pool.acquire().await?, wake: None, open: false }) };
+        if self.inner.num_idle() == 0 && self.inner.size() < self.inner.options().get_max_connections() {
             // One has to be opened. On a task of its own, so that giving up does not cancel it: under load, cancelled
             // attempts cause a thundering herd, in which every waiter restarts the connection attempt.
             match timeout(self.timeout, tokio::spawn(acquire)).await {
                 Ok(Ok(opened)) => opened,
                 // The second: the process ends.
-                Err(_) | Ok(Err(_)) => return Err(none),
+                Err(_) | Ok(Err(_)) => Err(none),
             }
         } else {
-            timeout(self.timeout, acquire).await.map_err(|_| none)?
-        };
-        Ok(Connection { inner: acquired?, wake: None, open: false })
+            timeout(self.timeout, acquire).await.unwrap_or(Err(none))
+        }
     }
 
     pub(crate) async fn close(&self) {

@@ -47,7 +47,7 @@ impl Database {
     pub(crate) async fn migrate(&self) {
         let what = "preparing the database";
         let migrate = async || {
-            let mut backoff = Backoff::default();
+            let mut backoff = Backoff::slow();
             while let Err(error) = self.schema.prepare(&self.options).await {
                 sleep(backoff.fail(what, &error)).await;
             }

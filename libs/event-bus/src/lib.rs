@@ -11,8 +11,9 @@
 //! Beside events there are requests ([`Bus::request`], [`Bus::reply`]). A reply comes within [`Settings::reply_timeout`] or not
 //! at all: use a request only if the service also works without the reply.
 //!
-//! Needs NATS 2.12 or newer, for atomic batches, and Postgres 13 or newer; tested with NATS 2.15 and Postgres 18. Use headers
-//! one release after their migration: relays of the release before publish events without them.
+//! Needs NATS 2.12 or newer, for atomic batches, and Postgres 13 or newer; tested with NATS 2.15 and Postgres 18. In the rolling
+//! update that brings headers (migration 4), use headers and ids that are not 24 hex digits only when no replica of the
+//! release before runs: its relays publish events without headers, and do not recognize other ids.
 //!
 //! # A service that publishes invoices, and one that reads them
 //!

@@ -133,7 +133,8 @@ fn authenticated(
     };
     ensure!(user.is_none(), "NATS_URL has a user, and another authentication is set: remove one of them");
     match authentication {
-        Authentication::Token(token) => Ok(options.token(token.clone())),
+        // Trimmed: a token out of a file often ends with a line break.
+        Authentication::Token(token) => Ok(options.token(token.trim().to_owned())),
         Authentication::NkeySeed(file) => Ok(options.nkey(seed(&read("NATS_NKEY_SEED", file)?, file)?)),
         Authentication::Credentials(file) => options
             .credentials(&read("NATS_CREDENTIALS", file)?)

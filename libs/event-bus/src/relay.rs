@@ -48,6 +48,10 @@ const POLL: Duration = Duration::from_millis(500);
 const CONTENDED: Duration = Duration::from_millis(20);
 /// How long a step may take before the connection to Postgres counts as dead.
 const STEP: Duration = Duration::from_secs(20);
+/// How often to look for events of streams that nobody relays.
+const FORGOTTEN: Duration = Duration::from_secs(30);
+/// How long a stream that has refused an atomic batch gets single events.
+const SINGLE: Duration = Duration::from_mins(10);
 /// How often a relay with nothing to publish compares the end of the stream with its position.
 const COMPARE: Duration = Duration::from_secs(30);
 
@@ -63,6 +67,8 @@ enum Step {
     Done,
     /// Another replica is relaying.
     Contended,
+    /// Nothing was tried: the next step does it otherwise.
+    Again,
 }
 
 /// The streams that this process relays. Clones share everything.
@@ -74,17 +80,10 @@ impl Relayed {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(stream);
     }
 
-    /// Fails if one of `streams`, of which events are waiting, is not among them.
-    fn check(&self, streams: &[String]) -> Result<(), Forgotten> {
-        let relayed = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let forgotten: Vec<_> = streams.iter().filter(|stream| !relayed.contains(stream.as_str())).cloned().collect();
-        if forgotten.is_empty() { Ok(()) } else { Err(Forgotten(forgotten.join(", "))) }
+    fn streams(&self) -> Vec<&'static str> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).iter().copied().collect()
     }
 }
-
-#[derive(Debug, thiserror::Error)]
-#[error("events wait in the outbox for {0}, which this process does not relay: start a relay for each stream")]
-struct Forgotten(String);
 
 /// The relay of one stream in this process.
 struct Relay<'a> {
@@ -94,6 +93,10 @@ struct Relay<'a> {
     relayed: &'a Relayed,
     stream: &'static str,
     stop: &'a CancellationToken,
+    /// When the stream has refused an atomic batch. It is not forgotten with the rest: each refusal would look like a success.
+    refused_batch: Option<Instant>,
+    /// When it has looked for events that nobody relays.
+    looked: Option<Instant>,
     known: Known,
 }
 
@@ -101,8 +104,6 @@ struct Relay<'a> {
 #[derive(Default)]
 struct Known {
     floor: Floor,
-    /// The stream takes no atomic batches.
-    single: bool,
     /// When the end of the stream was last known to be our position.
     compared: Option<Instant>,
     /// The position that we have last committed.
@@ -121,28 +122,26 @@ pub(crate) async fn run(
     let what = format!("publishing to {stream}");
     let mut backoff = Backoff::default();
     let mut work = database.commits();
-    let mut relay = Relay { database, broker, settings, relayed, stream, stop, known: Known::default() };
+    let (refused_batch, looked, known) = (None, None, Known::default());
+    let mut relay = Relay { database, broker, settings, relayed, stream, stop, refused_batch, looked, known };
     // A node of NATS that was cut off from its cluster replies with old state for some seconds.
     let mut lost: Option<Instant> = None;
     while let Err(error) = relay.register().await {
-        if error.is::<Forgotten>() {
-            return Err(error);
-        }
         if stop.run_until_cancelled(sleep(backoff.fail(&what, &error))).await.is_none() {
             return Ok(());
         }
     }
     loop {
-        let step = timeout(STEP, relay.step()).await.context("Postgres does not answer");
+        let step = timeout(STEP, relay.look_and_step()).await.context("Postgres does not answer");
         let pause = match step.flatten() {
             Ok(step) => {
-                // That another replica has the lock says nothing about what failed.
-                if !matches!(step, Step::Contended) {
+                // These say nothing about what failed.
+                if !matches!(step, Step::Contended | Step::Again) {
                     backoff.succeed(&what);
                     lost = None;
                 }
                 match step {
-                    Step::More => Duration::ZERO,
+                    Step::More | Step::Again => Duration::ZERO,
                     Step::Busy if stop.is_cancelled() => Duration::ZERO,
                     Step::Busy => COALESCE,
                     // What another replica has locked is published by it, or after the restart.
@@ -189,7 +188,32 @@ impl Relay<'_> {
         let mut db = self.database.background_connection().await?;
         let lock = sqlx::query!("insert into bus.relay (stream) values ($1) on conflict do nothing", self.stream);
         lock.execute(&mut *db).await?;
-        Ok(self.relayed.check(&outbox::streams(&mut db).await?)?)
+        Ok(())
+    }
+
+    /// Now and then, one relay of the process looks for events that no relay of the process publishes.
+    async fn look_for_forgotten(&mut self) -> anyhow::Result<()> {
+        let relayed = self.relayed.streams();
+        if relayed.first() != Some(&self.stream) || self.looked.is_some_and(|last| last.elapsed() < FORGOTTEN) {
+            return Ok(());
+        }
+        self.looked = Some(Instant::now());
+        let mut db = self.database.background_connection().await?;
+        let forgotten = outbox::forgotten(&mut db, &relayed).await?;
+        if !forgotten.is_empty() {
+            let streams = forgotten.join(", ");
+            tracing::error!(
+                streams,
+                "events wait in the outbox, and no relay of this process publishes them: start a \
+                                      relay for each stream"
+            );
+        }
+        Ok(())
+    }
+
+    async fn look_and_step(&mut self) -> anyhow::Result<Step> {
+        self.look_for_forgotten().await?;
+        self.step().await
     }
 
     /// One transaction of the relay.
@@ -233,8 +257,8 @@ impl Relay<'_> {
                     "the stream takes no atomic batches: events are published one by one, which is \
                                         slow, and not all those of a transaction at once; set allow_atomic on the stream"
                 );
-                self.known.single = true;
-                return Ok(Step::More);
+                self.refused_batch = Some(Instant::now());
+                return Ok(Step::Again);
             }
             Published::Elsewhere => {
                 reconcile::reconcile(broker, &mut tx, stream, position).await?;
@@ -247,10 +271,8 @@ impl Relay<'_> {
     }
 
     fn limits(&self) -> Limits {
-        Limits {
-            events: if self.known.single { 1 } else { self.settings.publish_events },
-            bytes: self.settings.publish_bytes,
-        }
+        let single = self.refused_batch.is_some_and(|refused| refused.elapsed() < SINGLE);
+        Limits { events: if single { 1 } else { self.settings.publish_events }, bytes: self.settings.publish_bytes }
     }
 
     fn after(&self, batch: &Batch) -> Step {
@@ -275,9 +297,6 @@ impl Relay<'_> {
         }
         if self.known.compared.is_none_or(|last| last.elapsed() > COMPARE) && !self.stop.is_cancelled() {
             reconcile::compare(self.broker, &mut tx, self.stream, position).await?;
-            if let Err(forgotten) = self.relayed.check(&outbox::streams(&mut tx).await?) {
-                tracing::error!("{forgotten}");
-            }
             tx.commit().await?;
             self.known.compared = Some(Instant::now());
         } else {

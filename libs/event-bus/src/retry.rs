@@ -5,6 +5,7 @@ use tokio::time::{Instant, sleep};
 
 /// The longest delay. What waits here costs a server one small request per second and process, and each second is lag.
 const CEILING: Duration = Duration::from_secs(1);
+const SLOW: Duration = Duration::from_secs(5);
 /// A failure that goes on is logged again after this long.
 const REMINDER: Duration = Duration::from_mins(1);
 
@@ -23,9 +24,16 @@ pub struct Backoff {
     began: Option<Instant>,
     logged: Option<Instant>,
     alarmed: bool,
+    /// The longest delay, if it is not [`CEILING`].
+    ceiling: Option<Duration>,
 }
 
 impl Backoff {
+    /// With a longest delay of 5 s, for work that blocks others while it waits for a lock.
+    pub(crate) fn slow() -> Self {
+        Self { ceiling: Some(SLOW), ..Self::default() }
+    }
+
     /// Notes one more failure of `what`. Returns how long to wait before the next try.
     pub fn fail(&mut self, what: &str, error: &anyhow::Error) -> Duration {
         let delay = self.count();
@@ -59,14 +67,14 @@ impl Backoff {
         }
         let Self { failures, logged, .. } = *self;
         let since = self.since();
-        *self = Self::default();
+        *self = Self { ceiling: self.ceiling, ..Self::default() };
         if logged.is_some() {
             tracing::info!(failures, since, "{what}: works again");
         }
     }
 
     fn count(&mut self) -> Duration {
-        let delay = jitter(Duration::from_millis(100 << self.failures.min(6)).min(CEILING));
+        let delay = jitter(Duration::from_millis(100 << self.failures.min(6)).min(self.ceiling.unwrap_or(CEILING)));
         self.failures = self.failures.saturating_add(1);
         self.began.get_or_insert_with(Instant::now);
         delay
@@ -95,7 +103,7 @@ pub(crate) async fn patiently<T>(
     attempt: impl AsyncFn() -> anyhow::Result<T>,
 ) -> anyhow::Result<T> {
     let deadline = Instant::now() + patience;
-    let mut backoff = Backoff::default();
+    let mut backoff = Backoff::slow();
     loop {
         match attempt().await {
             Err(error) if may_pass(&error) && Instant::now() < deadline => sleep(backoff.fail(what, &error)).await,

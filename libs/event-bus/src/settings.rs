@@ -2,9 +2,12 @@
 
 use crate::nats::NatsSettings;
 use crate::postgres::{IDLE_IN_TRANSACTION, OPEN};
-use crate::topology::{SHORTEST_ACK_WAIT, Topology};
+use crate::topology::Topology;
 use anyhow::ensure;
 use std::time::Duration;
+
+/// In bytes, for limits of what is held in memory.
+const LARGEST: usize = 64 << 20;
 
 /// What a bus needs to know. [`Settings::new`] gives all limits their defaults.
 #[derive(Clone)]
@@ -45,12 +48,13 @@ pub struct Settings {
     /// Bytes of messages per request to a consumer; the largest message of the stream has to fit. Up to two requests'
     /// worth of messages is held in memory for each subscription. Default: 1.5 MiB.
     pub apply_bytes: usize,
-    /// How long one transaction of a handler may take; at most 12 s, because two of them have to fit into the `ack_wait` of
-    /// a consumer. Default: 10 s.
+    /// How long one transaction of a handler may take; at most 10 s, after which Postgres ends
+    /// a transaction that waits for its handler. Default: 10 s.
     pub apply_timeout: Duration,
     /// Failed attempts after which an event becomes a dead letter. Default: 5.
     pub attempts: u32,
-    /// The delay after the first failed attempt; it doubles with each further one, and is jittered. Default: 2 s.
+    /// The delay after the first failed attempt; it doubles with each further one up to 10 minutes, and is jittered.
+    /// Default: 2 s.
     pub retry_delay: Duration,
 
     /// How long a reply to a request to another service may take. Default: 300 ms.
@@ -92,12 +96,12 @@ impl Settings {
         ensure!((1..=1000).contains(&self.publish_events), "publish_events: the server takes 1 to 1000 in a batch");
         ensure!(self.publish_timeout < IDLE_IN_TRANSACTION, "publish_timeout: less than {IDLE_IN_TRANSACTION:?}");
         ensure!(self.connection_timeout <= OPEN, "connection_timeout: at most {OPEN:?}");
-        let longest = SHORTEST_ACK_WAIT / 2;
-        ensure!(
-            self.apply_timeout <= longest,
-            "apply_timeout: at most {longest:?}, two fit into the shortest ack_wait"
-        );
-        ensure!(self.apply_events >= 1 && self.attempts >= 1, "apply_events, attempts: 1 or more");
+        let apply = Duration::from_millis(1)..=IDLE_IN_TRANSACTION;
+        ensure!(apply.contains(&self.apply_timeout), "apply_timeout: at most {IDLE_IN_TRANSACTION:?}");
+        ensure!(self.apply_events >= 1, "apply_events: 1 or more");
+        ensure!((1..=1000).contains(&self.attempts), "attempts: 1 to 1000");
+        ensure!((1..=LARGEST).contains(&self.publish_bytes), "publish_bytes: 1 to {LARGEST}");
+        ensure!((1..=LARGEST).contains(&self.apply_bytes), "apply_bytes: 1 to {LARGEST}");
         ensure!(self.reply_concurrency >= 1, "reply_concurrency: 1 or more");
         Ok(())
     }

@@ -77,6 +77,8 @@ impl<E> Deref for Received<E> {
 
 /// An ack is a message of its own, and must not hold us up when the link is down.
 const ACK: Duration = Duration::from_secs(1);
+/// The longest delay of an event whose attempts failed.
+const RETRY_LONG: Duration = Duration::from_mins(10);
 /// The first delay of an event that waits for a lock; it doubles up to the second one.
 const LOCKED: Duration = Duration::from_millis(500);
 const LOCKED_LONG: Duration = Duration::from_secs(4);
@@ -272,7 +274,8 @@ impl<H: Handler> Subscription<'_, H> {
 
     /// How long an event waits after so many failed attempts.
     fn retry_delay(&self, attempts: u32) -> Duration {
-        jitter(self.settings.retry_delay.saturating_mul(2_u32.saturating_pow(attempts.saturating_sub(1))))
+        let delay = self.settings.retry_delay.saturating_mul(2_u32.saturating_pow(attempts.saturating_sub(1)));
+        jitter(delay.min(RETRY_LONG))
     }
 
     /// Postgres is away: hand `messages` back, to be delivered to a replica that can apply them by then, and wait.

@@ -41,8 +41,8 @@ pub enum TopologyError {
         /// Why.
         error: io::Error,
     },
-    /// The directory holds no file of a stream.
-    #[error("{} holds no file <STREAM>.stream.json", .0.display())]
+    /// The directory holds no file of a stream or a consumer.
+    #[error("{} holds no file <STREAM>.stream.json or <STREAM>.<CONSUMER>.consumer.json", .0.display())]
     Empty(PathBuf),
     /// The name of the file does not say what it describes.
     #[error("{file}: name it <STREAM>.stream.json or <STREAM>.<CONSUMER>.consumer.json")]
@@ -94,7 +94,7 @@ impl Topology {
     /// Reads the files of a directory whose names end in `.json`. Hidden files are skipped.
     ///
     /// # Errors
-    /// A file cannot be read or is refused, or there is none of a stream.
+    /// A file cannot be read or is refused, or there is none.
     pub fn read(directory: &Path) -> Result<Self, TopologyError> {
         let error = |path: &Path| {
             let path = path.to_owned();
@@ -109,7 +109,7 @@ impl Topology {
                 topology.add(&name, &fs::read_to_string(&path).map_err(error(&path))?)?;
             }
         }
-        if topology.streams.is_empty() {
+        if topology.streams.is_empty() && topology.consumers.is_empty() {
             return Err(TopologyError::Empty(directory.to_owned()));
         }
         Ok(topology)

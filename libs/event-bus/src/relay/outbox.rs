@@ -85,7 +85,7 @@ pub(super) async fn oldest(tx: &mut Transaction, stream: &str, floor: i64, limit
         select id, subject, aggregate_id || '-' || version as "event_id!", payload, traceparent,
                headers::text, transaction::text::bigint as "transaction!", waiting as "waiting!"
         from (
-            select *, sum(octet_length(payload)) over (order by id) as bytes, row_number() over (order by id) as number,
+            select *, sum(octet_length(payload) + coalesce(octet_length(headers::text), 0)) over (order by id) as bytes, row_number() over (order by id) as number,
                    count(*) over () as waiting
             from (select * from bus.outbox where stream = $1 and id > $2 order by id limit $3) as oldest
         ) as measured
@@ -189,20 +189,30 @@ pub(super) async fn move_on(
     Ok(())
 }
 
-/// The streams of which events are waiting: a lookup in the index for each of them, however many events there are.
-pub(super) async fn streams(db: &mut PgConnection) -> sqlx::Result<Vec<String>> {
-    let streams = sqlx::query_scalar!(
+/// Streams that are not among `relayed`, and of which an event has been waiting for 10 s. Reads the index between the relayed
+/// streams only: their own part of it may hold many dead rows. Of several between two relayed ones, the first.
+pub(super) async fn forgotten(db: &mut PgConnection, relayed: &[&str]) -> sqlx::Result<Vec<String>> {
+    let forgotten = sqlx::query_scalar!(
         r#"
-        with recursive streams as (
-            (select stream from bus.outbox order by stream limit 1)
-            union all
-            select (select stream from bus.outbox where stream > streams.stream order by stream limit 1)
-            from streams where stream is not null
+        with relayed as (
+            select stream, lead(stream) over (order by stream) as next
+            from unnest(array_append($1::text[], '')) as relayed (stream)
         )
-        select stream as "stream!" from streams where stream is not null
-        "#
+        select forgotten.stream as "stream!"
+        from relayed cross join lateral (
+            (select outbox.stream, outbox.created_at from bus.outbox
+             where outbox.stream > relayed.stream and outbox.stream < relayed.next
+             order by outbox.stream, outbox.id limit 1)
+            union all
+            (select outbox.stream, outbox.created_at from bus.outbox
+             where relayed.next is null and outbox.stream > relayed.stream
+             order by outbox.stream, outbox.id limit 1)
+        ) as forgotten
+        where forgotten.created_at < now() - interval '10 seconds'
+        "#,
+        relayed as _,
     );
-    streams.fetch_all(db).await
+    forgotten.fetch_all(db).await
 }
 
 /// Rows of any id are looked at again.

@@ -64,13 +64,20 @@ pub(super) async fn publish(broker: &Broker, stream: &str, last_seq: u64, rows: 
     match serde_json::from_slice(&answer.payload)? {
         Response::<PublishAck>::Ok(ack) if ack.duplicate => Ok(Published::Elsewhere),
         Response::Ok(ack) => {
+            // With a leaf node between, another domain may have a stream for the subject as well.
+            let domain = broker.domain.as_deref();
+            ensure!(
+                domain.is_none_or(|domain| ack.domain == domain),
+                "{stream} events went to the JetStream domain {:?}: delete the streams there that have their subjects",
+                ack.domain
+            );
             ensure!(ack.stream == stream, "{stream} events went to the stream {}: check its subjects", ack.stream);
             Ok(Published::UpTo(ack.sequence))
         }
         Response::Err { error } => match error.error_code().0 {
             WRONG_LAST_SEQUENCE | DUPLICATE_IN_BATCH => Ok(Published::Elsewhere),
             ATOMIC_DISABLED => Ok(Published::Singly),
-            INCOMPLETE_BATCH => bail!("the server cannot store (disk full?): {error}"),
+            INCOMPLETE_BATCH => bail!("the server cannot store (disk full? a subject that no stream has?): {error}"),
             _ => bail!("the server refused: {error}"),
         },
     }

@@ -38,8 +38,8 @@ pub(super) enum LostHistory {
     Broker { stream: String, end: u64, last_seq: u64 },
     #[error(
         "the database lost history: {stream} holds {event_id} at {seq}, and the outbox {difference}. The database is \
-         older than the stream. Nothing is published. Restore a newer database; or, to go on with this one and give \
-         versions out twice, run `update bus.relay set last_seq = {end} where stream = '{stream}'`"
+         older than the stream, unless another program has published that message. Nothing is published. Restore a newer \
+         database; or, to go on with this one and give versions out twice, run `update bus.relay set last_seq = {end} where stream = '{stream}'`"
     )]
     Database { stream: String, event_id: String, seq: u64, difference: &'static str, end: u64 },
 }

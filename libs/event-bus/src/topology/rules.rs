@@ -15,7 +15,7 @@ pub(super) struct Rule {
 
 /// The shortest `ack_wait`. It runs from the delivery: a batch may wait while the one before it is applied, each for
 /// `apply_timeout`, and the acknowledgements take time as well.
-pub(crate) const SHORTEST_ACK_WAIT: Duration = Duration::from_secs(25);
+const SHORTEST_ACK_WAIT: Duration = Duration::from_secs(25);
 
 /// What a stream may be.
 pub(super) const STREAM: &[Rule] = &[
@@ -53,6 +53,10 @@ pub(super) const CONSUMER: &[Rule] = &[
     rule("replay_policy", |value| absent_or(value, "instant"), "events are delivered as slowly as they were published"),
     rule("mem_storage", is_zero, "a restart of the server loses the position of the consumer"),
     rule("inactive_threshold", is_zero, "the server deletes the consumer while its service is stopped"),
+    rule("deliver_policy", |value| !is_last(value), "it skips events of other aggregates; set it to all"),
+    rule("max_batch", is_unlimited, "the bus requests batches of its own size, see Settings"),
+    rule("max_bytes", is_unlimited, "the bus requests batches of its own size, see Settings"),
+    rule("max_expires", is_zero, "the bus requests for as long as it needs"),
     rule("num_replicas", is_zero, "the consumer is kept by as many servers as its stream"),
 ];
 
@@ -62,6 +66,10 @@ const fn rule(option: &'static str, allows: fn(&Value) -> bool, reason: &'static
 
 fn absent_or(value: &Value, allowed: &str) -> bool {
     value.is_null() || value == allowed
+}
+
+fn is_last(value: &Value) -> bool {
+    value.as_str().is_some_and(|policy| policy.starts_with("last"))
 }
 
 fn is_unlimited(value: &Value) -> bool {

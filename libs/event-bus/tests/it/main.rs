@@ -9,6 +9,7 @@ mod harness;
 mod headers;
 mod held_snapshot;
 mod isolating;
+mod log;
 mod lost_history;
 mod migrating;
 mod publishing;

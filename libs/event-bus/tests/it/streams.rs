@@ -70,21 +70,61 @@ async fn one_process_relays_several_streams() {
 }
 
 #[tokio::test]
-async fn a_stream_that_nobody_relays_is_an_error_at_the_start() {
+async fn events_that_no_relay_publishes_are_logged_as_an_error() {
     let mut harness = Harness::start().await;
     let bus = harness.relay().await;
     append(&bus, Id::generate(), 0..1).await;
     harness.published().await;
-    let mut tx = bus.begin().await.unwrap();
-    tx.append(&notes(1)).await.unwrap();
-    tx.commit().await.unwrap();
+    let append_note = "insert into bus.outbox (stream, subject, aggregate_id, version, payload, created_at)
+                       values ('NOTES', 'note.created', 'one', 0, '{}', now() - interval '1 minute')";
+    sqlx::query(append_note).execute(&mut harness.db().await).await.unwrap();
 
+    let (log, logging) = Log::start();
     let restarted = harness.bus(&harness.nats.url()).await;
-    let error = restarted.relay::<DocumentEvent>(harness.stop.clone()).await.unwrap_err();
-    assert!(error.to_string().contains("NOTES"), "{error}");
+    let relay = tokio::spawn(restarted.clone().relay::<DocumentEvent>(harness.stop.clone()));
+    eventually("the error", async || log.lines(" ERROR ").iter().any(|line| line.contains("NOTES"))).await.unwrap();
+    drop(logging);
+    // It goes on all the same.
+    append(&restarted, Id::generate(), 0..1).await;
+    eventually("the other stream", async || harness.stream().await.len() == 2).await.unwrap();
+    relay.abort();
 
+    let (log, logging) = Log::start();
     let complete = harness.bus(&harness.nats.url()).await;
-    harness.tasks.spawn(complete.clone().relay::<DocumentEvent>(harness.stop.clone()));
-    harness.tasks.spawn(complete.relay::<Note>(harness.stop.clone()));
+    let (documents, notes) =
+        (complete.clone().relay::<DocumentEvent>(harness.stop.clone()), complete.relay::<Note>(harness.stop.clone()));
+    harness.tasks.spawn(documents);
+    harness.tasks.spawn(notes);
     harness.published().await;
+    drop(logging);
+    assert_eq!(log.lines(" ERROR "), Vec::<String>::new());
+}
+
+/// A refusal of a batch looks like progress, and must not hide that single events fail as well.
+#[tokio::test]
+async fn a_failure_is_logged_for_a_stream_without_atomic_batches() {
+    let mut harness = Harness::start().await;
+    let bus = harness.bus(&harness.nats.url()).await;
+    harness.tasks.spawn(bus.clone().relay::<Note>(harness.stop.clone()));
+    eventually("the database", async || bus.connection().await.map(drop)).await.unwrap();
+    let mut tx = bus.begin().await.unwrap();
+    tx.append(&notes(3)).await.unwrap();
+    tx.commit().await.unwrap();
+    harness.published().await;
+    let jetstream = harness.jetstream().await;
+    let mut config = jetstream.get_stream("NOTES").await.unwrap().cached_info().config.clone();
+    config.max_messages = 3;
+    jetstream.update_stream(config).await.unwrap();
+
+    let (log, logging) = Log::start();
+    let mut tx = bus.begin().await.unwrap();
+    for number in 10..15 {
+        tx.append([&Note(number.to_string())]).await.unwrap();
+    }
+    tx.commit().await.unwrap();
+    let full = |line: &String| line.contains("maximum messages exceeded");
+    eventually("the reason", async || log.lines(" WARN ").iter().any(full)).await.unwrap();
+    drop(logging);
+    let warnings = log.lines(" WARN ");
+    assert!(warnings.len() <= 3, "{warnings:#?}");
 }

@@ -1,9 +1,8 @@
 use crate::documents::{DocumentEvent, Id};
 use crate::harness::{Harness, append};
+use crate::log::Log;
 use async_nats::jetstream::stream;
 use event_bus::{NatsSettings, Topology};
-use std::io::{self, Write};
-use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 use testkit::eventually;
 
@@ -45,27 +44,6 @@ async fn drift_is_mended_and_events_survive_it() {
     assert_eq!(harness.stream().await.len(), 4);
 }
 
-/// The lines that are logged on this thread while it is held.
-#[derive(Clone, Default)]
-struct Log(Arc<Mutex<Vec<u8>>>);
-
-impl Write for Log {
-    fn write(&mut self, line: &[u8]) -> io::Result<usize> {
-        self.0.lock().unwrap().write(line)
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
-}
-
-impl Log {
-    fn warnings(&self) -> Vec<String> {
-        let log = String::from_utf8(self.0.lock().unwrap().clone()).unwrap();
-        log.lines().filter(|line| line.contains(" WARN ")).map(str::to_owned).collect()
-    }
-}
-
 #[tokio::test]
 async fn options_that_cannot_change_are_logged_once_and_keep_no_bus_from_working() {
     let mut harness = Harness::start().await;
@@ -79,10 +57,7 @@ async fn options_that_cannot_change_are_logged_once_and_keep_no_bus_from_working
     };
     jetstream.create_stream(stream).await.unwrap();
 
-    let log = Log::default();
-    let writer = log.clone();
-    let subscriber = tracing_subscriber::fmt().with_ansi(false).with_writer(move || writer.clone()).finish();
-    let logging = tracing::subscriber::set_default(subscriber);
+    let (log, logging) = Log::start();
     let bus = harness.relay().await;
     // Each part of a service prepares what it needs.
     harness.tasks.spawn(bus.clone().relay::<DocumentEvent>(harness.stop.clone()));
@@ -99,7 +74,7 @@ async fn options_that_cannot_change_are_logged_once_and_keep_no_bus_from_working
     let config = jetstream.get_stream("DOCUMENTS").await.unwrap().cached_info().config.clone();
     assert_eq!(config.retention, stream::RetentionPolicy::WorkQueue);
     assert_eq!((config.duplicate_window, config.max_bytes), (Duration::from_secs(10), 2_147_483_648));
-    let warnings = log.warnings();
+    let warnings = log.lines(" WARN ");
     let retention: Vec<_> = warnings.iter().filter(|line| line.contains("retention stays")).collect();
     assert_eq!(retention.len(), 1, "{warnings:#?}");
     let (what, command) =

@@ -107,8 +107,12 @@ async fn a_ticket_is_not_found_only_if_tickets_says_so_and_unavailable_otherwise
     order_nothing(&buyer, 503).await?;
     // Tickets is frozen: the request times out.
     system.tickets[0].signal(Signal::Stop).await?;
-    let waited = order_nothing(&buyer, 503).await?;
-    ensure!(waited >= Duration::from_millis(300) && waited < Duration::from_secs(1), "{waited:?}");
+    eventually("tickets to be frozen", async || {
+        let waited = order_nothing(&buyer, 503).await?;
+        ensure!(waited >= Duration::from_millis(300) && waited < Duration::from_secs(1), "{waited:?}");
+        anyhow::Ok(())
+    })
+    .await?;
     // Tickets is dead: NATS says that nobody listens.
     system.tickets[0].signal(Signal::Kill).await?;
     eventually("NATS to notice", async || {
