@@ -2,6 +2,7 @@
 
 use crate::documents::{DocumentEvent, Id, event};
 use crate::harness::{Harness, append};
+use crate::log::Log;
 use event_bus::{DecodeError, Event, Publish};
 use testkit::eventually;
 
