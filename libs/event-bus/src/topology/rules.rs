@@ -171,6 +171,11 @@ mod tests {
                 ("replay_policy", json!("original"), "as slowly"),
                 ("mem_storage", json!(true), "loses the position"),
                 ("inactive_threshold", json!(1), "while its service is stopped"),
+                ("deliver_policy", json!("last"), "skips events"),
+                ("deliver_policy", json!("last_per_subject"), "skips events"),
+                ("max_batch", json!(100), "of its own size"),
+                ("max_bytes", json!(1024), "of its own size"),
+                ("max_expires", json!(1_000_000_000), "as long as it needs"),
                 ("num_replicas", json!(3), "as its stream"),
             ],
         );
@@ -191,6 +196,7 @@ mod tests {
             ("max_deliver", json!(-1)),
             ("ack_wait", json!(25_000_000_000_u64)),
             ("replay_policy", json!("instant")),
+            ("deliver_policy", json!("by_start_time")),
             ("filter_subjects", json!(["invoice.created"])),
         ] {
             assert!(consumer(option, value).is_ok(), "{option}");
