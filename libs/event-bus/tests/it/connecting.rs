@@ -5,7 +5,7 @@ use crate::harness::{Harness, append};
 use crate::subscribing::Recorder;
 use base64::Engine;
 use base64::prelude::BASE64_URL_SAFE_NO_PAD;
-use event_bus::{Authentication, NatsSettings};
+use event_bus::{Authentication, Bus, NatsSettings};
 use nkeys::KeyPair;
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DistinguishedName, DnType, IsCa};
 use serde_json::{Value, json};
@@ -50,12 +50,13 @@ async fn only_these_connect(setup: NatsSetup, settings: NatsSettings, others: Na
 }
 
 /// Creates the streams, publishes events and applies them.
-async fn events_arrive(harness: &mut Harness) {
+async fn events_arrive(harness: &mut Harness) -> Bus {
     let bus = harness.relay_through(&harness.nats.server()).await;
     let recorder = Recorder::default();
     harness.tasks.spawn(bus.clone().subscribe("reader", recorder.clone(), harness.stop.clone()));
     let event_ids = append(&bus, Id::generate(), 0..3).await;
     recorder.has(&event_ids).await;
+    bus
 }
 
 #[tokio::test]
@@ -153,9 +154,8 @@ fn jwt(issuer: &KeyPair, subject: &KeyPair, mut claims: Value) -> String {
     format!("{signed}.{}", encode(&signature))
 }
 
-/// The bus connects to a leaf node, whose own JetStream is another domain.
-#[tokio::test]
-async fn a_bus_uses_a_jetstream_domain() {
+/// A server, and a leaf node of it, to which the harness connects. The JetStream of each is a domain.
+async fn hub_and_leaf() -> (Nats, Harness) {
     let configured = |text: String| NatsSetup { own_configuration: Some(text), ..NatsSetup::default() };
     let text = "http: 8222\njetstream { store_dir: /data, domain: hub }\nleafnodes { port: 7422 }";
     let hub = Nats::start_with(configured(text.to_owned())).await.unwrap();
@@ -163,13 +163,32 @@ async fn a_bus_uses_a_jetstream_domain() {
     let text = "http: 8222\njetstream { store_dir: /data, domain: leaf }";
     let leaf = configured(format!("{text}\nleafnodes {{ remotes: [{{ url: \"nats://{address}:7422\" }}] }}"));
     let settings = NatsSettings { domain: Some("hub".to_owned()), ..NatsSettings::default() };
-    let mut harness = Harness::start_with(leaf, settings).await;
+    (hub, Harness::start_with(leaf, settings).await)
+}
+
+#[tokio::test]
+async fn a_bus_uses_a_jetstream_domain() {
+    let (hub, mut harness) = hub_and_leaf().await;
     events_arrive(&mut harness).await;
     let messages = async |nats: &Nats| {
         let report = Client::new(&nats.monitoring_url()).get("/jsz").await.unwrap().expect(200).unwrap();
         report["messages"].as_u64()
     };
     assert_eq!((messages(&hub).await, messages(&harness.nats).await), (Some(3), Some(0)));
+}
+
+/// The same streams in the domain of the leaf node acknowledge events as well.
+#[tokio::test]
+async fn an_acknowledgement_of_another_domain_is_none() {
+    let (hub, mut harness) = hub_and_leaf().await;
+    let leaf = NatsSettings { url: harness.nats.server(), ..NatsSettings::default() };
+    event_bus::provision(&leaf, &harness.topology, Duration::from_secs(10)).await.unwrap();
+    let bus = events_arrive(&mut harness).await;
+    harness.published().await;
+    hub.stop().await.unwrap();
+    append(&bus, Id::generate(), 0..1).await;
+    tokio::time::sleep(Duration::from_secs(3)).await; // time to do wrong
+    assert_eq!(harness.outbox().await, 1, "the event is in no stream of the domain");
 }
 
 #[tokio::test]
