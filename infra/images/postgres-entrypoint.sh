@@ -50,11 +50,11 @@ init() { # arguments of the server
     fi
     initdb --username="$POSTGRES_USER" --pwfile=/dev/stdin --encoding=UTF8 --auth=trust "${initdb_args[@]}" \
         <<<"$POSTGRES_PASSWORD"
-    # Whoever dies from here on leaves a database that looks complete and lacks what the init files make.
+    # If the container dies from here on, the database looks complete and lacks what the init files create.
     touch "$unfinished"
     echo "host all all all $host_auth" >>"$PGDATA/pg_hba.conf"
 
-    # Only on the socket, so that whoever reaches the port finds everything done.
+    # Only on the socket, so that the port opens when everything is done.
     pg_ctl start --silent --wait --options="$(printf '%q ' "$@" -c listen_addresses= -c port=5432)"
     if [[ $POSTGRES_DB != postgres ]]; then
         POSTGRES_DB=postgres sql --set=name="$POSTGRES_DB" <<<'create database :"name";'

@@ -1,11 +1,11 @@
--- Databases and roles: for each service a database, the role that owns it and migrates, and the role that it runs as, which
--- can do what `migrate` grants it and nothing more. For psql, as a superuser; doing it again changes nothing but passwords.
--- The images of Postgres run it on a new volume, from /docker-entrypoint-initdb.d.
+-- Databases and roles. Each service has a database, a role that owns it and migrates it, and a role that the service runs as,
+-- with only the rights that `migrate` grants. Run it with psql as a superuser. To run it again changes only passwords. The
+-- images of Postgres run it on a new volume, from /docker-entrypoint-initdb.d.
 
 \set ON_ERROR_STOP on
 
--- Passwords are those of the environment, so that they are in no file and in no list of processes; and in no log of the server.
--- One that is missing is a syntax error below.
+-- Passwords come from the environment, so they are in no file, no list of processes and no log of the server. A missing one is
+-- a syntax error below.
 set log_statement = 'none';
 set log_min_duration_statement = -1;
 set log_min_error_statement = 'panic';
@@ -27,13 +27,13 @@ select format('create database %I owner %I', name, name || '_owner')
 from unnest(array['tickets', 'orders']) as name
 where not exists (select from pg_database where datname = name) \gexec
 
--- By default everybody may connect to every database, and fill its disk with temporary tables.
+-- By default every role may connect to every database and create temporary tables there.
 revoke all on database tickets, orders from public;
 grant connect on database tickets to tickets;
 grant connect on database orders to orders;
 
--- What a session that was forgotten, or written by hand, cannot do: hold a lock for ever, or keep a processor busy. Services
--- set the same for every session of theirs, also where somebody else has made the roles.
+-- Limits for sessions by hand: no lock is held for ever, and no statement runs for ever. Services set the same limits for each
+-- of their sessions, so they also hold where the roles were created otherwise.
 select format('alter role %I set %s = %L', name, setting, value)
 from unnest(array['tickets', 'orders']) as name,
      (values ('statement_timeout', '8s'), ('lock_timeout', '5s'), ('idle_in_transaction_session_timeout', '10s'))

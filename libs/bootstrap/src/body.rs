@@ -1,7 +1,7 @@
-//! The request body, read as the contract says: whatever is not a JSON object of at most 100 kB is empty or an error.
+//! The request body: a JSON object of at most 100 kB. Anything else counts as empty or is an error.
 //!
-//! Values stay the text they arrived as until a field is asked for. So a number keeps its exact digits (`20.00001`, and
-//! `1e999`, which no float holds), and an unknown field can neither be wrong nor deep enough to overflow a stack.
+//! Values are kept as text until a field is read. So a number keeps its exact digits (`20.00001`, and `1e999`, which no
+//! float holds), and an unknown field is not parsed: it cannot be invalid, or nested deep enough to overflow the stack.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -21,11 +21,11 @@ use crate::http::{Bodies, Charge, Receiving};
 /// Bytes a body may have: Express's `100kb`.
 pub const LIMIT: usize = 100 * 1024;
 
-/// Bytes of a body too large that are read to no purpose: a client that is still writing sees its connection reset
-/// instead of our answer.
+/// Bytes of a too large body that are read and dropped: a client that is still writing would see a connection reset
+/// instead of the response.
 const DRAINED: usize = 8 * 1024 * 1024;
 
-/// A body must be here by then. Shorter than any sensible request timeout, so that the client learns why.
+/// The time limit for receiving a body. Shorter than a usual request timeout, so that the response names the reason.
 const TIME: Duration = Duration::from_secs(5);
 
 /// The fields of a JSON object. Anything that is not declared as JSON, an empty body and an array have none.
@@ -34,10 +34,10 @@ pub struct JsonBody {
     fields: HashMap<String, Box<RawValue>>,
 }
 
-/// What a body holds under one name; of a name given twice, the last counts.
+/// The value of one field of a body. If a name occurs twice, the last value counts.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Field<'a> {
-    /// Not there.
+    /// The body has no such field.
     Missing,
     /// `null`.
     Null,
@@ -119,7 +119,7 @@ pub(crate) async fn receive(
 async fn read(receiving: &Receiving, headers: &HeaderMap, body: Body) -> Result<(), ApiError> {
     let announced = body.size_hint().lower();
     let mut too_large = announced > LIMIT as u64;
-    // This client waits for our word before it sends anything.
+    // The client sends the body only after it was asked for it (`Expect: 100-continue`).
     if too_large && headers.contains_key(header::EXPECT) {
         return Err(ApiError::TooLarge);
     }

@@ -61,7 +61,8 @@ pub struct Config {
     #[arg(long, env, default_value = "1536")]
     pub max_connections: NonZeroUsize,
 
-    /// Bytes of request bodies held at once, over all connections; for more, the oldest unfinished one is answered 408: 4MiB
+    /// Bytes of request bodies held at once, over all connections; for more, the oldest unfinished one is answered 408:
+    /// 4MiB
     #[arg(long, env, default_value = "4MiB", value_parser = max_body_bytes)]
     pub max_body_bytes: usize,
 
@@ -108,7 +109,7 @@ pub struct JwtConfig {
     #[arg(long, env, hide_env_values = true)]
     pub jwt_key: Option<String>,
 
-    /// Public key of whoever signs the users' tokens: PEM, Ed25519 or P-256
+    /// Public key that the users' tokens are verified with: PEM, Ed25519 or P-256
     #[arg(long, env, hide_env_values = true)]
     pub jwt_public_key: Option<String>,
 }

@@ -1,4 +1,4 @@
-//! The one HTTP error: every cause of failure, the status and the words it is answered with.
+//! The one HTTP error: every cause of a failure, with the status and the message of its response.
 
 use axum::Json;
 use axum::extract::rejection::{PathRejection, QueryRejection};
@@ -81,7 +81,7 @@ impl IntoResponse for ApiError {
             response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
         }
         if matches!(self, Self::TooSlow | Self::TooLarge) {
-            // The rest of the body is still under way and must not be taken for the next request.
+            // The rest of the body may still arrive, and must not be read as the next request.
             response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
         }
         response
@@ -103,14 +103,14 @@ struct Message<'a> {
     message: &'a str,
 }
 
-/// What a path holds where an id belongs is no id.
+/// A path with a malformed id is a bad request.
 impl From<PathRejection> for ApiError {
     fn from(_: PathRejection) -> Self {
         Self::BadRequest
     }
 }
 
-/// Nor is a query that does not read as one.
+/// So is a malformed query.
 impl From<QueryRejection> for ApiError {
     fn from(_: QueryRejection) -> Self {
         Self::BadRequest
@@ -129,7 +129,7 @@ impl From<sqlx::Error> for ApiError {
     }
 }
 
-/// An outage of Postgres stays one under any context that was wrapped around it.
+/// An outage of Postgres is recognized under any context.
 impl From<anyhow::Error> for ApiError {
     fn from(cause: anyhow::Error) -> Self {
         if is_outage(&cause) { unavailable(&cause) } else { Self::Internal(cause) }

@@ -1,4 +1,4 @@
-//! HTTP as every service speaks it: the door all requests come through, health, and the server that is stopped gently.
+//! HTTP for every service: the layers around its routes, health checks, and a server with a graceful shutdown.
 //!
 //! A service hands over a plain [`axum::Router`]; axum's own extractors (`Path`, `Query`, …) may be used as they are:
 //! - Any answer from 400 on that has no JSON body – a rejection of axum's, for example – is given the error body.
@@ -7,11 +7,11 @@
 //!   half-way. Only a handler that takes longer than the request timeout is ended; its client is answered 503.
 //! - A panic is answered 500 and logged, and ends nothing else.
 //! - More than `max_requests` handlers at once: 503 at once, without waiting.
-//! - What slow clients can hold is bounded: the connections, the bytes of request bodies, the pages of lists. The client
-//!   that has done nothing for longest makes room for others.
-//! - `x-request-id` is taken over or made up, is in every log line of the request, and returned.
+//! - Slow clients hold a bounded number of connections, bytes of request bodies, and pages of lists. At a limit, the client
+//!   that has been idle longest is disconnected.
+//! - `x-request-id` is kept or generated. It is in every log line of the request and in the response.
 //!
-//! What hyper cannot parse as HTTP at all (400, 414, 431) it answers itself, with no body.
+//! hyper itself responds to what it cannot parse as HTTP (400, 414, 431), without a body.
 
 mod bodies;
 mod connections;

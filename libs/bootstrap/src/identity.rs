@@ -1,4 +1,4 @@
-//! Who is asking: a token in a cookie or in the `Authorization` header, verified with the one configured key.
+//! The caller: a token in a cookie or in the `Authorization` header, verified with the configured key.
 
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -25,8 +25,8 @@ pub struct User {
     pub email: String,
 }
 
-/// The user of a request, or nobody. As an extractor it never fails: whatever is wrong with a token, a cookie or a
-/// header makes the request anonymous.
+/// The user of a request, or none. As an extractor it never fails: an invalid token, cookie or header makes the request
+/// anonymous.
 #[derive(Clone, Debug)]
 pub struct Caller(Option<User>);
 
@@ -51,7 +51,7 @@ where
     }
 }
 
-/// What tokens are verified with: one key and the one algorithm that belongs to it. Cheap to clone.
+/// The key that tokens are verified with, and its one algorithm. Cheap to clone.
 #[derive(Clone)]
 pub struct Keys(Arc<Pinned>);
 
@@ -61,7 +61,7 @@ struct Pinned {
 }
 
 impl Keys {
-    /// Reads the configured key. Fails if it is none, or one that would let anybody sign.
+    /// Reads the configured key. Fails if it is malformed, or if it would let anybody sign tokens.
     pub fn new(config: &Config) -> anyhow::Result<Self> {
         match (&config.jwt.jwt_key, &config.jwt.jwt_public_key) {
             (Some(secret), None) => Self::from_secret(secret),
@@ -74,7 +74,7 @@ impl Keys {
         if secret.is_empty() {
             bail!("JWT_KEY is empty");
         }
-        // As an HS256 secret, what is published would be enough to sign with.
+        // A public key that is used as an HS256 secret would let anybody sign.
         if secret.trim_start().starts_with("-----BEGIN") {
             bail!("JWT_KEY holds a PEM key: set JWT_PUBLIC_KEY instead");
         }
@@ -88,7 +88,7 @@ impl Keys {
         let (key, algorithm) = ed25519
             .or_else(|_| DecodingKey::from_ec_pem(pem.as_bytes()).map(|key| (key, Algorithm::ES256)))
             .context("JWT_PUBLIC_KEY is no PEM public key, Ed25519 or P-256")?;
-        // Other curves are found out only when the key is used: use it now, not at the first request.
+        // A wrong curve is an error only when the key is used: use it now, not at the first request.
         jsonwebtoken::crypto::verify("", b"", &key, algorithm).context("JWT_PUBLIC_KEY is not on P-256 or Ed25519")?;
         Ok(Self::pinned(key, algorithm))
     }
@@ -116,7 +116,7 @@ impl Keys {
 #[derive(Deserialize)]
 struct Claims {
     id: String,
-    /// Of any type: nobody is kept out for an odd address.
+    /// Of any type: an unusual address does not make a user anonymous.
     #[serde(default)]
     email: serde_json::Value,
 }

@@ -17,14 +17,14 @@
 //! `examples/hello.rs` is a whole service.
 //!
 //! It guarantees that
-//! - every answer that is not 2xx carries `{"errors":[{"message","field"?}]}`, whoever made it;
+//! - every response that is not 2xx has the body `{"errors":[{"message","field"?}]}`;
 //! - a request that was begun is finished, even if its client hangs up;
-//! - clients that send or read slowly, however many, hold a bounded amount of memory and keep out nobody;
-//! - a service stops in order: not ready, no new connections, last request answered, background tasks, connections;
+//! - any number of slow clients holds a bounded amount of memory and does not block others;
+//! - a service stops in order: not ready, no new connections, last response, background tasks, connections;
 //! - a background task that ends by itself ends the process with a non-zero code.
 //!
-//! It contains no rule of tickets or orders. It holds the configuration of the bus, and the streams and consumers of the
-//! system as they are built in.
+//! It contains no rule of tickets or orders. It holds the configuration of the bus, and the streams and consumers of
+//! the system as they are built in.
 //!
 //! Read [`run`], then [`http`], [`error`], [`body`], [`list`], [`identity`].
 

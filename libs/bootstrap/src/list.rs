@@ -1,9 +1,9 @@
 //! Lists, of any length: read from Postgres and written to the client page by page.
 //!
-//! A short list is an ordinary answer. A long one is streamed: a page is read only when the client has taken the one
-//! before, and no connection to Postgres is held in between. An error on the way ends the connection before the end of the
-//! answer, so that the client sees that it is not whole. A list is no snapshot: what changes while it is written is in it,
-//! or is not.
+//! A short list is an ordinary response. A long one is streamed: a page is read only when the client has read the one
+//! before, and no connection to Postgres is held in between. After an error the connection is closed before the end of
+//! the response, so that the client sees that the list is incomplete. A list is not a snapshot: changes during the
+//! writing may be in it.
 
 use std::io;
 use std::num::NonZeroU32;
@@ -32,7 +32,7 @@ const ROWS: u32 = 256;
 /// A page ends with the row that reaches this many bytes of text.
 const BYTES: i64 = 64 * 1024;
 
-/// What a row adds to its text when it is written as JSON, about.
+/// About how many bytes JSON adds to the text of a row.
 const NAMES: usize = 200;
 
 /// Time to read one page. Reading the whole list may take longer than a request otherwise may.
@@ -151,7 +151,7 @@ impl<R> Reader<R> {
         let room = self.limits.pages.room().await;
         let rows = self.left.map_or(ROWS, |left| left.min(ROWS));
         let part = Part { after: self.after, number: self.next.unwrap_or(i64::MAX), rows: rows.into(), bytes: BYTES };
-        // On a task of its own: a client that hangs up must not leave a statement half-read on its connection.
+        // On a task of its own: if the client hangs up, the statement is still read to its end.
         let page = self.limits.running.spawn(timeout(TIME, (self.read)(part)));
         let page = page.await.ok().and_then(Result::ok).ok_or(ApiError::Unavailable)??;
 

@@ -1,4 +1,4 @@
-//! The life of a service: parts are spawned, it serves, and everything is stopped in order.
+//! Starting and stopping a service: background tasks are spawned, it serves, and all is stopped in order.
 //!
 //! Requests end before background tasks do: their commits wake the bus, which must still be there to publish them.
 
@@ -68,8 +68,8 @@ impl Service {
     }
 }
 
-/// A service that serves. Dropping it without [`Running::stop`] is the nearest thing to a crash within a process:
-/// listener, connections and background tasks are gone at once; only handlers that were begun go on.
+/// A running service. Dropping it without [`Running::stop`] is like a crash: listener, connections and background tasks
+/// end at once; only handlers that have begun continue.
 #[must_use = "dropping it ends the service"]
 pub struct Running {
     /// Where it listens, with the port that was taken.
@@ -104,7 +104,7 @@ impl Running {
 
     async fn stop_in_order(mut self) -> anyhow::Result<()> {
         self.stop.cancel();
-        // A handler that hangs must not take the time the bus needs to hand back what it holds.
+        // A handler that hangs must not use up the time in which the bus returns its messages.
         let drained = tokio::time::timeout(self.stop_grace.mul_f32(0.75), self.server.join_next())
             .await
             .map_err(|_| anyhow!("requests were still running"))

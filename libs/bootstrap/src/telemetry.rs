@@ -1,5 +1,5 @@
-//! Logs: one line per event on stdout, where whoever runs the process collects them (12-factor), times in UTC.
-//! Metrics: counted anywhere with the `metrics` crate, read at `/metrics` in the text format of Prometheus.
+//! Logs: one line per event on stdout, with times in UTC. Metrics: recorded with the `metrics` crate, exposed at
+//! `/metrics` in the text format of Prometheus.
 
 use std::io::IsTerminal as _;
 use std::sync::{LazyLock, Mutex, PoisonError};

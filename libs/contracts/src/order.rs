@@ -46,7 +46,7 @@ pub struct OrderedTicket {
     /// The version of the ticket that was ordered.
     #[serde(deserialize_with = "event_bus_core::deserialize_version")]
     pub version: i64,
-    /// Numbers the orders of this ticket: 1, 2, 3 … A fencing token: what belongs to a lower number is history.
+    /// Numbers the orders of this ticket: 1, 2, 3 … A fencing token: an event with a lower number changes nothing.
     /// 0 where an older publisher does not say.
     #[serde(default, deserialize_with = "event_bus_core::deserialize_version")]
     pub reservation: i64,

@@ -20,8 +20,8 @@ pub fn encode_json<T: Serialize>(snapshot: &T) -> String {
     serde_json::to_string(snapshot).expect("a snapshot has a JSON form")
 }
 
-/// Reads a version, for `#[serde(deserialize_with = "event_bus_core::deserialize_version")]`. Versions count from 0: a negative one is
-/// refused, so that it does not reach a comparison.
+/// Reads a version, for `#[serde(deserialize_with = "event_bus_core::deserialize_version")]`. Versions count from 0: a
+/// negative one is refused, so that it does not reach a comparison.
 ///
 /// # Errors
 /// It is not an integer, or is negative.

@@ -4,8 +4,8 @@
 //! Data only: nothing here does input or output, and nothing knows Postgres, NATS or a domain. A crate that defines the
 //! events of a system depends on this one; services depend on `event-bus`, which exports all of it.
 //!
-//! Read [`Event`] first, then [`Publish`] and [`Endpoint`]. [`decode_json`], [`encode_json`] and [`deserialize_version`] help to
-//! implement them.
+//! Read [`Event`] first, then [`Publish`] and [`Endpoint`]. [`decode_json`], [`encode_json`] and
+//! [`deserialize_version`] help to implement them.
 #![warn(missing_docs)]
 
 mod endpoint;

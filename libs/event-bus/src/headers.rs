@@ -47,8 +47,8 @@ impl Headers {
     /// What a message carries, without the headers of NATS and of the bus. Of several values the first one counts.
     pub(crate) fn of_message(headers: Option<&HeaderMap>) -> Self {
         let all = headers.into_iter().flat_map(HeaderMap::iter);
-        let first = all.filter_map(|(name, values)| Some((name.to_string(), values.first()?.to_string())));
-        Self(first.filter(|(name, _)| !is_reserved(name)).collect())
+        let ours = all.filter(|(name, _)| !is_reserved(AsRef::<str>::as_ref(*name)));
+        Self(ours.filter_map(|(name, values)| Some((name.to_string(), values.first()?.to_string()))).collect())
     }
 
     /// As `bus.append` takes them, JSON; `None`: there are none.

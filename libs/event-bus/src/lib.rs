@@ -8,12 +8,12 @@
 //! Guaranteed: no committed event is lost, doubled in the stream, or published before an older version of its aggregate.
 //! Not guaranteed: that a handler sees an event once, or in order. Handlers compare versions instead.
 //!
-//! Beside events there are requests ([`Bus::request`], [`Bus::reply`]). A reply comes within [`Settings::reply_timeout`] or not
-//! at all: use a request only if the service also works without the reply.
+//! Beside events there are requests ([`Bus::request`], [`Bus::reply`]). A reply comes within
+//! [`Settings::reply_timeout`] or not at all: use a request only if the service also works without the reply.
 //!
-//! Needs NATS 2.12 or newer, for atomic batches, and Postgres 13 or newer; tested with NATS 2.15 and Postgres 18. In the rolling
-//! update that brings headers (migration 4), use headers and ids that are not 24 hex digits only when no replica of the
-//! release before runs: its relays publish events without headers, and do not recognize other ids.
+//! Needs NATS 2.12 or newer, for atomic batches, and Postgres 13 or newer; tested with NATS 2.15 and Postgres 18. In
+//! the rolling update that brings headers (migration 4), use headers and ids that are not 24 hex digits only when no
+//! replica of the release before runs: its relays publish events without headers, and do not recognize other ids.
 //!
 //! # A service that publishes invoices, and one that reads them
 //!

@@ -111,8 +111,8 @@ impl Pull {
                 batch.push(Message { message, context: self.jetstream.clone() });
             }
             Some(StatusCode::IDLE_HEARTBEAT) => {}
-            // The request has ended: expired, filled, or full of bytes. In a cluster this may come before the last messages of
-            // the request, so it counts only those that will not come.
+            // The request has ended: expired, filled, or full of bytes. In a cluster this may come before the last
+            // messages of the request, so it counts only those that will not come.
             Some(StatusCode::TIMEOUT | StatusCode::REQUEST_TERMINATED) if let Some(unsent) = unsent(&message) => {
                 self.due = self.due.saturating_sub(unsent);
                 if unsent == self.batch && message.status == Some(StatusCode::REQUEST_TERMINATED) {

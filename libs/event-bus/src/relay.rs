@@ -93,7 +93,8 @@ struct Relay<'a> {
     relayed: &'a Relayed,
     stream: &'static str,
     stop: &'a CancellationToken,
-    /// When the stream has refused an atomic batch. It is not forgotten with the rest: each refusal would look like a success.
+    /// When the stream has refused an atomic batch. It is not forgotten with the rest: each refusal would look like a
+    /// success.
     refused_batch: Option<Instant>,
     /// When it has looked for events that nobody relays.
     looked: Option<Instant>,

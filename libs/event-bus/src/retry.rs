@@ -16,8 +16,8 @@ pub(crate) fn jitter(ceiling: Duration) -> Duration {
 
 /// Doubles with every failure in a row from 100 ms to 1 s, jittered.
 ///
-/// Warns on the second failure in a row, because the first may be a connection that is just being opened, then once a minute
-/// while failures go on, and logs one line when they are over.
+/// Warns on the second failure in a row, because the first may be a connection that is just being opened, then once a
+/// minute while failures go on, and logs one line when they are over.
 #[derive(Debug, Default)]
 pub struct Backoff {
     failures: u32,

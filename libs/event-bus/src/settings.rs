@@ -28,9 +28,9 @@ pub struct Settings {
 
     /// Connections to Postgres for requests at most. Default: 16.
     pub database_connections: u32,
-    /// Connections to Postgres for the relay, the subscriptions, a service's own work in the background, replies to other
-    /// services, and the readiness check. A separate pool: requests and background work cannot take each other's connections.
-    /// One for each relay and subscription, `reply_concurrency`, and one more are enough. Default: 8.
+    /// Connections to Postgres for the relay, the subscriptions, a service's own work in the background, replies to
+    /// other services, and the readiness check. A separate pool: requests and background work cannot take each other's
+    /// connections. One for each relay and subscription, `reply_concurrency`, and one more are enough. Default: 8.
     pub background_connections: u32,
     /// How long to wait for a connection to Postgres, of either kind; at most 8 s. Default: 2 s.
     pub connection_timeout: Duration,

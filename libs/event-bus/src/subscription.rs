@@ -166,7 +166,7 @@ impl<H: Handler> Subscription<'_, H> {
         let (mut together, mut alone, mut poison) = (Deliveries::default(), Deliveries::default(), Vec::new());
         for message in batch {
             match decode::<H::Event>(&message) {
-                Ok(event) if self.suspects.contains_key(&event.aggregate_id()) => {
+                Ok(event) if !self.suspects.is_empty() && self.suspects.contains_key(&event.aggregate_id()) => {
                     alone.push(message, event);
                 }
                 Ok(event) => together.push(message, event),

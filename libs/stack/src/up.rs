@@ -15,9 +15,9 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 /// replicas from 3003 upwards, Postgres at 5432, NATS at 4222 and 8222 (monitoring); instead of a port that is taken it
 /// chooses another and says so. Images that are neither here nor can be pulled are built.
 ///
-/// Ends with 0 after Ctrl-C or SIGTERM, when everything has stopped in order; a second Ctrl-C stops it at once. Ends with
-/// 1 if a service ends by itself or something cannot be started. All other settings of the services, such as what they log, are
-/// taken from the environment: see `cargo up tickets --help` and `cargo up orders --help`.
+/// Ends with 0 after Ctrl-C or SIGTERM, when everything has stopped in order; a second Ctrl-C stops it at once. Ends
+/// with 1 if a service ends by itself or something cannot be started. All other settings of the services, such as what
+/// they log, are taken from the environment: see `cargo up tickets --help` and `cargo up orders --help`.
 #[derive(clap::Parser)]
 #[command(bin_name = "cargo up")]
 pub(crate) struct Up {

@@ -2,7 +2,7 @@
 //! container ends too.
 
 #[tokio::main]
-#[expect(clippy::print_stdout, reason = "whoever started it reads this")]
+#[expect(clippy::print_stdout, reason = "the caller reads it")]
 async fn main() -> anyhow::Result<()> {
     let nats = testkit::Nats::start().await?;
     println!("{} in container {}", nats.server(), nats.id());

@@ -35,7 +35,8 @@ pub struct Container {
 
 /// A client of the server, which finds out whether the server answers.
 pub(crate) trait Probe: Debug + Send + Sync + 'static {
-    /// Connects and asks something. Boxed, because a client that connects is large, and this is part of every test's future.
+    /// Connects and asks something. Boxed, because a client that connects is large, and this is part of every test's
+    /// future.
     fn answers(&self) -> BoxFuture<'_, Result<()>>;
 }
 
@@ -65,8 +66,9 @@ impl Container {
             let reaper = Reaper::watch(["docker", "rm", "--force", "--volumes", running.id()])?;
             Ok(Self { running: Some(running), probe: Box::new(probe), port, _reaper: reaper })
         };
-        // On a runtime of its own: a request to Docker that is cancelled may still create a container, which nothing would
-        // remove. There it is completed, also when this runtime shuts down, and the container is dropped if this future was.
+        // On a runtime of its own: a request to Docker that is cancelled may still create a container, which nothing
+        // would remove. There it is completed, also when this runtime shuts down, and the container is dropped if this
+        // future was.
         let container = spawn_blocking(|| run_to_its_end(create)).await?;
         let container = container.with_context(|| format!("cannot start {name}:{tag}"))?;
         container.answers().await?;
@@ -154,8 +156,8 @@ impl Container {
 impl Drop for Container {
     fn drop(&mut self) {
         let Some(container) = self.running.take() else { return };
-        // testcontainers removes it in the current runtime, which panics outside of one and in one that shuts down. A thread
-        // with a runtime of its own works everywhere.
+        // testcontainers removes it in the current runtime, which panics outside of one and in one that shuts down. A
+        // thread with a runtime of its own works everywhere.
         let removed = std::thread::spawn(move || run_to_its_end(async { Ok(container.rm().await?) }));
         if let Err(error) = removed.join().unwrap_or_else(|_| Err(anyhow!("panicked"))) {
             say(&format!("could not remove a container: {error:#}"));

@@ -48,7 +48,8 @@ const HELD_BY_PARENT: &str = "PARENT_HOLDS_STDIN";
 const LINES_KEPT: usize = 10_000;
 
 impl Process {
-    /// Starts the service `name` from a binary that takes the name as its argument, with this environment added. It listens on a free port of 127.0.0.1. Does not wait: see [`wait_ready`](Self::wait_ready).
+    /// Starts the service `name` from a binary that takes the name as its argument, with this environment added. It
+    /// listens on a free port of 127.0.0.1. Does not wait: see [`wait_ready`](Self::wait_ready).
     pub fn spawn<K, V>(binary: &Path, name: &str, env: impl IntoIterator<Item = (K, V)>) -> Result<Self>
     where
         K: Into<OsString>,

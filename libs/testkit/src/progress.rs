@@ -2,7 +2,8 @@ use std::io::{Write, stderr};
 use std::time::Duration;
 use tokio::time::{Instant, MissedTickBehavior, interval_at};
 
-/// A line for the person who waits. It reaches the terminal from inside a test, too (the harness only holds back `eprintln!`).
+/// A line for the person who waits. It reaches the terminal from inside a test, too (the harness only holds back
+/// `eprintln!`).
 pub fn say(line: &str) {
     // A closed terminal is no reason to stop.
     let _ = writeln!(stderr(), "--- {line}");

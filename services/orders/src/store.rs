@@ -53,7 +53,7 @@ fn by_id(rows: Vec<Row>) -> anyhow::Result<BTreeMap<Id, Order>> {
     rows.into_iter().map(|row| Order::try_from(row).map(|order| (order.id, order))).collect()
 }
 
-/// The order `id`, whoever's it is.
+/// The order `id` of any user.
 pub async fn find(db: &mut PgConnection, id: Id) -> anyhow::Result<Option<Order>> {
     sqlx::query_as!(
         Row,

@@ -8,8 +8,8 @@ use tracing::debug;
 
 use crate::error::ApiError;
 
-/// What all bodies hold together. When a body needs more than is left, the unfinished one that began first is given up
-/// ([`ApiError::TooSlow`]): a client that sends at normal speed is never the first of many that send slowly.
+/// The bytes of all bodies together. When a body needs more than is left, the unfinished body that began first is
+/// dropped ([`ApiError::TooSlow`]): among many slow clients, that is never a client that sends at normal speed.
 pub(crate) struct Bodies {
     limit: usize,
     held: Mutex<Held>,
@@ -22,14 +22,14 @@ struct Held {
     next: u64,
     /// The one that began first comes first. The bytes are here, so that giving up a body frees them at once.
     unfinished: BTreeMap<u64, Unfinished>,
-    /// Segments of bodies that are over, for the next ones, until none is unfinished. The allocator would give them back to
-    /// the arena of another thread, and take new ones: measured under 1,300 slow bodies, a quarter more memory.
+    /// Segments of finished bodies, kept for the next ones until no body is unfinished. The allocator would return them
+    /// to the arena of another thread and take new ones: measured under 1,300 slow bodies, a quarter more memory.
     free: Vec<Vec<u8>>,
 }
 
 struct Unfinished {
-    /// All full but the last. One vector that grows would leave holes of all sizes between those of other bodies: measured
-    /// under 1,300 slow bodies, a sixth more memory.
+    /// All full but the last. One vector that grows would leave holes of all sizes between those of other bodies:
+    /// measured under 1,300 slow bodies, a sixth more memory.
     segments: Vec<Vec<u8>>,
     given_up: Arc<Notify>,
 }
@@ -95,7 +95,7 @@ impl Held {
 
 impl Receiving {
     /// # Errors
-    /// `TooSlow`: it was given up. `Unavailable`: handlers hold all bytes that there may be.
+    /// `TooSlow`: the body was dropped. `Unavailable`: handlers hold all bytes of the limit.
     pub(crate) fn append(&self, mut chunk: &[u8]) -> Result<(), ApiError> {
         let mut held = self.bodies.held();
         let held = &mut *held;
@@ -116,7 +116,7 @@ impl Receiving {
         Ok(())
     }
 
-    /// Returns when it was given up.
+    /// Returns when the body was dropped.
     pub(crate) async fn given_up(&self) {
         self.given_up.notified().await;
     }

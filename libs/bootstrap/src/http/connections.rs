@@ -1,4 +1,4 @@
-//! The connections that are open, bounded: a new one is never kept out by one that does nothing.
+//! The open connections, bounded: an idle connection never blocks a new one.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -7,11 +7,12 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::debug;
 
-/// Connections beyond the limit while all others are busy: for health checks, and for answers that say so.
+/// Connections beyond the limit while all others are busy: for health checks, and for 503 responses.
 const SPARE: usize = 64;
 
-/// At most `limit` connections, and [`SPARE`] more while all are busy. For one more, the one that has been idle longest is closed; if none is idle, the one that
-/// has been sending a body longest. A connection whose request is in its handler is never closed.
+/// At most `limit` connections, and [`SPARE`] more while all are busy. For one more, the connection that has been idle
+/// longest is closed; if none is idle, the one that has been sending a body longest. A connection whose request is in
+/// its handler is never closed.
 pub(crate) struct Connections {
     limit: usize,
     open: Mutex<Open>,
@@ -73,7 +74,7 @@ impl Connections {
         Entry { connections: self.clone(), number, connection }
     }
 
-    /// Closes one for another, unless all are busy.
+    /// Closes a connection, unless all are busy.
     pub(crate) fn close_one(&self) {
         self.lock().close_one(None);
     }

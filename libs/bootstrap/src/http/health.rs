@@ -13,9 +13,9 @@ use crate::telemetry;
 
 #[derive(Clone)]
 pub(crate) struct Health {
-    /// Asked for Postgres only: no handler needs NATS.
+    /// Asked whether Postgres is ready; not for NATS, which no handler needs.
     pub(crate) bus: Bus,
-    /// Once cancelled, we are not ready: new requests are better sent elsewhere.
+    /// Once cancelled, the service is not ready: new requests go to other replicas.
     pub(crate) stop: CancellationToken,
 }
 

@@ -41,7 +41,7 @@ pub(crate) struct Middleware {
     pub(crate) limits: Arc<Limits>,
 }
 
-/// What requests share, and how much of it there is.
+/// The limits that all requests share.
 pub(crate) struct Limits {
     /// Handlers, with or without a client that waits for them, and lists that are being written.
     pub(crate) running: TaskTracker,
@@ -90,7 +90,7 @@ impl Middleware {
             )
             .map_response(with_error_body)
             .layer(from_fn_with_state(limits.clone(), run_on_own_task))
-            // On that task: a handler that waits for what never comes must not hold its permit and its connection.
+            // On that task: a handler that waits for ever must not keep its permit and its connection.
             .layer(TimeoutLayer::with_status_code(StatusCode::SERVICE_UNAVAILABLE, config.request_timeout))
             .layer(CatchPanicLayer::custom(|panic: Box<dyn Any + Send>| {
                 ApiError::Internal(anyhow!("the handler panicked: {}", event_bus::panic_message(&*panic)))
@@ -106,7 +106,7 @@ impl Middleware {
     }
 }
 
-/// Keeps the caller's id if it is fit for a log line, else makes a new one.
+/// Keeps the request id of the caller if it fits into a log line, else generates one.
 fn with_sane_request_id(mut request: Request) -> Request {
     let sane = |id: &HeaderValue| (1..=128).contains(&id.len()) && id.as_bytes().iter().all(u8::is_ascii_graphic);
     if !request.headers().get(REQUEST_ID).is_some_and(sane) {
@@ -153,7 +153,7 @@ async fn take_permit(State(limits): State<Arc<Limits>>, mut request: Request, ne
     ApiError::Unavailable.into_response()
 }
 
-/// Express tolerates exactly one slash at the end of a path; tower-http's `NormalizePath` would drop any number.
+/// Removes one slash at the end of a path, as Express does; tower-http's `NormalizePath` removes any number.
 fn without_trailing_slash(mut request: Request) -> Request {
     let uri = request.uri();
     if let Some(path) = uri.path().strip_suffix('/').filter(|path| !path.is_empty())
@@ -196,12 +196,13 @@ async fn run_on_own_task(State(limits): State<Arc<Limits>>, mut request: Request
         drop((permit, body));
         answer
     });
-    // Its panics are caught: without an answer, the task was cancelled because the runtime is going down.
+    // Panics are caught, so an error means that the task was cancelled because the runtime shuts down.
     let answer = limits.running.spawn(handler.in_current_span()).await;
     answer.unwrap_or_else(|_| ApiError::Unavailable.into_response())
 }
 
-/// Rejections of axum's extractors are plain text, layers answer without a body; clients expect the error body.
+/// Adds the error body that clients expect: rejections of axum's extractors are plain text, and layers respond without
+/// a body.
 fn with_error_body(response: Response) -> Response {
     let is_json = response.headers().get(header::CONTENT_TYPE).is_some_and(|value| value == "application/json");
     match response.status() {

@@ -14,14 +14,14 @@ use super::connections::Connection;
 /// Pages in memory at once. A page is at most 64 kB and one item, so these are 10 MB at most.
 const AT_ONCE: usize = 64;
 
-/// Pages read at once for lists that are under way: most connections to Postgres are for new requests.
+/// Pages that are read at once for lists that are being written: most connections to Postgres are for new requests.
 const READING: usize = 4;
 
 /// How long a client may take for one page, once others wait for the room.
 const PATIENCE: Duration = Duration::from_millis(100);
 
-/// Room for [`AT_ONCE`] pages. When there is none, the client that has not taken its page for longest is given up: its
-/// connection is closed. So clients that read slowly keep out nobody.
+/// Room for [`AT_ONCE`] pages. When it is full, the connection of the client that has not read its page for longest is
+/// closed. So slow clients do not block others.
 pub(crate) struct Pages {
     /// Held while a page that is not the first of its list is read.
     pub(crate) reading: Semaphore,
@@ -32,7 +32,7 @@ pub(crate) struct Pages {
 #[derive(Default)]
 struct Sending {
     next: u64,
-    /// The one that has been on its way longest comes first.
+    /// The page that has been on its way longest comes first.
     pages: BTreeMap<u64, (Instant, Arc<Connection>)>,
 }
 
@@ -89,7 +89,7 @@ impl Pages {
 }
 
 impl Room {
-    /// The page, on its way to the client of `connection`. There is room again when it was written or given up.
+    /// The page, on its way to the client of `connection`. Its room is free again when it was written or dropped.
     pub(crate) fn send(mut self, page: Vec<u8>, connection: Arc<Connection>) -> Bytes {
         let mut sending = self.pages.sending();
         let number = sending.next;

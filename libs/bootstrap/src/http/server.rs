@@ -26,34 +26,36 @@ use super::Middleware;
 use super::connections::{Busy, Connection, Entry};
 use super::patient::Patient;
 
-/// Time for the head of a request, and so for the silence between two requests on one connection.
+/// The time limit for the head of a request, and for the pause between two requests on one connection.
 const HEADER_TIME: Duration = Duration::from_secs(10);
 
-/// Bytes that a connection reads or writes at once, and so the largest head of a request: what Node takes as well.
+/// Bytes that a connection reads or writes at once. It is also the largest head of a request, the same as that of Node.
 const BUFFER: usize = 16 * 1024;
 
 /// Connections that wait to be accepted.
 const BACKLOG: u32 = 1024;
 
-/// Time until `accept` is tried again when it failed for want of something, such as file descriptors.
+/// How long to wait after `accept` has failed, for example without a free file descriptor.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(200);
 
-/// How long connections and requests that are on their way when we are told to stop are still taken. Each is told that
-/// its connection ends; to close idle connections at once would tear some under a request.
-const FAREWELL: Duration = Duration::from_millis(500);
+/// How long connections and requests are still accepted after the stop began: they may have been on their way. Each
+/// response says that its connection ends. Idle connections are not closed at once, because a request may just arrive
+/// on one.
+const STILL_ACCEPTING: Duration = Duration::from_millis(500);
 
-/// How long lists that are under way may go on after that. Shorter than the time that a service gives its requests to stop.
+/// How long lists that are being written may continue after that. Shorter than the time that a service gives its
+/// requests.
 const FINISH: Duration = Duration::from_secs(10);
 
-/// How long a client may take for one page of a list meanwhile. The kernel asks for the next bytes only when most of what
-/// it holds was taken: at 20 kB/s that is every 5 s.
+/// How long a client may take for one page of a list meanwhile. The kernel takes more bytes only when most of its
+/// buffer was read: at 20 kB/s that is every 5 s.
 const STALLED: Duration = Duration::from_secs(6);
 
-/// How long the last answers may take on their way out.
-const LAST_WORDS: Duration = Duration::from_secs(1);
+/// How long the last responses may take.
+const LAST_RESPONSES: Duration = Duration::from_secs(1);
 
-/// Bytes of an answer that the kernel keeps for a client that does not take them. Left to itself it keeps megabytes, and the
-/// memory limit of a container counts them.
+/// Bytes of a response that the kernel buffers for a client that does not read. Its default is megabytes, which count
+/// against the memory limit of a container.
 const SEND_BUFFER: u32 = 128 * 1024;
 
 /// Listens on `address`.
@@ -66,14 +68,14 @@ pub(crate) fn listen(address: SocketAddr) -> io::Result<TcpListener> {
     socket.listen(BACKLOG)
 }
 
-/// Serves until `stop`, and [`FAREWELL`] longer; then accepts no more, closes idle connections, and returns when the last
-/// request is answered and the last handler has ended. Dropping the future closes all connections at once.
+/// Serves until `stop`, and [`STILL_ACCEPTING`] longer; then accepts no more, closes idle connections, and returns when
+/// the last request is answered and the last handler has ended. Dropping the future closes all connections at once.
 pub(crate) async fn serve(listener: TcpListener, middleware: Arc<Middleware>, stop: CancellationToken) {
     let mut connections = JoinSet::new();
     let closing = CancellationToken::new();
     let mut farewell = pin!(async {
         stop.cancelled().await;
-        tokio::time::sleep(FAREWELL).await;
+        tokio::time::sleep(STILL_ACCEPTING).await;
         closing.cancel();
     });
     loop {
@@ -88,7 +90,7 @@ pub(crate) async fn serve(listener: TcpListener, middleware: Arc<Middleware>, st
                 }
                 Err(error) if concerns_one_client(&error) => debug!(%error, "a client left before it was accepted"),
                 Err(error) => {
-                    // File descriptors, most likely: another connection has to give up its own.
+                    // Probably no file descriptor is free: closing another connection frees one.
                     middleware.limits.connections.close_one();
                     error!(%error, "cannot accept connections");
                     tokio::time::sleep(ACCEPT_PAUSE).await;
@@ -96,32 +98,32 @@ pub(crate) async fn serve(listener: TcpListener, middleware: Arc<Middleware>, st
             },
         }
     }
-    // From here on the kernel refuses connections, and whoever balances the load tries another replica.
+    // From here on the kernel refuses connections, and a load balancer tries another replica.
     drop(listener);
-    // Lists are finished, unless their clients do not take them, or it takes too long.
+    // Lists are finished, unless their clients do not read, or they take too long.
     let begun = Instant::now();
-    while timeout(LAST_WORDS, middleware.drained()).await.is_err() {
+    while timeout(LAST_RESPONSES, middleware.drained()).await.is_err() {
         while middleware.limits.pages.give_up_one(STALLED) {}
         if begun.elapsed() > FINISH {
             middleware.limits.connections.close_all();
         }
     }
-    // The last answers go out. A client that does not take its answer, or never finished its request, is owed nothing.
+    // The last responses are sent. A client that does not read, or has not finished its request, is disconnected.
     let answered = async {
         while let Some(ended) = connections.join_next().await {
             report_panic(ended);
         }
     };
-    if timeout(LAST_WORDS, answered).await.is_err() {
+    if timeout(LAST_RESPONSES, answered).await.is_err() {
         debug!(connections = connections.len(), "clients that would not end are cut off");
     }
 }
 
 async fn serve_connection(stream: TcpStream, entry: Entry, service: Router, closing: CancellationToken) {
-    // Answers are small: waiting to fill a packet would only delay them. A failure means that the client is gone.
+    // Responses are small: waiting to fill a packet would only delay them. A failure means that the client has hung up.
     let _ = stream.set_nodelay(true);
     let begun = async {
-        // Until a client says something, its connection needs no buffers.
+        // A connection needs no buffers before the client has sent something.
         let first = timeout(HEADER_TIME, stream.peek(&mut [0])).await;
         first.is_ok_and(|first| first.is_ok_and(|bytes| bytes > 0))
     };
@@ -129,7 +131,7 @@ async fn serve_connection(stream: TcpStream, entry: Entry, service: Router, clos
         biased;
         () = entry.connection.closed() => {}
         begun = begun => if begun {
-            // Boxed, so that a silent connection does not need the memory for one that speaks.
+            // Boxed, so that a connection without a request needs less memory.
             Box::pin(serve_requests(stream, &entry.connection, service, closing.clone())).await;
         },
         () = closing.cancelled() => {}
@@ -172,7 +174,7 @@ async fn answer(
     connection: Arc<Connection>,
     service: Router,
 ) -> Result<Response<Answer>, Infallible> {
-    // Without a request to answer, the connection is closed.
+    // Without a request, the connection is closed.
     let Some(busy) = busy else { return std::future::pending().await };
     let mut request = request.map(Body::new);
     request.extensions_mut().insert(connection);
@@ -180,7 +182,7 @@ async fn answer(
     Ok(response.map(|body| Answer { body, _busy: busy }))
 }
 
-/// The body of an answer. Its connection is busy until it has ended.
+/// The body of a response. The connection is busy until it ends.
 struct Answer {
     body: Body,
     _busy: Busy,

@@ -1,9 +1,10 @@
 //! Up to which id the outbox is empty for good, so that no step walks over what was published before.
 //!
 //! Postgres assigns an id before the commit, so a row with a smaller id may appear after a greater id was published. A
-//! published id becomes the floor when two things are true. First, every transaction that was writing to the outbox when the
-//! id was seen has ended: such a transaction holds a lock on the table from before it gets an id until its end, and the
-//! server lists locks. Second, the outbox was read again afterwards, which finds what such a transaction has committed.
+//! published id becomes the floor when two things are true. First, every transaction that was writing to the outbox
+//! when the id was seen has ended: such a transaction holds a lock on the table from before it gets an id until its
+//! end, and the server lists locks. Second, the outbox was read again afterwards, which finds what such a transaction
+//! has committed.
 
 use crate::connection::Transaction;
 use std::collections::HashSet;

@@ -151,7 +151,8 @@ fn whole(transactions: &[i64], behind: &[i64]) -> usize {
     if whole == 0 { transactions.len() } else { whole }
 }
 
-/// Deletes published rows, `ids` in ascending order, and moves the position from where it is to `last_seq`, which is greater.
+/// Deletes published rows, `ids` in ascending order, and moves the position from where it is to `last_seq`, which is
+/// greater.
 ///
 /// Now and then also where the release before looks for it: its relays may run at the same time during an update, and read
 /// 4096 messages at most to catch up. To update the row each time would leave a dead version of it for each batch.
@@ -189,8 +190,8 @@ pub(super) async fn move_on(
     Ok(())
 }
 
-/// Streams that are not among `relayed`, and of which an event has been waiting for 10 s. Reads the index between the relayed
-/// streams only: their own part of it may hold many dead rows. Of several between two relayed ones, the first.
+/// Streams that are not among `relayed`, and of which an event has been waiting for 10 s. Reads the index between the
+/// relayed streams only: their own part of it may hold many dead rows. Of several between two relayed ones, the first.
 pub(super) async fn forgotten(db: &mut PgConnection, relayed: &[&str]) -> sqlx::Result<Vec<String>> {
     let forgotten = sqlx::query_scalar!(
         r#"

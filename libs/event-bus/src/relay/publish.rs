@@ -77,7 +77,9 @@ pub(super) async fn publish(broker: &Broker, stream: &str, last_seq: u64, rows: 
         Response::Err { error } => match error.error_code().0 {
             WRONG_LAST_SEQUENCE | DUPLICATE_IN_BATCH => Ok(Published::Elsewhere),
             ATOMIC_DISABLED => Ok(Published::Singly),
-            INCOMPLETE_BATCH => bail!("the server cannot store (disk full? a subject that no stream has?): {error}"),
+            INCOMPLETE_BATCH => {
+                bail!("the server cannot store (disk full?), or no stream has the subject: {error}")
+            }
             _ => bail!("the server refused: {error}"),
         },
     }

@@ -39,7 +39,8 @@ pub(super) enum LostHistory {
     #[error(
         "the database lost history: {stream} holds {event_id} at {seq}, and the outbox {difference}. The database is \
          older than the stream, unless another program has published that message. Nothing is published. Restore a newer \
-         database; or, to go on with this one and give versions out twice, run `update bus.relay set last_seq = {end} where stream = '{stream}'`"
+         database; or, to go on with this one and give versions out twice, run `update bus.relay set last_seq = {end} \
+         where stream = '{stream}'`"
     )]
     Database { stream: String, event_id: String, seq: u64, difference: &'static str, end: u64 },
 }

@@ -51,8 +51,8 @@ pub(crate) enum Drift {
 /// Services do not call it, and need no right for it.
 ///
 /// # Errors
-/// It did not work for all of `patience`; or the server does not change an option of what exists, which the error names. All
-/// others are changed before this is reported.
+/// It did not work for all of `patience`; or the server does not change an option of what exists, which the error
+/// names. All others are changed before this is reported.
 pub async fn provision(settings: &NatsSettings, topology: &Topology, patience: Duration) -> anyhow::Result<()> {
     let nats = nats::connect(settings, "provisioner", "provisioner").await?;
     let jetstream = nats::jetstream(settings, nats.clone());
@@ -80,8 +80,8 @@ impl Provisioner {
         Self { jetstream, topology, replicas, logged: Mutex::default() }
     }
 
-    /// Creates what is missing. Doing it twice, or from several replicas at once, changes nothing. An option that the server
-    /// does not change is logged once, and is no error: the service works with what there is.
+    /// Creates what is missing. Doing it twice, or from several replicas at once, changes nothing. An option that the
+    /// server does not change is logged once, and is no error: the service works with what there is.
     pub(crate) async fn ensure(&self, drift: Drift) -> anyhow::Result<()> {
         let outcome = ensure(&self.jetstream, &self.topology, self.replicas, drift).await?;
         let mut logged = self.logged.lock().unwrap_or_else(PoisonError::into_inner);

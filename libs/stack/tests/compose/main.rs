@@ -1,7 +1,7 @@
-//! `docker-compose.yml` as it is: whoever starts it has a system that sells tickets, and survives what people do to it.
+//! `docker-compose.yml` as it is: the system that it starts sells tickets, and survives restarts and stops.
 //!
-//! With `IMAGES=built` it takes the images that `infra/docker/build` made, and looks at them; `.ci/run` does that. Otherwise
-//! it makes one of the binary that is compiled for tests anyway.
+//! With `IMAGES=built` it takes the images that `infra/docker/build` made, and looks at them; `.ci/run` does that.
+//! Otherwise it makes one of the binary that is compiled for tests anyway.
 
 #![allow(clippy::disallowed_methods, reason = "tests look into tables, and publish what no relay would")]
 

@@ -54,7 +54,7 @@ const REFUSED: [(&str, Try); 65] = [
     ("tickets", Publish("_INBOX_provisioner.one")),
     ("monitor", Publish("$JS.API.STREAM.PURGE.TICKETS")),
     ("monitor", Publish("$JS.API.STREAM.DELETE.TICKETS")),
-    // Streams and consumers: whoever makes a consumer can read every stream.
+    // Streams and consumers: a user that may create consumers can read every stream.
     ("orders", Publish("$JS.API.STREAM.CREATE.MINE")),
     ("orders", Publish("$JS.API.STREAM.UPDATE.ORDERS")),
     ("orders", Publish("$JS.API.CONSUMER.CREATE.TICKETS")),

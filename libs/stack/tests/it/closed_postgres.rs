@@ -114,7 +114,7 @@ async fn a_forgotten_session_of_a_service_ends_by_itself() -> Result<()> {
     Ok(())
 }
 
-/// It cannot migrate, and waits for whoever can.
+/// It cannot migrate, and waits for the owner.
 #[tokio::test]
 async fn a_service_that_is_started_too_early_says_what_is_missing_and_becomes_ready_when_it_is_there() -> Result<()> {
     let postgres = Postgres::start().await?;

@@ -1,5 +1,5 @@
-//! Each image holds the service it is named after. Skaffold keeps images by build command and sources, not by name: with one
-//! command for two images, its second run deploys one of them twice. Nothing is compiled here.
+//! Each image holds the service it is named after. Skaffold keeps images by build command and sources, not by name:
+//! with one command for two images, its second run deploys one of them twice. Nothing is compiled here.
 
 use anyhow::{Context, Result, ensure};
 use std::collections::BTreeSet;

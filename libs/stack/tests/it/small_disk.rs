@@ -8,8 +8,8 @@ use tokio::process::Command;
 /// More than the room that `infra/nats/frozen.sh` asks for.
 const SIZE: &str = "128m";
 
-/// A volume of Docker's. Docker forgets what is in memory when no container uses it: a container that sleeps keeps it. To be
-/// dropped after what uses it.
+/// A volume of Docker's. Docker forgets what is in memory when no container uses it: a container that sleeps keeps it.
+/// To be dropped after what uses it.
 pub struct SmallDisk {
     /// The volume's name.
     pub volume: String,
