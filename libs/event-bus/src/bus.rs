@@ -10,7 +10,7 @@ use crate::retry::Backoff;
 use crate::schema::Schema;
 use crate::settings::Settings;
 use crate::subscription::{self, Handler};
-use crate::topology::Drift;
+use crate::topology::{Drift, PROVISIONING};
 use event_bus_core::{Endpoint, Publish};
 use serde::{Serialize, de::DeserializeOwned};
 use std::sync::Arc;
@@ -147,15 +147,14 @@ impl Bus {
 
     /// Waits for the tables, for NATS, and for streams and consumers where we create them. `false`: stopped before.
     async fn prepared(&self, stop: &CancellationToken) -> bool {
-        let what = "provisioning streams and consumers";
         let mut backoff = Backoff::default();
         let prepare = async {
             self.database.migrate().await;
             self.broker.wait_connected().await;
             while let Err(error) = self.broker.provision(Drift::Mend).await {
-                sleep(backoff.fail(what, &error)).await;
+                sleep(backoff.fail(PROVISIONING, &error)).await;
             }
-            backoff.succeed(what);
+            backoff.succeed(PROVISIONING);
         };
         stop.run_until_cancelled(prepare).await.is_some()
     }

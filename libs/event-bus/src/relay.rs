@@ -194,20 +194,19 @@ impl Relay<'_> {
 
     /// Now and then, one relay of the process looks for events that no relay of the process publishes.
     async fn look_for_forgotten(&mut self) -> anyhow::Result<()> {
-        let relayed = self.relayed.streams();
-        if relayed.first() != Some(&self.stream) || self.looked.is_some_and(|last| last.elapsed() < FORGOTTEN) {
+        if self.looked.is_some_and(|last| last.elapsed() < FORGOTTEN) {
             return Ok(());
         }
         self.looked = Some(Instant::now());
+        let relayed = self.relayed.streams();
+        if relayed.first() != Some(&self.stream) {
+            return Ok(());
+        }
         let mut db = self.database.background_connection().await?;
         let forgotten = outbox::forgotten(&mut db, &relayed).await?;
         if !forgotten.is_empty() {
             let streams = forgotten.join(", ");
-            tracing::error!(
-                streams,
-                "events wait in the outbox, and no relay of this process publishes them: start a \
-                                      relay for each stream"
-            );
+            tracing::error!(streams, "events wait in the outbox that no relay of this process publishes: start one");
         }
         Ok(())
     }

@@ -6,6 +6,7 @@
 use crate::broker::Broker;
 use crate::connection::Connection;
 use crate::database::Database;
+use crate::headers::TRACEPARENT;
 use crate::retry::Backoff;
 use crate::settings::Settings;
 use crate::{panics, trace};
@@ -65,7 +66,7 @@ impl Requester {
         self.broker.connected()?;
         let mut headers = HeaderMap::new();
         if let Some(traceparent) = trace::current() {
-            headers.insert("traceparent", traceparent);
+            headers.insert(TRACEPARENT, traceparent);
         }
         let request = async_nats::Request::new().payload(serde_json::to_vec(body)?.into()).headers(headers);
         let reply = self.broker.client.send_request(endpoint.subject(), request);
@@ -141,7 +142,7 @@ impl<R> Replier<'_, R> {
             return tracing::warn!(reply = ?request.message.reply, "a request names no inbox for its reply: ignored");
         }
         let headers = request.message.headers.as_ref();
-        let traceparent = headers.and_then(|headers| headers.get("traceparent")).map(ToString::to_string);
+        let traceparent = headers.and_then(|headers| headers.get(TRACEPARENT)).map(ToString::to_string);
         let reply = match serde_json::from_slice(&request.message.payload) {
             Err(error) => Err(failure(400, "Bad Request", &error.into())),
             Ok(body) => match timeout(self.timeout, trace::scope(traceparent, self.find(body))).await {

@@ -9,7 +9,7 @@ mod provision;
 mod rules;
 
 pub use provision::provision;
-pub(crate) use provision::{Drift, Provisioner};
+pub(crate) use provision::{Drift, PROVISIONING, Provisioner};
 
 use rules::Rule;
 use serde_json::{Map, Value};

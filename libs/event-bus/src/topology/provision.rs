@@ -35,7 +35,8 @@ const STREAM_OPTION: u64 = 10052;
 /// Replies to a configuration that the server refuses however often it is sent.
 const FINAL: [u64; 5] = [CONSUMER_OPTION, UNKNOWN_OPTION, MEMORY, DISK, STREAM_OPTION];
 
-const WHAT: &str = "provisioning streams and consumers";
+/// What is logged while it fails.
+pub(crate) const PROVISIONING: &str = "provisioning streams and consumers";
 
 /// What to do about what is there but configured otherwise.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -61,7 +62,7 @@ pub async fn provision(settings: &NatsSettings, topology: &Topology, patience: D
         let outcome = ensure(&jetstream, topology, settings.stream_replicas, Drift::Mend).await?;
         outcome.failed.map_or(Ok(outcome.unchanged), Err)
     };
-    let unchanged = patiently(patience, WHAT, may_pass, attempt).await?;
+    let unchanged = patiently(patience, PROVISIONING, may_pass, attempt).await?;
     ensure!(unchanged.is_empty(), "not all is as the files say: {}", unchanged.join("; "));
     Ok(())
 }
@@ -225,7 +226,7 @@ impl<'a> Object<'a> {
         let stays = shown(config.get(option).unwrap_or(&Value::Null));
         format!(
             "{what}: {option} stays {stays}, its file says {wanted}: the server refuses the change: {error}. Correct the \
-             file; or delete the {what} with {command}, and provision again to create it anew"
+             file; or delete the {what} with {command}, and provision again to create it"
         )
     }
 
