@@ -7,5 +7,7 @@ grant select, insert, update (last_seq) on bus.relay to :"role";
 grant select, insert, delete on bus.position to :"role";
 grant update (floor) on bus.position to :"role";
 grant select, insert, update on bus.dead_letters to :"role";
+grant select, insert, delete on bus.tasks to :"role";
+grant update (status, due_at, attempts, error, updated_at) on bus.tasks to :"role";
 -- is the database up to date, and ours?
 grant select on bus._migrations, bus.service to :"role";

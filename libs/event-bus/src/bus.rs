@@ -3,13 +3,15 @@
 use crate::broker::Broker;
 use crate::connection::{Connection, Transaction};
 use crate::database::Database;
+use crate::duties::Duties;
 use crate::error::Result;
-use crate::relay::{self, Relayed};
+use crate::relay;
 use crate::request::{self, Requester};
 use crate::retry::Backoff;
 use crate::schema::Schema;
 use crate::settings::Settings;
 use crate::subscription::{self, Handler};
+use crate::task::{self, Task};
 use crate::topology::{Drift, PROVISIONING};
 use event_bus_core::{Endpoint, Publish};
 use serde::{Serialize, de::DeserializeOwned};
@@ -28,7 +30,7 @@ pub struct Bus {
     database: Database,
     broker: Broker,
     requester: Requester,
-    relayed: Relayed,
+    duties: Duties,
 }
 
 impl Bus {
@@ -42,7 +44,7 @@ impl Bus {
         let database = Database::open(&settings, schema)?;
         let broker = Broker::connect(&settings).await?;
         let requester = Requester::new(broker.clone(), settings.reply_timeout);
-        Ok(Self { settings: Arc::new(settings), database, broker, requester, relayed: Relayed::default() })
+        Ok(Self { settings: Arc::new(settings), database, broker, requester, duties: Duties::default() })
     }
 
     /// A connection for reading.
@@ -83,11 +85,11 @@ impl Bus {
         stop: CancellationToken,
     ) -> impl Future<Output = anyhow::Result<()>> + Send + 'static {
         // Now, and not when the task runs: another relay may look first.
-        self.relayed.add(E::STREAM);
+        self.duties.relays(E::STREAM);
         async move {
             if self.prepared(&stop).await {
-                let Self { database, broker, settings, relayed, .. } = &self;
-                relay::run(database, broker, settings, relayed, E::STREAM, &stop).await?;
+                let Self { database, broker, settings, duties, .. } = &self;
+                relay::run(database, broker, settings, duties, E::STREAM, &stop).await?;
             }
             Ok(())
         }
@@ -104,6 +106,25 @@ impl Bus {
             subscription::run(&self.database, &self.broker, &self.settings, durable, &handler, &stop).await?;
         }
         Ok(())
+    }
+
+    /// Performs the tasks of the kind `T` until `stop`, together with the other replicas. Attempts that are under way then
+    /// have 3 s; those of them that do not end are left to another replica, at once. Needs no NATS.
+    ///
+    /// Tasks of a kind that no worker of this process performs are logged as an error: call this for all of them before
+    /// the first one is spawned.
+    pub fn perform<T: Task>(
+        self,
+        task: T,
+        stop: CancellationToken,
+    ) -> impl Future<Output = anyhow::Result<()>> + Send + 'static {
+        self.duties.performs(T::KIND);
+        async move {
+            if stop.run_until_cancelled(self.database.migrate()).await.is_some() {
+                task::run(self.database, self.settings, &self.duties, task, stop).await?;
+            }
+            Ok(())
+        }
     }
 
     /// Sends a request to the service behind `endpoint`; one of its replicas replies. `None`: it says that there is no such

@@ -1,6 +1,6 @@
 //! Connections and transactions that a cancelled future cannot leave half-done.
 
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, causes_in_postgres, is_lock_timeout, is_outage};
 use crate::postgres;
 use sqlx::pool::PoolConnection;
 use sqlx::postgres::PgConnectOptions;
@@ -23,17 +23,26 @@ pub(crate) struct Pool {
     timeout: Duration,
 }
 
-/// Tells the relays of this process, one for each stream, that something was committed. Clones share everything.
+/// What a commit wakes. Clones share everything.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Wakes {
+    /// One for each stream.
+    pub(crate) relays: Wake,
+    /// One for each kind of tasks.
+    pub(crate) workers: Wake,
+}
+
+/// Tells background tasks of this process that something was committed. Clones share everything.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Wake(Arc<watch::Sender<u64>>);
 
 impl Wake {
-    /// Every relay looks at the outbox once more, also one that is just looking.
+    /// Each of them looks once more, also one that is just looking.
     pub(crate) fn all(&self) {
         self.0.send_modify(|commits| *commits = commits.wrapping_add(1));
     }
 
-    /// What one relay waits for.
+    /// What one of them waits for.
     pub(crate) fn subscribe(&self) -> watch::Receiver<u64> {
         self.0.subscribe()
     }
@@ -90,27 +99,50 @@ impl Connection {
 /// closed instead of going back to the pool, and the server rolls back.
 pub struct Transaction {
     connection: Connection,
-    wake: Wake,
+    wakes: Wakes,
+    /// Whether tasks were scheduled in it.
+    scheduled: bool,
 }
 
 impl Transaction {
     /// `begin` is `begin`, and settings for this transaction.
-    pub(crate) async fn begin(mut connection: Connection, wake: &Wake, begin: &'static str) -> Result<Self> {
+    pub(crate) async fn begin(mut connection: Connection, wakes: &Wakes, begin: &'static str) -> Result<Self> {
         // Open before the server knows: a cancelled BEGIN may have arrived.
         connection.open = true;
         connection.execute(begin).await?;
-        Ok(Self { connection, wake: wake.clone() })
+        Ok(Self { connection, wakes: wakes.clone(), scheduled: false })
     }
 
-    /// Makes rows and events durable and wakes the relay.
+    /// The commit wakes the workers that perform tasks.
+    pub(crate) fn wake_workers(&mut self) {
+        self.scheduled = true;
+    }
+
+    /// Makes rows, events and tasks durable, and wakes what publishes and performs them.
     ///
     /// # Errors
     /// If the connection is lost here, the outcome of the commit is unknown: do not report success.
     pub async fn commit(mut self) -> Result<()> {
         self.connection.execute("commit").await?;
         self.connection.open = false;
-        self.wake.all();
+        self.wakes.relays.all();
+        if self.scheduled {
+            self.wakes.workers.all();
+        }
         Ok(())
+    }
+
+    /// Commits, or undoes everything if the work failed. The outcome is that of the work, or why it was not committed.
+    pub(crate) async fn end(self, work: anyhow::Result<()>) -> anyhow::Result<()> {
+        match work {
+            Ok(()) => Ok(self.commit().await?),
+            // Closed: a rollback would wait for a server that may be away.
+            Err(error) if is_outage(&error) && !causes_in_postgres(&error).any(is_lock_timeout) => Err(error),
+            Err(error) => {
+                self.rollback().await?;
+                Err(error)
+            }
+        }
     }
 
     /// Undoes everything and returns the connection to the pool.

@@ -1,6 +1,6 @@
 //! The service's database: its tables, and connections for the two kinds of work.
 
-use crate::connection::{Connection, Pool, Transaction, Wake};
+use crate::connection::{Connection, Pool, Transaction, Wakes};
 use crate::error::{Error, Result};
 use crate::postgres;
 use crate::retry::Backoff;
@@ -21,7 +21,7 @@ const READY: Duration = Duration::from_secs(1);
 pub(crate) struct Database {
     requests: Pool,
     background: Pool,
-    wake: Wake,
+    wakes: Wakes,
     options: PgConnectOptions,
     schema: Arc<Schema>,
     migrated: Arc<OnceCell<()>>,
@@ -35,7 +35,7 @@ impl Database {
         Ok(Self {
             requests: pool(settings.database_connections),
             background: pool(settings.background_connections),
-            wake: Wake::default(),
+            wakes: Wakes::default(),
             schema: Arc::new(schema),
             migrated: Arc::default(),
             options,
@@ -63,12 +63,12 @@ impl Database {
 
     /// The same; the relays are woken when it is dropped.
     pub(crate) async fn statement(&self) -> Result<Connection> {
-        Ok(self.connection().await?.waking(&self.wake))
+        Ok(self.connection().await?.waking(&self.wakes.relays))
     }
 
     /// For requests that need several statements.
     pub(crate) async fn begin(&self) -> Result<Transaction> {
-        Transaction::begin(self.connection().await?, &self.wake, "begin").await
+        Transaction::begin(self.connection().await?, &self.wakes, "begin").await
     }
 
     /// For work in the background.
@@ -78,12 +78,17 @@ impl Database {
 
     /// The same, as a transaction. `begin` is `begin`, and settings for this transaction.
     pub(crate) async fn begin_in_background(&self, begin: &'static str) -> Result<Transaction> {
-        Transaction::begin(self.background_connection().await?, &self.wake, begin).await
+        Transaction::begin(self.background_connection().await?, &self.wakes, begin).await
     }
 
     /// Changes with every commit that may have appended events.
     pub(crate) fn commits(&self) -> watch::Receiver<u64> {
-        self.wake.subscribe()
+        self.wakes.relays.subscribe()
+    }
+
+    /// Changes with every commit that scheduled tasks.
+    pub(crate) fn scheduled(&self) -> watch::Receiver<u64> {
+        self.wakes.workers.subscribe()
     }
 
     /// Whether the tables are up to date and Postgres answers within a second.

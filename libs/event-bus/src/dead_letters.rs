@@ -1,6 +1,7 @@
 //! Events that could not be applied: kept whole, with the reason, in `bus.dead_letters`.
 
 use crate::event_id;
+use crate::postgres::storable;
 use anyhow::anyhow;
 use async_nats::HeaderMap;
 use async_nats::jetstream::Message;
@@ -105,9 +106,4 @@ fn headers(headers: Option<&HeaderMap>) -> Value {
         (storable(name.as_ref()), Value::Array(values))
     });
     Value::Object(all.collect::<Map<_, _>>())
-}
-
-/// Postgres stores every text but one with NUL, and a hostile message must not keep itself from being stored.
-fn storable(text: &str) -> String {
-    text.replace('\0', "\u{fffd}")
 }

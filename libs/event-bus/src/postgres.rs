@@ -42,3 +42,8 @@ pub(crate) fn options(url: &str, application: &str) -> anyhow::Result<PgConnectO
         url.parse().context("DATABASE_URL must look like postgres://user:password@host:5432/database")?;
     Ok(options.application_name(application).options(SESSION))
 }
+
+/// `text` without NUL, the one character that Postgres does not store.
+pub(crate) fn storable(text: &str) -> String {
+    text.replace('\0', "\u{fffd}")
+}

@@ -26,6 +26,7 @@ mod reconcile;
 use crate::broker::Broker;
 use crate::connection::Transaction;
 use crate::database::Database;
+use crate::duties::Duties;
 use crate::retry::{Backoff, jitter};
 use crate::settings::Settings;
 use anyhow::Context;
@@ -33,8 +34,6 @@ use floor::Floor;
 use outbox::{Batch, Limits, Position};
 use publish::Published;
 use reconcile::LostHistory;
-use std::collections::BTreeSet;
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep, timeout};
@@ -48,8 +47,6 @@ const POLL: Duration = Duration::from_millis(500);
 const CONTENDED: Duration = Duration::from_millis(20);
 /// How long a step may take before the connection to Postgres counts as dead.
 const STEP: Duration = Duration::from_secs(20);
-/// How often to look for events of streams that nobody relays.
-const FORGOTTEN: Duration = Duration::from_secs(30);
 /// How long a stream that has refused an atomic batch gets single events.
 const SINGLE: Duration = Duration::from_mins(10);
 /// How often a relay with nothing to publish compares the end of the stream with its position.
@@ -71,33 +68,17 @@ enum Step {
     Again,
 }
 
-/// The streams that this process relays. Clones share everything.
-#[derive(Clone, Debug, Default)]
-pub(crate) struct Relayed(Arc<Mutex<BTreeSet<&'static str>>>);
-
-impl Relayed {
-    pub(crate) fn add(&self, stream: &'static str) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(stream);
-    }
-
-    fn streams(&self) -> Vec<&'static str> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).iter().copied().collect()
-    }
-}
-
 /// The relay of one stream in this process.
 struct Relay<'a> {
     database: &'a Database,
     broker: &'a Broker,
     settings: &'a Settings,
-    relayed: &'a Relayed,
+    duties: &'a Duties,
     stream: &'static str,
     stop: &'a CancellationToken,
     /// When the stream has refused an atomic batch. It is not forgotten with the rest: each refusal would look like a
     /// success.
     refused_batch: Option<Instant>,
-    /// When it has looked for events that nobody relays.
-    looked: Option<Instant>,
     known: Known,
 }
 
@@ -116,15 +97,15 @@ pub(crate) async fn run(
     database: &Database,
     broker: &Broker,
     settings: &Settings,
-    relayed: &Relayed,
+    duties: &Duties,
     stream: &'static str,
     stop: &CancellationToken,
 ) -> anyhow::Result<()> {
     let what = format!("publishing to {stream}");
     let mut backoff = Backoff::default();
     let mut work = database.commits();
-    let (refused_batch, looked, known) = (None, None, Known::default());
-    let mut relay = Relay { database, broker, settings, relayed, stream, stop, refused_batch, looked, known };
+    let mut relay =
+        Relay { database, broker, settings, duties, stream, stop, refused_batch: None, known: Known::default() };
     // A node of NATS that was cut off from its cluster replies with old state for some seconds.
     let mut lost: Option<Instant> = None;
     while let Err(error) = relay.register().await {
@@ -192,27 +173,8 @@ impl Relay<'_> {
         Ok(())
     }
 
-    /// Now and then, one relay of the process looks for events that no relay of the process publishes.
-    async fn look_for_forgotten(&mut self) -> anyhow::Result<()> {
-        if self.looked.is_some_and(|last| last.elapsed() < FORGOTTEN) {
-            return Ok(());
-        }
-        self.looked = Some(Instant::now());
-        let relayed = self.relayed.streams();
-        if relayed.first() != Some(&self.stream) {
-            return Ok(());
-        }
-        let mut db = self.database.background_connection().await?;
-        let forgotten = outbox::forgotten(&mut db, &relayed).await?;
-        if !forgotten.is_empty() {
-            let streams = forgotten.join(", ");
-            tracing::error!(streams, "events wait in the outbox that no relay of this process publishes: start one");
-        }
-        Ok(())
-    }
-
     async fn look_and_step(&mut self) -> anyhow::Result<Step> {
-        self.look_for_forgotten().await?;
+        self.duties.look_for_forgotten(self.database).await?;
         self.step().await
     }
 

@@ -6,12 +6,20 @@ use tokio::time::{Instant, sleep};
 /// The longest delay. What waits here costs a server one small request per second and process, and each second is lag.
 const CEILING: Duration = Duration::from_secs(1);
 const SLOW: Duration = Duration::from_secs(5);
+/// The longest delay between attempts of one event or task.
+const LONGEST: Duration = Duration::from_mins(10);
 /// A failure that goes on is logged again after this long.
 const REMINDER: Duration = Duration::from_mins(1);
 
 /// A random time between half of `ceiling` and all of it, so that replicas do not come back in step.
 pub(crate) fn jitter(ceiling: Duration) -> Duration {
     ceiling.mul_f64(0.5 + rand::random::<f64>() / 2.0)
+}
+
+/// The delay after so many failed attempts of one event or task: `first`, doubled with each further one up to 10 minutes,
+/// jittered.
+pub(crate) fn exponential(first: Duration, attempts: u32) -> Duration {
+    jitter(first.saturating_mul(2_u32.saturating_pow(attempts.saturating_sub(1))).min(LONGEST))
 }
 
 /// Doubles with every failure in a row from 100 ms to 1 s, jittered.

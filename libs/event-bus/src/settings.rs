@@ -9,6 +9,9 @@ use std::time::Duration;
 /// In bytes, for limits of what is held in memory.
 const LARGEST: usize = 64 << 20;
 
+/// The longest time for an attempt of a task: as long waits a task whose process died.
+const TASK: Duration = Duration::from_mins(10);
+
 /// What a bus needs to know. [`Settings::new`] gives all limits their defaults.
 #[derive(Clone)]
 pub struct Settings {
@@ -30,7 +33,8 @@ pub struct Settings {
     pub database_connections: u32,
     /// Connections to Postgres for the relay, the subscriptions, a service's own work in the background, replies to
     /// other services, and the readiness check. A separate pool: requests and background work cannot take each other's
-    /// connections. One for each relay and subscription, `reply_concurrency`, and one more are enough. Default: 8.
+    /// connections. One for each relay, subscription and kind of tasks, `reply_concurrency`, and one more are enough.
+    /// Default: 8.
     pub background_connections: u32,
     /// How long to wait for a connection to Postgres, of either kind; at most 8 s. Default: 2 s.
     pub connection_timeout: Duration,
@@ -48,14 +52,23 @@ pub struct Settings {
     /// Bytes of messages per request to a consumer; the largest message of the stream has to fit. Up to two requests'
     /// worth of messages is held in memory for each subscription. Default: 1.5 MiB.
     pub apply_bytes: usize,
-    /// How long one transaction of a handler may take; at most 10 s, after which Postgres ends
-    /// a transaction that waits for its handler. Default: 10 s.
+    /// How long one transaction of a handler or of a completed task may take; at most 10 s, after which Postgres ends a
+    /// transaction that waits for its handler. Default: 10 s.
     pub apply_timeout: Duration,
     /// Failed attempts after which an event becomes a dead letter. Default: 5.
     pub attempts: u32,
     /// The delay after the first failed attempt; it doubles with each further one up to 10 minutes, and is jittered.
     /// Default: 2 s.
     pub retry_delay: Duration,
+
+    /// Attempts of each kind of tasks that are under way at once. Default: 8.
+    pub task_concurrency: usize,
+    /// How long an attempt may perform a task; 10 minutes at most. If a process dies, its tasks wait for this time, and
+    /// for `apply_timeout` and `connection_timeout`, before another one performs them. Default: 30 s.
+    pub task_timeout: Duration,
+    /// Failed attempts after which a task is dead. The delays between them are those of events. Default: 12, in about
+    /// 50 minutes.
+    pub task_attempts: u32,
 
     /// How long a reply to a request to another service may take. Default: 300 ms.
     pub reply_timeout: Duration,
@@ -84,9 +97,17 @@ impl Settings {
             apply_timeout: Duration::from_secs(10),
             attempts: 5,
             retry_delay: Duration::from_secs(2),
+            task_concurrency: 8,
+            task_timeout: Duration::from_secs(30),
+            task_attempts: 12,
             reply_timeout: Duration::from_millis(300),
             reply_concurrency: 2,
         }
+    }
+
+    /// How long the lease of a task is: what an attempt may take, and what its result may take to be stored.
+    pub(crate) fn lease(&self) -> Duration {
+        self.task_timeout + self.apply_timeout + self.connection_timeout
     }
 
     /// Refuses limits with which the bus could not keep its promises.
@@ -102,6 +123,10 @@ impl Settings {
         ensure!((1..=1000).contains(&self.attempts), "attempts: 1 to 1000");
         ensure!((1..=LARGEST).contains(&self.publish_bytes), "publish_bytes: 1 to {LARGEST}");
         ensure!((1..=LARGEST).contains(&self.apply_bytes), "apply_bytes: 1 to {LARGEST}");
+        ensure!((1..=1000).contains(&self.task_concurrency), "task_concurrency: 1 to 1000");
+        let perform = Duration::from_millis(1)..=TASK;
+        ensure!(perform.contains(&self.task_timeout), "task_timeout: at most {TASK:?}");
+        ensure!((1..=1000).contains(&self.task_attempts), "task_attempts: 1 to 1000");
         ensure!(self.reply_concurrency >= 1, "reply_concurrency: 1 or more");
         Ok(())
     }

@@ -24,7 +24,7 @@ use crate::error::{Error, is_outage};
 use crate::headers::Headers;
 use crate::panics::panic_message;
 use crate::pull::Pull;
-use crate::retry::{Backoff, jitter};
+use crate::retry::{Backoff, exponential, jitter};
 use crate::settings::Settings;
 use apply::{Failure, Locks};
 use async_nats::header;
@@ -77,8 +77,6 @@ impl<E> Deref for Received<E> {
 
 /// An ack is a message of its own, and must not hold us up when the link is down.
 const ACK: Duration = Duration::from_secs(1);
-/// The longest delay of an event whose attempts failed.
-const RETRY_LONG: Duration = Duration::from_mins(10);
 /// The first delay of an event that waits for a lock; it doubles up to the second one.
 const LOCKED: Duration = Duration::from_millis(500);
 const LOCKED_LONG: Duration = Duration::from_secs(4);
@@ -252,7 +250,7 @@ impl<H: Handler> Subscription<'_, H> {
             }
             Ok(Verdict::Retry { attempts }) => {
                 tracing::warn!(subject = %message.subject, event_id, error, attempts, "an event is tried again later");
-                send(message, AckKind::Nak(Some(self.retry_delay(attempts)))).await;
+                send(message, AckKind::Nak(Some(exponential(self.settings.retry_delay, attempts)))).await;
             }
             Ok(Verdict::Superseded) => send(message, AckKind::Term).await,
             Err(error) if is_outage(&error) => {
@@ -270,12 +268,6 @@ impl<H: Handler> Subscription<'_, H> {
         let recorded = dead_letters::record(&mut db, attempt, self.settings.attempts);
         let limit = self.settings.apply_timeout;
         timeout(limit, recorded).await.map_err(|_| Error::NoAnswer(limit))?
-    }
-
-    /// How long an event waits after so many failed attempts.
-    fn retry_delay(&self, attempts: u32) -> Duration {
-        let delay = self.settings.retry_delay.saturating_mul(2_u32.saturating_pow(attempts.saturating_sub(1)));
-        jitter(delay.min(RETRY_LONG))
     }
 
     /// Postgres is away: hand `messages` back, to be delivered to a replica that can apply them by then, and wait.

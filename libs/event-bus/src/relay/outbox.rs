@@ -3,7 +3,6 @@
 use crate::connection::Transaction;
 use crate::headers::Headers;
 use anyhow::Context;
-use sqlx::PgConnection;
 use std::collections::HashMap;
 
 /// How many rows behind a full batch are searched for events of its transactions.
@@ -188,32 +187,6 @@ pub(super) async fn move_on(
         share.execute(&mut **tx).await?;
     }
     Ok(())
-}
-
-/// Streams that are not among `relayed`, and of which an event has been waiting for 10 s. Reads the index between the
-/// relayed streams only: their own part of it may hold many dead rows. Of several between two relayed ones, the first.
-pub(super) async fn forgotten(db: &mut PgConnection, relayed: &[&str]) -> sqlx::Result<Vec<String>> {
-    let forgotten = sqlx::query_scalar!(
-        r#"
-        with relayed as (
-            select stream, lead(stream) over (order by stream) as next
-            from unnest(array_append($1::text[], '')) as relayed (stream)
-        )
-        select forgotten.stream as "stream!"
-        from relayed cross join lateral (
-            (select outbox.stream, outbox.created_at from bus.outbox
-             where outbox.stream > relayed.stream and outbox.stream < relayed.next
-             order by outbox.stream, outbox.id limit 1)
-            union all
-            (select outbox.stream, outbox.created_at from bus.outbox
-             where relayed.next is null and outbox.stream > relayed.stream
-             order by outbox.stream, outbox.id limit 1)
-        ) as forgotten
-        where forgotten.created_at < now() - interval '10 seconds'
-        "#,
-        relayed as _,
-    );
-    forgotten.fetch_all(db).await
 }
 
 /// Rows of any id are looked at again.

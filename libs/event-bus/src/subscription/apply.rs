@@ -78,14 +78,7 @@ impl<H: Handler> Subscription<'_, H> {
                 }
                 Err(error) => Err(error),
             };
-            match result {
-                Ok(()) => Ok(tx.commit().await?),
-                Err(error) if is_outage(&error) && !causes_in_postgres(&error).any(is_lock_timeout) => Err(error),
-                Err(error) => {
-                    tx.rollback().await?;
-                    Err(error)
-                }
-            }
+            tx.end(result).await
         })
         .await
         .map_err(|_| TooSlow(limit))?

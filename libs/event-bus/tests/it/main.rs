@@ -17,6 +17,7 @@ mod settings;
 mod stale_relay;
 mod streams;
 mod subscribing;
+mod tasks;
 mod topology;
 mod transactions;
 mod unavailable;

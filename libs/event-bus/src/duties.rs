@@ -1,0 +1,100 @@
+//! What this process does in the background, and what is left to do that it does not.
+//!
+//! A stream without a relay and a kind of task without a worker are mistakes in the code of a service that look like
+//! silence. So one relay or worker of the process looks for them now and then, and logs an error.
+
+use crate::connection::Connection;
+use crate::database::Database;
+use std::collections::BTreeSet;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+use tokio::time::Instant;
+
+/// How often to look.
+const PERIOD: Duration = Duration::from_secs(30);
+
+/// The streams that this process relays, and the kinds of tasks that it performs. Clones share everything.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Duties(Arc<Mutex<Shared>>);
+
+#[derive(Debug, Default)]
+struct Shared {
+    relayed: BTreeSet<&'static str>,
+    performed: BTreeSet<&'static str>,
+    looked: Option<Instant>,
+}
+
+impl Duties {
+    pub(crate) fn relays(&self, stream: &'static str) {
+        self.change(|shared| shared.relayed.insert(stream));
+    }
+
+    pub(crate) fn performs(&self, kind: &'static str) {
+        self.change(|shared| shared.performed.insert(kind));
+    }
+
+    /// Looks for events and tasks that wait and that nothing in this process takes care of, if it is time.
+    pub(crate) async fn look_for_forgotten(&self, database: &Database) -> anyhow::Result<()> {
+        let due = self.change(|shared| {
+            if shared.looked.is_some_and(|last| last.elapsed() < PERIOD) {
+                return None;
+            }
+            shared.looked = Some(Instant::now());
+            Some((
+                shared.relayed.iter().copied().collect::<Vec<_>>(),
+                shared.performed.iter().copied().collect::<Vec<_>>(),
+            ))
+        });
+        let Some((relayed, performed)) = due else { return Ok(()) };
+        let mut db = database.background_connection().await?;
+        let streams = streams_without_relay(&mut db, &relayed).await?.join(", ");
+        if !streams.is_empty() {
+            tracing::error!(streams, "events wait in the outbox that no relay of this process publishes: start one");
+        }
+        let kinds = kinds_without_worker(&mut db, &performed).await?.join(", ");
+        if !kinds.is_empty() {
+            tracing::error!(kinds, "tasks are overdue that no worker of this process performs: start one");
+        }
+        Ok(())
+    }
+
+    fn change<T>(&self, change: impl FnOnce(&mut Shared) -> T) -> T {
+        change(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+/// Streams that are not among `relayed`, and of which an event has been waiting for 10 s. Reads the index between the
+/// relayed streams only: their own part of it may hold many dead rows. Of several between two relayed ones, the first.
+async fn streams_without_relay(db: &mut Connection, relayed: &[&str]) -> sqlx::Result<Vec<String>> {
+    let streams = sqlx::query_scalar!(
+        r#"
+        with relayed as (
+            select stream, lead(stream) over (order by stream) as next
+            from unnest(array_append($1::text[], '')) as relayed (stream)
+        )
+        select forgotten.stream as "stream!"
+        from relayed cross join lateral (
+            (select outbox.stream, outbox.created_at from bus.outbox
+             where outbox.stream > relayed.stream and outbox.stream < relayed.next
+             order by outbox.stream, outbox.id limit 1)
+            union all
+            (select outbox.stream, outbox.created_at from bus.outbox
+             where relayed.next is null and outbox.stream > relayed.stream
+             order by outbox.stream, outbox.id limit 1)
+        ) as forgotten
+        where forgotten.created_at < now() - interval '10 seconds'
+        "#,
+        relayed as _,
+    );
+    streams.fetch_all(&mut **db).await
+}
+
+/// Kinds of tasks that are not among `performed`, and of which a task has been due for a minute.
+async fn kinds_without_worker(db: &mut Connection, performed: &[&str]) -> sqlx::Result<Vec<String>> {
+    let kinds = sqlx::query_scalar!(
+        "select distinct kind from bus.tasks
+         where status = 'pending' and due_at < now() - interval '1 minute' and kind <> all($1)",
+        performed as _,
+    );
+    kinds.fetch_all(&mut **db).await
+}
