@@ -3,8 +3,8 @@
 //! They announce something that happens once, so their version is always 0.
 
 use crate::Id;
-use event_bus_core::{DecodeError, Event, decode_json};
-use serde::Deserialize;
+use event_bus_core::{DecodeError, Event, Publish, decode_json, encode_json};
+use serde::{Deserialize, Serialize};
 
 /// What a payments service says.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -14,7 +14,7 @@ pub enum PaymentEvent {
 }
 
 /// A payment.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Payment {
     /// The payment.
@@ -50,6 +50,16 @@ impl Event for PaymentEvent {
             "payment.created" => decode_json(body).map(Self::Created),
             unknown => Err(DecodeError::UnknownSubject(unknown.to_owned())),
         }
+    }
+}
+
+impl Publish for PaymentEvent {
+    fn subject(&self) -> &'static str {
+        "payment.created"
+    }
+
+    fn encode(&self) -> String {
+        encode_json(self.payment())
     }
 }
 

@@ -27,6 +27,7 @@ fn every_event_is_written_as_its_golden_file() {
     survives::<OrderEvent>("order.created", "order.created");
     survives::<OrderEvent>("order.cancelled", "order.cancelled");
     survives::<OrderEvent>("order.completed", "order.completed");
+    survives::<PaymentEvent>("payment.created", "payment.created");
 }
 
 #[test]

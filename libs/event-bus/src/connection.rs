@@ -1,6 +1,6 @@
 //! Connections and transactions that a cancelled future cannot leave half-done.
 
-use crate::error::{Error, Result, causes_in_postgres, is_lock_timeout, is_outage};
+use crate::error::{Error, Result};
 use crate::postgres;
 use sqlx::pool::PoolConnection;
 use sqlx::postgres::PgConnectOptions;
@@ -132,17 +132,19 @@ impl Transaction {
         Ok(())
     }
 
-    /// Commits, or undoes everything if the work failed. The outcome is that of the work, or why it was not committed.
-    pub(crate) async fn end(self, work: anyhow::Result<()>) -> anyhow::Result<()> {
-        match work {
-            Ok(()) => Ok(self.commit().await?),
-            // Closed: a rollback would wait for a server that may be away.
-            Err(error) if is_outage(&error) && !causes_in_postgres(&error).any(is_lock_timeout) => Err(error),
-            Err(error) => {
-                self.rollback().await?;
-                Err(error)
-            }
+    /// Commits if `work`, done in this transaction, has succeeded, and rolls back if it has failed. Returns its outcome, or
+    /// why it was not committed.
+    ///
+    /// # Errors
+    /// See [`commit`](Self::commit).
+    pub async fn end<T, E: From<Error>>(self, work: std::result::Result<T, E>) -> std::result::Result<T, E> {
+        if work.is_ok() {
+            self.commit().await?;
+        } else {
+            // If the server is away, the connection is closed.
+            let _ = timeout(SIGN_OF_LIFE, self.rollback()).await;
         }
+        work
     }
 
     /// Undoes everything and returns the connection to the pool.

@@ -48,8 +48,8 @@ const HELD_BY_PARENT: &str = "PARENT_HOLDS_STDIN";
 const LINES_KEPT: usize = 10_000;
 
 impl Process {
-    /// Starts the service `name` from a binary that takes the name as its argument, with this environment added. It
-    /// listens on a free port of 127.0.0.1. Does not wait: see [`wait_ready`](Self::wait_ready).
+    /// Starts the service `name` with this environment added. The binary is that of the service, or takes the name as its
+    /// argument. It listens on a free port of 127.0.0.1. Does not wait: see [`wait_ready`](Self::wait_ready).
     pub fn spawn<K, V>(binary: &Path, name: &str, env: impl IntoIterator<Item = (K, V)>) -> Result<Self>
     where
         K: Into<OsString>,
@@ -71,8 +71,9 @@ impl Process {
         K: Into<OsString>,
         V: Into<OsString>,
     {
+        let is_its_own = binary.file_name().is_some_and(|file| file == name);
         let mut child = Command::new(PathBuf::from(binary))
-            .arg(name)
+            .args((!is_its_own).then_some(name))
             .envs(env.into_iter().map(|(key, value)| (key.into(), value.into())))
             .env("HTTP_ADDR", format!("127.0.0.1:{port}"))
             .env(HELD_BY_PARENT, "1")
