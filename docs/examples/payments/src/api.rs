@@ -1,6 +1,6 @@
 //! The HTTP API of payments.
 
-use crate::charge::{Charge, Order};
+use crate::charge::{Charge, Request};
 use anyhow::Context;
 use axum::extract::{FromRef, Path, State, rejection::PathRejection};
 use axum::http::StatusCode;
@@ -49,20 +49,20 @@ async fn schedule(tx: &mut Transaction, user: &str, order_id: Id, token: String)
         "complete" => return Err(ApiError::Refused("Order is already paid")),
         _ => {}
     }
-    let payment_id = Id::generate();
+    let payment = Id::generate();
     let number = sqlx::query_scalar!(
         "insert into payments (id, order_id, user_id, number)
          select $1, $2, $3, count(*) from payments where order_id = $2
          on conflict do nothing returning number",
-        payment_id.to_string(),
+        payment.to_string(),
         order_id.to_string(),
         user,
     );
     let number = number.fetch_optional(&mut **tx).await?.ok_or(ApiError::Refused("Order is already being paid"))?;
-    let order = Order { payment_id, order_id, price: order.price.try_into().context("not a price")?, token };
+    let request = Request { payment, order: order_id, price: order.price.try_into().context("not a price")?, token };
     // A declined payment has charged nothing, so the next one of the order has a key of its own.
-    tx.schedule::<Charge>(&format!("{order_id}-{number}"), &order, Duration::ZERO).await?;
-    Ok(payment_id)
+    tx.schedule::<Charge>(&format!("{order_id}-{number}"), &request, Duration::ZERO).await?;
+    Ok(payment)
 }
 
 async fn show_payment(

@@ -17,9 +17,9 @@ pub struct Charge {
 
 /// What to charge.
 #[derive(Serialize, Deserialize)]
-pub struct Order {
-    pub payment_id: Id,
-    pub order_id: Id,
+pub struct Request {
+    pub payment: Id,
+    pub order: Id,
     pub price: Price,
     /// The provider's name for the card.
     pub token: String,
@@ -33,14 +33,14 @@ impl Charge {
 
 impl Task for Charge {
     const KIND: &'static str = "charge";
-    type Input = Order;
+    type Input = Request;
     /// The provider's name for the charge; none if it declined the card.
     type Output = Option<String>;
 
-    async fn perform(&self, key: &str, order: &Order) -> anyhow::Result<Option<String>> {
-        let body = json!({"amount": order.price, "source": order.token, "description": order.order_id});
-        let request = self.http.post(&self.url).bearer_auth(&self.key).header("Idempotency-Key", key).json(&body);
-        let response = request.send().await?;
+    async fn perform(&self, key: &str, due: &Request) -> anyhow::Result<Option<String>> {
+        let body = json!({"amount": due.price, "source": due.token, "description": due.order});
+        let post = self.http.post(&self.url).bearer_auth(&self.key).header("Idempotency-Key", key).json(&body);
+        let response = post.send().await?;
         match response.status() {
             StatusCode::PAYMENT_REQUIRED => Ok(None),
             status if status.is_success() => match &response.json::<Value>().await?["id"] {
@@ -51,16 +51,16 @@ impl Task for Charge {
         }
     }
 
-    async fn complete(&self, tx: &mut Transaction, _: &str, order: &Order, id: &Option<String>) -> anyhow::Result<()> {
+    async fn complete(&self, tx: &mut Transaction, _: &str, due: &Request, id: &Option<String>) -> anyhow::Result<()> {
         let decide = sqlx::query!(
             "update payments set status = case when $2::text is null then 'declined' else 'charged' end, charge_id = $2
              where id = $1 and status = 'pending'",
-            order.payment_id.to_string(),
+            due.payment.to_string(),
             id.as_deref(),
         );
         let rows = decide.execute(&mut **tx).await?.rows_affected();
-        ensure!(rows == 1, "payment {} is not pending", order.payment_id);
-        let payment = id.clone().map(|stripe_id| Payment { id: order.payment_id, order_id: order.order_id, stripe_id });
+        ensure!(rows == 1, "payment {} is not pending", due.payment);
+        let payment = id.clone().map(|stripe_id| Payment { id: due.payment, order_id: due.order, stripe_id });
         Ok(tx.append(payment.map(PaymentEvent::Created).iter()).await?)
     }
 }

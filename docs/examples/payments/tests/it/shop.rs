@@ -5,7 +5,7 @@ use anyhow::{Context, Result, ensure};
 use bootstrap::Running;
 use clap::Parser;
 use futures::FutureExt;
-use futures::future::BoxFuture;
+use futures::future::LocalBoxFuture;
 use serde_json::{Value, json};
 use sqlx::{Connection, PgConnection};
 use stack::services::{ORDERS, Service, TICKETS};
@@ -28,15 +28,16 @@ pub struct Shop {
     pub provider: Provider,
     tickets: Client,
     orders: Client,
-    _running: [Running; 2],
+    /// Tickets and orders. They end when these are dropped.
+    _pair: [Running; 2],
     pub nats: Nats,
     pub postgres: Postgres,
 }
 
 impl Shop {
     /// Boxed, because clients in the making are large, and this is part of every test's future.
-    pub fn open() -> BoxFuture<'static, Result<Self>> {
-        Self::start().boxed()
+    pub fn open() -> LocalBoxFuture<'static, Result<Self>> {
+        Self::start().boxed_local()
     }
 
     async fn start() -> Result<Self> {
@@ -60,9 +61,9 @@ impl Shop {
         payments.wait_ready().await?;
         let client = |running: &Running| Client::new(&format!("http://{}", running.address)).signed_in("ann");
         let (tickets_client, orders_client) = (client(&tickets), client(&orders));
-        let _running = [tickets, orders];
+        let pair = [tickets, orders];
         let (tickets, orders) = (tickets_client, orders_client);
-        Ok(Self { payments, port, environment, provider, tickets, orders, _running, nats, postgres })
+        Ok(Self { payments, port, environment, provider, tickets, orders, _pair: pair, nats, postgres })
     }
 
     /// `ann` at payments.
