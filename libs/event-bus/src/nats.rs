@@ -76,6 +76,9 @@ impl fmt::Debug for Authentication {
     }
 }
 
+/// The setting, as error messages call it.
+const AUTHENTICATION: &str = "nats.authentication";
+
 /// Connects to one of the servers and keeps connecting for ever: the returned client is usable at once, its requests
 /// fail until a server is there. `client` is shown by `nats server report`.
 ///
@@ -87,7 +90,7 @@ pub(crate) async fn connect(settings: &NatsSettings, service: &str, client: &str
         .split(',')
         .map(|url| url.trim().replacen("http://", "nats://", 1).parse())
         .collect::<Result<Vec<ServerAddr>, _>>()
-        .context("NATS_URL must be a list like nats://host:4222,nats://user:password@other:4222")?;
+        .context("nats.url must be a list like nats://host:4222,nats://user:password@other:4222")?;
     let options = encrypted(authenticated(ConnectOptions::new(), settings, &servers)?, settings)?;
     options
         .name(client)
@@ -131,25 +134,25 @@ fn authenticated(
             None => options,
         });
     };
-    ensure!(user.is_none(), "NATS_URL has a user, and another authentication is set: remove one of them");
+    ensure!(user.is_none(), "nats.url has a user, and nats.authentication is set: remove one of them");
     match authentication {
         // Trimmed: a token out of a file often ends with a line break.
         Authentication::Token(token) => Ok(options.token(token.trim().to_owned())),
-        Authentication::NkeySeed(file) => Ok(options.nkey(seed(&read("NATS_NKEY_SEED", file)?, file)?)),
+        Authentication::NkeySeed(file) => Ok(options.nkey(seed(&read(AUTHENTICATION, file)?, file)?)),
         Authentication::Credentials(file) => options
-            .credentials(&read("NATS_CREDENTIALS", file)?)
-            .with_context(|| format!("NATS_CREDENTIALS: {}", file.display())),
+            .credentials(&read(AUTHENTICATION, file)?)
+            .with_context(|| format!("{AUTHENTICATION}: {}", file.display())),
     }
 }
 
 fn encrypted(mut options: ConnectOptions, settings: &NatsSettings) -> anyhow::Result<ConnectOptions> {
     if let Some(authority) = &settings.authority {
-        exists("NATS_CA", authority)?;
+        exists("nats.authority", authority)?;
         options = options.add_root_certificates(authority.clone()).require_tls(true);
     }
     if let Some((certificate, key)) = &settings.certificate {
-        exists("NATS_CERT", certificate)?;
-        exists("NATS_KEY", key)?;
+        exists("nats.certificate", certificate)?;
+        exists("nats.certificate, its key", key)?;
         options = options.add_client_certificate(certificate.clone(), key.clone()).require_tls(true);
     }
     Ok(options)
@@ -169,7 +172,7 @@ fn read(setting: &str, file: &Path) -> anyhow::Result<String> {
 fn seed(text: &str, file: &Path) -> anyhow::Result<String> {
     match text.lines().map(str::trim).find(|line| line.starts_with("SU") && line.len() == 58) {
         Some(seed) => Ok(seed.to_owned()),
-        None => bail!("NATS_NKEY_SEED: {} holds no seed of a user (SU…)", file.display()),
+        None => bail!("{AUTHENTICATION}: {} holds no seed of a user (SU…)", file.display()),
     }
 }
 

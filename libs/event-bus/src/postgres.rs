@@ -39,7 +39,7 @@ pub(crate) fn pool(options: PgConnectOptions, connections: u32) -> PgPool {
 /// How `application` connects to the database at `url`.
 pub(crate) fn options(url: &str, application: &str) -> anyhow::Result<PgConnectOptions> {
     let options: PgConnectOptions =
-        url.parse().context("DATABASE_URL must look like postgres://user:password@host:5432/database")?;
+        url.parse().context("database_url must look like postgres://user:password@host:5432/database")?;
     Ok(options.application_name(application).options(SESSION))
 }
 

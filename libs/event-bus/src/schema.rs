@@ -70,7 +70,7 @@ impl Schema {
         let (ours, owner) = (self.service, self.owner(db).await?);
         match owner {
             Some(owner) if owner != ours => bail!(
-                "the database holds the tables of the service {owner}, and this is {ours}: check DATABASE_URL, and which \
+                "the database holds the tables of the service {owner}, and this is {ours}: check database_url, and which \
                  image or binary is started as {ours}"
             ),
             _ => Ok(()),
@@ -158,7 +158,7 @@ fn advise(error: MigrateError) -> anyhow::Error {
     if let MigrateError::VersionMismatch(_) = error {
         return anyhow::Error::new(error).context(
             "the database holds tables that other migrations have made, of another service or of a changed release: \
-             check DATABASE_URL",
+             check database_url",
         );
     }
     let refused = match &error {

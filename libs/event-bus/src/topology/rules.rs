@@ -34,7 +34,7 @@ pub(super) const STREAM: &[Rule] = &[
     rule("discard", |value| value == "new", "a full stream deletes events that are not delivered yet; set it to new"),
     rule("max_msgs_per_subject", is_unlimited, "a newer event deletes an older one of another aggregate"),
     rule("subject_transform", is_zero, "the relay compares the subjects of stored events with those of its outbox"),
-    rule("num_replicas", Value::is_null, "it depends on the cluster; set STREAM_REPLICAS instead"),
+    rule("num_replicas", Value::is_null, "it depends on the cluster: set stream_replicas instead"),
 ];
 
 /// What a consumer may be. It may have filters: they skip subjects.
@@ -148,7 +148,7 @@ mod tests {
                 ("max_msgs_per_subject", json!(1), "a newer event deletes"),
                 ("max_msgs_per_subject", json!("1"), "a newer event deletes"),
                 ("subject_transform", json!({"src": "a", "dest": "b"}), "compares the subjects"),
-                ("num_replicas", json!(1), "set STREAM_REPLICAS"),
+                ("num_replicas", json!(1), "set stream_replicas"),
             ],
         );
     }

@@ -199,12 +199,12 @@ async fn a_missing_or_malformed_file_is_reported_at_once() {
     let certificate =
         |certificate, key| NatsSettings { certificate: Some((certificate, key)), ..NatsSettings::default() };
     for (settings, expected) in [
-        (authenticated_by(Authentication::NkeySeed(none())), "NATS_NKEY_SEED: there is no file /none"),
+        (authenticated_by(Authentication::NkeySeed(none())), "nats.authentication: there is no file /none"),
         (authenticated_by(Authentication::NkeySeed(there(&wrong))), "holds no seed of a user"),
-        (authenticated_by(Authentication::Credentials(none())), "NATS_CREDENTIALS: there is no file /none"),
+        (authenticated_by(Authentication::Credentials(none())), "nats.authentication: there is no file /none"),
         (authenticated_by(Authentication::Credentials(there(&wrong))), "cannot parse user JWT"),
-        (certificate(none(), there(&wrong)), "NATS_CERT: there is no file /none"),
-        (certificate(there(&wrong), none()), "NATS_KEY: there is no file /none"),
+        (certificate(none(), there(&wrong)), "nats.certificate: there is no file /none"),
+        (certificate(there(&wrong), none()), "nats.certificate, its key: there is no file /none"),
     ] {
         let error = event_bus::provision(&settings, &crate::documents::topology(), Duration::ZERO).await.unwrap_err();
         let error = format!("{error:#}");
@@ -218,5 +218,5 @@ async fn a_user_in_the_url_and_a_token_contradict_each_other() {
     let settings = NatsSettings { url, ..authenticated_by(Authentication::Token("hidden".to_owned())) };
     let error = event_bus::provision(&settings, &crate::documents::topology(), Duration::ZERO).await.unwrap_err();
     let texts = format!("{error:#} {settings:?}");
-    assert!(texts.contains("NATS_URL has a user") && !texts.contains("hidden"), "{texts}");
+    assert!(texts.contains("nats.url has a user") && !texts.contains("hidden"), "{texts}");
 }

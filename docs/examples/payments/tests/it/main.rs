@@ -4,6 +4,7 @@
 #![allow(clippy::disallowed_methods, reason = "tests look into tables that no query! is prepared for")]
 
 mod killing;
+mod page;
 mod paying;
 mod provider;
 mod shop;
