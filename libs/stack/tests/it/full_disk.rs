@@ -70,7 +70,7 @@ async fn is_live(nats: &Nats) -> Result<bool> {
 }
 
 #[tokio::test]
-async fn the_log_of_a_service_names_the_full_disk_and_everything_is_published_once_there_is_room() -> Result<()> {
+async fn full_disk_is_logged_and_events_are_published_after_space_is_freed() -> Result<()> {
     let disk = SmallDisk::new(format!("stack-full-log-{}", std::process::id())).await?;
     let nats = NatsSetup { name: Some(disk.volume.clone()), ..NatsSetup::default() };
     let (postgres, nats) = futures::try_join!(Postgres::start(), Nats::start_with(nats))?;

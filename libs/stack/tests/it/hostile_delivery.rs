@@ -134,8 +134,7 @@ async fn fifty_rounds(system: &System, number: usize, ticket: &str) -> Result<()
 }
 
 #[tokio::test]
-async fn fifty_rounds_of_order_and_cancel_on_twenty_tickets_end_with_every_ticket_held_by_its_live_order() -> Result<()>
-{
+async fn duplicated_and_shuffled_events_leave_each_ticket_to_its_live_order() -> Result<()> {
     // Each service has a server of its own, and the test is the network between them.
     let mut system = System::start(2, 0).await?;
     let far = Nats::start().await?;

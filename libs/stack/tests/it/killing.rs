@@ -27,7 +27,7 @@ async fn kill_at_random(system: &mut System) -> Result<()> {
 }
 
 #[tokio::test]
-async fn twenty_kills_during_a_mixed_load_lose_double_and_confuse_nothing() -> Result<()> {
+async fn twenty_kills_under_mixed_load_lose_and_double_nothing() -> Result<()> {
     let mut system = System::start(2, 2).await?;
     let clients = |services: &[Process]| services.iter().map(Process::client).collect();
     let load = Load::new(clients(&system.tickets), clients(&system.orders), &system.nats.server()).await?;

@@ -143,7 +143,7 @@ async fn a_cluster_keeps_every_stream_three_times() -> Result<()> {
 }
 
 #[tokio::test]
-async fn the_death_of_the_leader_and_a_rolling_restart_lose_double_and_fail_nothing() -> Result<()> {
+async fn leader_killed_and_nodes_restarted_under_load_lose_no_event() -> Result<()> {
     let cluster = Cluster::start().await?;
     cluster.complete().await?;
     let longest = cluster

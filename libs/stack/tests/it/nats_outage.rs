@@ -24,7 +24,7 @@ async fn write_until(system: &System, writer: usize, until: Instant) -> Result<u
 }
 
 #[tokio::test]
-async fn twenty_seconds_without_nats_are_invisible_over_http_and_everything_arrives_afterwards() -> Result<()> {
+async fn nats_killed_for_20_s_under_load_fails_no_write_and_loses_no_event() -> Result<()> {
     let system = System::start(2, 2).await?;
     let until = Instant::now() + OUTAGE + Duration::from_secs(2);
     let outage = async {
@@ -42,7 +42,7 @@ async fn twenty_seconds_without_nats_are_invisible_over_http_and_everything_arri
 }
 
 #[tokio::test]
-async fn a_server_that_freezes_without_a_word_stops_nothing_for_good() -> Result<()> {
+async fn frozen_nats_fails_no_write_and_all_events_arrive_afterwards() -> Result<()> {
     let system = System::start(1, 1).await?;
     write_until(&system, 0, Instant::now() + Duration::from_secs(1)).await?;
     system.nats.pause().await?;

@@ -35,7 +35,7 @@ async fn replica_is_sold_at(system: &System, price: &str) -> Result<()> {
 }
 
 #[tokio::test]
-async fn a_restored_database_publishes_nothing_and_says_so_also_when_nobody_writes() -> Result<()> {
+async fn restored_older_database_is_reported_and_publishes_nothing() -> Result<()> {
     let system = System::start(1, 1).await?;
     let seller = system.seller(0);
     let path = format!("/api/tickets/{}", system.ticket().await?); // at 20

@@ -29,7 +29,7 @@ async fn publish(system: &System, subject: &'static str, bodies: impl IntoIterat
 }
 
 #[tokio::test]
-async fn poison_in_the_middle_of_a_batch_becomes_a_dead_letter_and_its_neighbours_are_applied() -> Result<()> {
+async fn malformed_events_in_a_batch_become_dead_letters_and_others_apply() -> Result<()> {
     let mut system = System::start(1, 0).await?;
     let wrong_version = String::from_utf8(event(9, 0, "x"))?.replace("\"version\":0", "\"version\":\"0\"").into_bytes();
     let poison = [

@@ -1,6 +1,7 @@
-//! "In production", all steps in one shell, against a Postgres with TLS. There is no cluster and no registry here: in
-//! front of `kubectl` is a wrapper that prints the objects instead of sending them, and in front of `docker` one that notes
-//! what would be built and pushed. `infra/docker/build` is the real one, but nothing is compiled.
+//! Runs all steps of "Production" in docs/operations.md, in one shell, against a Postgres with TLS.
+//!
+//! There is no cluster and no registry here. A wrapper of `kubectl` prints the objects instead of sending them, and a wrapper
+//! of `docker` records what would be built and pushed. `infra/docker/build` is the real one, but nothing is compiled.
 
 use crate::authority::Authority;
 use crate::blocks::{block, outcome};
@@ -108,7 +109,7 @@ fn secrets(applied: &[Value]) -> Result<BTreeMap<String, String>> {
     Ok(found)
 }
 
-/// Each image of ours in the overlay was built and pushed under its tag, in the registry of the README.
+/// Each image of ours in the overlay was built and pushed under its tag, in the registry of the document.
 fn images_have_the_tags_of(prod: &Overlay, docked: &str) -> Result<()> {
     for pod in prod.pods() {
         let image = text(&pod.container["image"]);
