@@ -212,7 +212,7 @@ mod tests {
     }
 
     #[test]
-    fn depth_is_no_danger() {
+    fn deep_nesting_does_not_overflow_the_stack() {
         assert!(JsonBody::parse("[".repeat(LIMIT).as_bytes()).is_err());
         let deep = format!("{}{}", "[".repeat(LIMIT / 2), "]".repeat(LIMIT / 2));
         assert!(JsonBody::parse(deep.as_bytes()).is_ok());

@@ -1,4 +1,4 @@
-//! A reader tolerates the absence of each field that it does not need, and names the field that it needs and misses.
+//! Readers tolerate the absence of fields that they do not need; the error names a missing field that they need.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
