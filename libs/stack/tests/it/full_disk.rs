@@ -1,5 +1,6 @@
-//! The disk of NATS is full: its stream freezes, and stays frozen when there is room. Kubernetes has to restart the server
-//! then, and not before. What compose does is tested in `tests/compose`.
+//! The disk of NATS is full: its stream freezes, and stays frozen after space is freed.
+//!
+//! Kubernetes must restart the server then, and not before. `tests/compose` tests the same for compose.
 
 use crate::small_disk::{SmallDisk, docker};
 use crate::system::System;
@@ -57,7 +58,7 @@ async fn health(nats: &Nats) -> Result<testkit::Answer> {
     testkit::Client::new(&nats.monitoring_url()).get("/healthz").await
 }
 
-/// What the kubelet would find out: the manifest's own command, in the container.
+/// Runs the liveness command of the manifest in the container, as the kubelet does.
 async fn is_live(nats: &Nats) -> Result<bool> {
     let manifest = std::fs::read_to_string(MANIFEST)?;
     let command = manifest.lines().find_map(|line| {

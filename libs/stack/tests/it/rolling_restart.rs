@@ -1,5 +1,5 @@
-//! A new release, as Kubernetes brings it: a new replica is ready before an old one is told to leave, and an old one is
-//! told only after nobody sends it anything new.
+//! A rolling update as by Kubernetes: a new replica is ready before an old one stops, and an old one stops only after it gets
+//! no new requests.
 
 use crate::system::System;
 use anyhow::{Context, Result, ensure};
@@ -12,10 +12,10 @@ use std::time::Duration;
 use testkit::Client;
 use tokio::time::sleep;
 
-/// `preStop: sleep` of the manifests, shorter: here the balancer forgets a replica at once.
+/// Shorter than `preStop: sleep` of the manifests, because this balancer removes a replica at once.
 const PRE_STOP: Duration = Duration::from_millis(300);
 
-/// The replicas that are sent requests.
+/// The replicas that get requests.
 #[derive(Default)]
 struct Balancer(Mutex<Vec<Client>>);
 
@@ -29,7 +29,7 @@ impl Balancer {
         replicas.choose(&mut rand::rng()).cloned().context("there is no replica")
     }
 
-    /// Writes and reads until `stop`; every answer must be a success.
+    /// Writes and reads until `stop`. Every response must be a success.
     async fn load(&self, stop: &AtomicBool) -> Result<usize> {
         let mut requests = 0;
         while !stop.load(Ordering::Relaxed) {

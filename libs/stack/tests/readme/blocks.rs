@@ -50,7 +50,7 @@ pub fn block(part: &str) -> Result<String> {
     blocks.pop().context("there is one")
 }
 
-/// What the command prints, if it succeeds.
+/// Runs a command and returns its output. Fails if the command fails.
 pub async fn outcome(command: &mut Command) -> Result<String> {
     let output = command.kill_on_drop(true).output().await.with_context(|| format!("cannot run {command:?}"))?;
     let (printed, complaints) = (String::from_utf8(output.stdout)?, String::from_utf8_lossy(&output.stderr));

@@ -78,7 +78,7 @@ fn at(system: &System, block: &str) -> String {
 #[tokio::test]
 async fn blocks_for_a_running_system_do_what_the_text_says() -> Result<()> {
     let system = System::start(1, 1).await?;
-    system.tickets(1).await?; // it is over its start
+    system.tickets(1).await?; // waits until the services have started
     the_session(&system).await?;
     the_ticket_with_a_token(&system).await?;
     the_stream_over_plain_tcp(&system).await?;

@@ -122,7 +122,7 @@ fn images_have_the_tags_of(prod: &Overlay, docked: &str) -> Result<()> {
     Ok(())
 }
 
-/// As the job does it.
+/// Runs `migrate` as the job does.
 async fn migrate(service: &str, url: &str, authority: &Path) -> Result<String> {
     let mut command = Command::new(env!("CARGO_BIN_EXE_stack"));
     command.args([service, "migrate"]).env("DATABASE_URL", url).env("DATABASE_ROLE", service).env("PATIENCE", "5s");
