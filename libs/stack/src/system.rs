@@ -32,7 +32,7 @@ impl System {
         remove_left_overs(fresh).await?;
         let (postgres, nats) = announced("starting Postgres and NATS", start_servers()).await?;
         let prepared = announced("preparing databases and streams", prepare(&postgres, &nats)).await;
-        prepared.context("data of an older version? `cargo up --fresh` starts without")?;
+        prepared.context("if the data is of an older version, `cargo up --fresh` deletes it")?;
         let replicas = spawn_services(replicas, &postgres, &nats)?;
         let mut system = Self { replicas, nats, postgres };
         announced("waiting for the services", try_join_all(system.processes().map(Process::wait_ready))).await?;
@@ -49,7 +49,7 @@ impl System {
         });
         let ((service, status), _, _) = select_all(ends).await;
         let status = status.map_or_else(|error| error.to_string(), |status| status.to_string());
-        anyhow!("{service} ended by itself: {status}. It said last:\n{}", service.last_lines(20))
+        anyhow!("{service} ended by itself: {status}. The end of its log:\n{}", service.last_lines(20))
     }
 
     /// Stops the services gracefully, then the servers.
@@ -60,7 +60,7 @@ impl System {
             let was_running = service.is_running();
             let status = service.stop(patience).await?;
             if was_running && !status.success() {
-                say(&format!("{service} did not end well: {status}"));
+                say(&format!("{service} failed while stopping: {status}"));
             }
             anyhow::Ok(())
         }));

@@ -72,12 +72,12 @@ async fn until_stopped(up: &Up) -> Result<()> {
     };
     tokio::select! {
         stopped = system.stop() => stopped?,
-        () = stop.asked() => bail!("stopped at once, because you insisted"),
+        () = stop.asked() => bail!("stopped at once by a second signal"),
     }
     if let Some(error) = died {
         return Err(error);
     }
-    say("stopped; your data is kept for the next time (`cargo up --fresh` starts without)");
+    say("stopped; the data is kept (`cargo up --fresh` deletes it)");
     Ok(())
 }
 

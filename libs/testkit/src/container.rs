@@ -144,7 +144,7 @@ impl Container {
             let logs = self.logs().await.unwrap_or_default();
             let lines: Vec<_> = logs.lines().collect();
             let tail = lines[lines.len().saturating_sub(20)..].join("\n");
-            bail!("{error:#}. The server said last:\n{tail}");
+            bail!("{error:#}. The end of its log:\n{tail}");
         }
         Ok(())
     }

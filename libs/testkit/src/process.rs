@@ -117,7 +117,7 @@ impl Process {
             ready = ready => ready.map(drop),
             status = self.exited() => status.and_then(|status| bail!("it ended: {status}")),
         };
-        outcome.map_err(|reason| anyhow!("{self}: {reason:#}. It said last:\n{}", self.last_lines(30)))
+        outcome.map_err(|reason| anyhow!("{self}: {reason:#}. The end of its log:\n{}", self.last_lines(30)))
     }
 
     /// Its peak memory (resident set), in kB. Fails if it has ended.

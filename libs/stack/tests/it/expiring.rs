@@ -57,7 +57,7 @@ async fn orders_that_expire_without_a_replica_are_cancelled_after_a_restart() ->
         anyhow::Ok(())
     })
     .await?;
-    ensure!(system.see(&ticket).await?["orderId"].is_string(), "nobody was there to cancel it");
+    ensure!(system.see(&ticket).await?["orderId"].is_string(), "it was cancelled without a replica of orders");
     system.orders.clear();
     system.add(0, 1).await?;
     testkit::eventually("the ticket to be free", async || {

@@ -119,7 +119,7 @@ impl Load {
             ("cancels", cancelled.len()),
             ("payments", paid.len()),
         ] {
-            ensure!(seen >= at_least, "only {seen} {what}: this test tests nothing");
+            ensure!(seen >= at_least, "too few {what}: {seen}");
         }
         // Every version in a response equals the event with its number. `settled` has compared the stream with the table.
         let stream = records.stream().await?;

@@ -60,7 +60,7 @@ impl Cluster {
         .await?;
         let before = self.last_sequence(stream).await?;
         eventually_within(RESUMES, "events to be published again", async || {
-            ensure!(self.last_sequence(stream).await? > before, "none has come since the election");
+            ensure!(self.last_sequence(stream).await? > before, "no event since the election");
             anyhow::Ok(())
         })
         .await
@@ -128,7 +128,7 @@ impl Cluster {
             outcome
         };
         let (written, longest, ()) = futures::try_join!(writers, self.longest_wait(&stop), faults)?;
-        ensure!(written.iter().sum::<usize>() > 50, "there was hardly any load: {written:?}");
+        ensure!(written.iter().sum::<usize>() > 50, "too few writes: {written:?}");
         self.system.settled().await?;
         Ok(longest)
     }
@@ -196,6 +196,6 @@ async fn a_backlog_in_a_cluster_is_delivered_once_without_redelivery() -> Result
         "delivered more than once: {place:?}"
     );
     let failures = cluster.system.orders.iter().filter(|orders| orders.logs().contains("the server ended the request"));
-    ensure!(failures.count() == 0, "a request was taken for lost");
+    ensure!(failures.count() == 0, "a complete pull request counted as lost");
     Ok(())
 }

@@ -37,7 +37,7 @@ async fn nats_killed_for_20_s_under_load_fails_no_write_and_loses_no_event() -> 
     let (writes, ()) = futures::try_join!(writers, outage)?;
     system.settled().await?;
     let (written, stored) = (writes.iter().sum::<usize>(), system.stream().await?.len());
-    ensure!(written == stored, "{written} writes were answered with success, {stored} are in the stream");
+    ensure!(written == stored, "{written} writes succeeded, {stored} events are in the stream");
     Ok(())
 }
 

@@ -63,7 +63,7 @@ async fn a_ticket_whose_event_has_not_arrived_can_be_ordered_at_once() -> Result
         let expected = json!({"id": ticket["id"], "title": ticket["title"], "price": ticket["price"], "version": 0});
         ensure!(order["ticket"] == expected, "{order}");
     }
-    ensure!(system.stream().await?.is_empty(), "the stream does not lag: this test tests nothing");
+    ensure!(system.stream().await?.is_empty(), "the stream does not lag");
 
     // Each request went to one replica, and both got some.
     let stats = micro(&system, "STATS").await?;
@@ -94,7 +94,7 @@ async fn the_endpoint_is_listed_by_the_tools_of_nats() -> Result<()> {
 async fn unknown_ticket_is_404_only_by_a_reply_of_tickets_and_503_otherwise() -> Result<()> {
     let system = System::start(1, 1).await?;
     let buyer = system.buyer(0, "buyer");
-    eventually("tickets to answer questions", async || {
+    eventually("tickets to reply to requests", async || {
         ensure!(!micro(&system, "PING").await?.is_empty());
         anyhow::Ok(())
     })

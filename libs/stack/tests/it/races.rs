@@ -106,7 +106,7 @@ async fn an_expiration_event_and_a_cancel_have_one_winner() -> Result<()> {
             cancel(&system, number, order).await
         };
         let (refused, ()) = futures::try_join!(late, expire(&system, order))?;
-        ensure!(refused.is_none(), "an order that was never paid is said to be complete");
+        ensure!(refused.is_none(), "an unpaid order is complete");
         Ok(())
     })
     .await?;
@@ -115,12 +115,12 @@ async fn an_expiration_event_and_a_cancel_have_one_winner() -> Result<()> {
     Ok(())
 }
 
-/// The same with our own clock: what is paid about when its time is over.
+/// The same with the clock of the service: each order is paid about when its time is over.
 #[tokio::test]
 async fn a_payment_and_an_expiry_by_the_clock_have_one_winner() -> Result<()> {
     let system = System::start_with(1, 3, "2s").await?;
     rounds(&system, 64, async |number, order| {
-        // Before the time is over, and after it, when somebody may or may not have noticed.
+        // Before the time is over, and after it, when the expiry may or may not have run.
         sleep(Duration::from_millis(1700 + 6 * number as u64 % 1200)).await;
         pay(&system, order).await
     })

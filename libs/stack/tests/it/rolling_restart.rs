@@ -57,13 +57,13 @@ async fn no_request_fails_during_a_rolling_restart() -> Result<()> {
             balancer.set(system.tickets.iter().map(testkit::Process::client).collect());
             sleep(PRE_STOP).await; // as Kubernetes does
             let status = old.stop(Duration::from_secs(10)).await?;
-            ensure!(status.success(), "it did not end well:\n{}", old.last_lines(20));
+            ensure!(status.success(), "the stop failed:\n{}", old.last_lines(20));
         }
         stop.store(true, Ordering::Relaxed);
         anyhow::Ok(())
     };
     let (requests, ()) = futures::try_join!(try_join_all((0..8).map(|_| balancer.load(&stop))), restart)?;
-    ensure!(requests.iter().sum::<usize>() > 200, "there was hardly any load: {requests:?}");
+    ensure!(requests.iter().sum::<usize>() > 200, "too few requests: {requests:?}");
     system.settled().await?;
     ensure!(system.stream().await?.len() == requests.iter().sum::<usize>() / 2);
     Ok(())

@@ -57,7 +57,7 @@ impl Records {
         for (stream, service) in PLACES {
             let place = jetstream.get_stream(stream).await?.consumer_info(service).await?;
             let (pending, unacked) = (place.num_pending, place.num_ack_pending);
-            ensure!(pending == 0 && unacked == 0, "{stream}: {pending} to deliver, {unacked} to acknowledge");
+            ensure!(pending == 0 && unacked == 0, "{stream}: {pending} events to deliver, {unacked} to acknowledge");
         }
         self.copies_agree().await
     }

@@ -37,13 +37,13 @@ async fn a_stop_under_load_leaves_nothing_to_redeliver() -> Result<()> {
         };
         let writers = futures::future::try_join_all((0..8).map(|_| create_until(&system, until)));
         let (created, status) = futures::try_join!(writers, stop)?;
-        ensure!(created.iter().sum::<usize>() > 100, "hardly a load: {created:?}");
+        ensure!(created.iter().sum::<usize>() > 100, "too few tickets: {created:?}");
         ensure!(status.success(), "orders ended with {status}");
-        ensure!(system.consumer().await?.num_ack_pending == 0, "events are still to be acknowledged after the stop");
+        ensure!(system.consumer().await?.num_ack_pending == 0, "events are not acknowledged after the stop");
 
         system.orders.push(system.spawn_orders()?);
         system.settled().await?;
-        ensure!(system.consumer().await?.num_redelivered == 0, "the restart was delivered events again");
+        ensure!(system.consumer().await?.num_redelivered == 0, "events were redelivered after the restart");
         let (delivered, stored) = (system.consumer().await?.delivered, system.stream().await?.len() as u64);
         ensure!(delivered.consumer_sequence == stored, "{} deliveries of {stored}", delivered.consumer_sequence);
     }
@@ -60,7 +60,7 @@ async fn accepted_requests_get_a_response_before_the_service_ends() -> Result<()
     };
     let writers = futures::future::try_join_all((0..16).map(|_| create_until(&system, until)));
     let (created, ()) = futures::try_join!(writers, stop)?;
-    ensure!(Instant::now() < until, "nobody was told that the service stops");
+    ensure!(Instant::now() < until, "no response said that the service stops");
     ensure!(system.tickets[0].exited().await?.success(), "it failed:\n{}", system.tickets[0].last_lines(20));
     // Before it ended, it has published every event that it confirmed.
     system.settled().await?;
