@@ -61,8 +61,7 @@ pub struct Config {
     #[arg(long, env, default_value = "1536")]
     pub max_connections: NonZeroUsize,
 
-    /// Bytes of request bodies in memory, over all connections; beyond it, the response to the oldest unfinished one is 408:
-    /// 4MiB
+    /// Bytes of all request bodies in memory; beyond it, the response to the oldest unfinished one is 408: 4MiB
     #[arg(long, env, default_value = "4MiB", value_parser = max_body_bytes)]
     pub max_body_bytes: usize,
 

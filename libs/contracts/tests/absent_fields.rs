@@ -1,4 +1,4 @@
-//! Readers tolerate the absence of fields that they do not need; the error names a missing field that they need.
+//! Readers tolerate missing fields that they do not need. Otherwise the error names the field.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 

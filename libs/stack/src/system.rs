@@ -115,7 +115,7 @@ struct Spawner<'a> {
     binary: PathBuf,
     postgres: &'a Postgres,
     nats: &'a Nats,
-    /// The first port for the next replica, above those that were given to processes that may not listen yet.
+    /// The first port for the next replica. Processes with lower ports may not listen yet.
     next_port: u16,
     spawned: usize,
 }

@@ -8,7 +8,7 @@ pub fn say(line: &str) {
     let _ = writeln!(stderr(), "--- {line}");
 }
 
-/// Runs `work`, and prints what it does if it takes longer than a second, and again while it continues.
+/// Runs `work`, and prints its progress repeatedly if it takes longer than a second.
 pub async fn announced<T>(what: &str, work: impl Future<Output = T>) -> T {
     let start = Instant::now();
     let mut ticks = interval_at(start + Duration::from_secs(1), Duration::from_secs(5));

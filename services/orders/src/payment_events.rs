@@ -57,7 +57,7 @@ impl Handler for PaymentEvents {
     }
 }
 
-/// Fails if one of `payments` differs from the recorded payment of the same id, in this batch or before it.
+/// Fails if one of `payments` differs from the recorded payment with the same id.
 async fn compare_with_recorded(db: &mut PgConnection, payments: &[&Payment]) -> anyhow::Result<()> {
     let recorded = store::find_payments(db, payments.iter().map(|payment| payment.id)).await?;
     for payment in payments {

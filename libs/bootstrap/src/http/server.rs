@@ -26,7 +26,7 @@ use super::Middleware;
 use super::connections::{Busy, Connection, Entry};
 use super::patient::Patient;
 
-/// The time limit for the head of a request, and for the pause between two requests on one connection.
+/// The time limit for the head of a request, and for an idle connection.
 const HEADER_TIME: Duration = Duration::from_secs(10);
 
 /// Bytes that a connection reads or writes at once. It is also the largest head of a request, the same as that of Node.

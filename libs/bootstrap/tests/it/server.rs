@@ -58,7 +58,7 @@ pub async fn assert_error(response: Response, status: StatusCode, message: &str)
 /// A request without a body, on a connection that stays open.
 pub const REQUEST: &[u8] = b"GET / HTTP/1.1\r\nhost: x\r\n\r\n";
 
-/// The route of [`REQUEST`] with a handler that never ends, and a notification for each request that reaches it.
+/// The route of [`REQUEST`], whose handler never ends. The notification reports each request.
 pub fn endless_route() -> (Arc<Notify>, Router) {
     let begun = Arc::new(Notify::new());
     let handler = {

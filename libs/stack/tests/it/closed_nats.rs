@@ -182,7 +182,7 @@ async fn each_user_has_only_the_rights_it_needs() -> Result<()> {
     Ok(())
 }
 
-/// A user without the right to delete a stream sends tickets a request whose reply subject deletes a stream.
+/// The reply subject of a request deletes a stream, for which the sender has no right.
 #[tokio::test]
 async fn a_reply_subject_cannot_use_the_rights_of_tickets() -> Result<()> {
     let nats = Nats::start().await?;

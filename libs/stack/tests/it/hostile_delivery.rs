@@ -33,7 +33,7 @@ impl Road {
         Self { stream, from: from.url(), to: to.url(), delivered: AtomicU64::new(0) }
     }
 
-    /// Delivers a random half of the messages that are in transit, again and again, so that messages overtake many others.
+    /// Delivers a random half of the messages in transit, repeatedly. So messages overtake many others.
     async fn carry(&self) -> Result<()> {
         let source = jetstream::new(testkit::connect(&self.from).await?).get_stream(self.stream).await?;
         let target = jetstream::new(testkit::connect(&self.to).await?);

@@ -1,4 +1,4 @@
-//! A backlog of events of the largest size that the server accepts, larger than the memory of a process.
+//! A backlog of events of the largest permitted size, larger than the memory of a process.
 
 use crate::system::System;
 use anyhow::{Result, ensure};

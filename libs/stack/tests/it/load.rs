@@ -110,7 +110,7 @@ impl Load {
         what(&mut self.seen.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// Checks that every recorded response is true in a system at rest, and that there were enough of each kind.
+    /// Checks every recorded response against a system at rest, and that there were enough of each kind.
     pub async fn was_told_the_truth(self, records: &Records, at_least: usize) -> Result<()> {
         let Seen { tickets, orders, cancelled, paid } = self.seen.into_inner().unwrap_or_else(PoisonError::into_inner);
         for (what, seen) in [

@@ -1,4 +1,4 @@
-//! A relay that dies or freezes after its events are in the stream, and before they are deleted from the outbox.
+//! A relay that dies or freezes between the publish of its events and their deletion from the outbox.
 
 use crate::records::count;
 use crate::system::System;
@@ -82,7 +82,7 @@ async fn concurrent_relays_of_three_replicas_publish_each_event_once() -> Result
     Ok(())
 }
 
-/// The relay is frozen after its batch was stored, and continues after another replica has taken over and published.
+/// The relay is frozen after its batch was stored. It continues after another replica has taken over.
 #[tokio::test]
 async fn a_relay_frozen_after_publishing_is_taken_over_and_harmless_when_it_thaws() -> Result<()> {
     let mut system = System::start(1, 1).await?;

@@ -10,7 +10,7 @@ pub fn check(overlay: &Overlay, errors: &mut Vec<String>) {
     variables(overlay, errors);
 }
 
-/// Checks that each selector matches the pods of one owner, and that they have the ports of the service.
+/// Checks that each selector matches the pods of one owner, which have the service's ports.
 fn selectors(overlay: &Overlay, errors: &mut Vec<String>) {
     for object in overlay.objects.iter().filter(|object| object["spec"].get("selector").is_some()) {
         let (kind, selector) = (&object["kind"], &object["spec"]["selector"]);

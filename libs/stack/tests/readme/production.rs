@@ -109,7 +109,7 @@ fn secrets(applied: &[Value]) -> Result<BTreeMap<String, String>> {
     Ok(found)
 }
 
-/// Each image of ours in the overlay was built and pushed under its tag, in the registry of the document.
+/// Checks that each image of a service was built and pushed, with its tag in the overlay.
 fn images_have_the_tags_of(prod: &Overlay, docked: &str) -> Result<()> {
     for pod in prod.pods() {
         let image = text(&pod.container["image"]);
