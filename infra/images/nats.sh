@@ -1,5 +1,5 @@
-# The official image of this name has the server, and the few tools of busybox; here of those only wget, for health checks.
-# sysusers: without naming the small one, apt takes all of systemd.
+# The official image contains the server and the tools of busybox. Here only wget of them is linked, for health checks.
+# systemd-standalone-sysusers is named, because apt installs all of systemd otherwise.
 packages=nats-server,busybox,systemd-standalone-sysusers
 options=(--customize-hook='ln -s busybox "$1/usr/bin/wget"')
 changes=(

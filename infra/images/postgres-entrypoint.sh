@@ -1,10 +1,10 @@
 #!/bin/bash
-# Understands the environment and the arguments of the official image, so that either may stand behind the name.
+# Accepts the environment and the arguments of the official image, so that either image works under the name.
 set -Eeuo pipefail
 
 unfinished=$PGDATA/.init-unfinished
 
-main() { # what docker run was given
+main() { # arguments of docker run
     [[ ${1:-} != -* ]] || set -- postgres "$@"
 
     if [[ ${1:-} == postgres && " $* " != *' --version '* && " $* " != *' --help '* ]]; then
@@ -29,7 +29,7 @@ become_postgres() {
 }
 
 init() { # arguments of the server
-    # As process 1 we would not even notice a signal that has no trap.
+    # Process 1 ignores a signal without a trap.
     trap 'exit 1' INT TERM
 
     from_file_or POSTGRES_PASSWORD ''
@@ -41,7 +41,7 @@ init() { # arguments of the server
         fail 'this is a new database and its superuser has no password.' \
             'Set POSTGRES_PASSWORD, or POSTGRES_HOST_AUTH_METHOD=trust to let everybody in without one.'
     fi
-    # They are words of a shell: quotes in them are meant.
+    # They are parsed as words of a shell, including quotes.
     eval "initdb_args=($POSTGRES_INITDB_ARGS)"
 
     if [[ -e $unfinished ]]; then
@@ -50,11 +50,11 @@ init() { # arguments of the server
     fi
     initdb --username="$POSTGRES_USER" --pwfile=/dev/stdin --encoding=UTF8 --auth=trust "${initdb_args[@]}" \
         <<<"$POSTGRES_PASSWORD"
-    # If the container dies from here on, the database looks complete and lacks what the init files create.
+    # If the container dies from here on, the database looks complete, but lacks the objects of the init files.
     touch "$unfinished"
     echo "host all all all $host_auth" >>"$PGDATA/pg_hba.conf"
 
-    # Only on the socket, so that the port opens when everything is done.
+    # Only on the socket, so that the port opens after the initialization.
     pg_ctl start --silent --wait --options="$(printf '%q ' "$@" -c listen_addresses= -c port=5432)"
     if [[ $POSTGRES_DB != postgres ]]; then
         POSTGRES_DB=postgres sql --set=name="$POSTGRES_DB" <<<'create database :"name";'
@@ -84,7 +84,7 @@ sql() {
     psql --set=ON_ERROR_STOP=1 --no-psqlrc --username="$POSTGRES_USER" --dbname="$POSTGRES_DB" "$@"
 }
 
-# Secrets come as files: $1 may be given as $1_FILE. Exported, because the init files use them.
+# Secrets may be files: $1_FILE sets $1. Exported, because the init files use them.
 from_file_or() { # variable default
     local file_variable=$1_FILE
     local file=${!file_variable:-} value=${!1:-}

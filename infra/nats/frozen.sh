@@ -1,11 +1,10 @@
 #!/bin/sh
-# Succeeds if this server has to be restarted: a stream is frozen, and its volume has room.
+# Succeeds if this server must be restarted: a stream is frozen, and its volume has free space.
 #
-# A write that fails, as on a full disk, freezes its stream: no publish is acknowledged until the server restarts, even when
-# there is room again. Only the plain /healthz reports it. While the disk is full a restart cannot help, so this does not
-# ask for one.
+# A failed write, for example on a full disk, freezes its stream: no publish is acknowledged until the server restarts, even
+# after space was freed. Only the plain /healthz reports it. While the disk is full a restart does not help, so this fails.
 #
-# Needs no more than a shell, df, and busybox: its wget discards the body of an error, so nc reads it.
+# Needs only a shell, df, and busybox. Its wget discards the body of an error, so nc reads it.
 
 # More than a batch of events needs. With less, the restarted server would freeze again at once.
 room_kb=65536

@@ -1,6 +1,6 @@
 -- Databases and roles. Each service has a database, a role that owns it and migrates it, and a role that the service runs as,
--- with only the rights that `migrate` grants. Run it with psql as a superuser. To run it again changes only passwords. The
--- images of Postgres run it on a new volume, from /docker-entrypoint-initdb.d.
+-- with only the rights that `migrate` grants. Run it with psql as a superuser. Running it again changes only passwords.
+-- The images of Postgres run it on a new volume, from /docker-entrypoint-initdb.d.
 
 \set ON_ERROR_STOP on
 

@@ -1,7 +1,7 @@
 -- The rights of the service in its tables. By hand, as their owner: psql --set role=orders --file grants.sql. A right that is
 -- removed here is taken away from the previous release, which still serves: remove it one release later.
 grant select, insert, update on orders, ticket_replica to :"role";
--- A payment is what it is.
+-- Only the refund of a payment changes.
 grant select, insert, update (refund_due) on payments to :"role";
--- is the database up to date?
+-- to check whether the database is up to date
 grant select on _sqlx_migrations to :"role";

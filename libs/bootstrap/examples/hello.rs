@@ -1,5 +1,6 @@
-//! The smallest service: `cargo run -p bootstrap --example hello -- --jwt-key secret --database-url postgres://localhost`.
-//! The process tests start, signal and end it.
+//! The smallest service, which the process tests start, signal and end.
+//!
+//! `cargo run -p bootstrap --example hello -- --jwt-key secret --database-url postgres://localhost`
 
 use std::process::ExitCode;
 
@@ -42,7 +43,7 @@ fn main() -> ExitCode {
     bootstrap::main(std::env::args_os(), &schema(), start)
 }
 
-/// Nothing but the tables of the bus.
+/// Only the tables of the bus.
 fn schema() -> Schema {
     Schema::new("hello", Migrator::DEFAULT, "")
 }

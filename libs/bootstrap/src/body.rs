@@ -1,7 +1,7 @@
 //! The request body: a JSON object of at most 100 kB. Anything else counts as empty or is an error.
 //!
 //! Values are kept as text until a field is read. So a number keeps its exact digits (`20.00001`, and `1e999`, which no
-//! float holds), and an unknown field is not parsed: it cannot be invalid, or nested deep enough to overflow the stack.
+//! float holds). An unknown field is not parsed, so it cannot be invalid, or overflow the stack by its depth.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -18,17 +18,20 @@ use tokio::time::timeout;
 use crate::error::ApiError;
 use crate::http::{Bodies, Charge, Receiving};
 
-/// Bytes a body may have: Express's `100kb`.
+/// The most bytes of a body: `100kb` of Express.
 pub const LIMIT: usize = 100 * 1024;
 
-/// Bytes of a too large body that are read and dropped: a client that is still writing would see a connection reset
-/// instead of the response.
+/// Bytes of a body that is too large that are read and dropped.
+///
+/// Without it, a client that is still writing would see a connection reset instead of the response.
 const DRAINED: usize = 8 * 1024 * 1024;
 
 /// The time limit for receiving a body. Shorter than a usual request timeout, so that the response names the reason.
 const TIME: Duration = Duration::from_secs(5);
 
-/// The fields of a JSON object. Anything that is not declared as JSON, an empty body and an array have none.
+/// The fields of a JSON object.
+///
+/// A body that is not declared as JSON, an empty body and an array have no fields.
 #[derive(Debug, Default)]
 pub struct JsonBody {
     fields: HashMap<String, Box<RawValue>>,
@@ -69,7 +72,7 @@ impl JsonBody {
     }
 
     fn parse(bytes: &[u8]) -> Result<Self, ApiError> {
-        // A byte order mark is no JSON, but Express takes it.
+        // A byte order mark is not JSON, but Express accepts it.
         let bytes = bytes.strip_prefix(b"\xEF\xBB\xBF").unwrap_or(bytes);
         let Some(first) = bytes.iter().find(|byte| !byte.is_ascii_whitespace()) else {
             return if bytes.is_empty() { Ok(Self::default()) } else { Err(ApiError::BadRequest) };
@@ -86,7 +89,7 @@ impl JsonBody {
 impl<S: Send + Sync> FromRequest<S> for JsonBody {
     type Rejection = ApiError;
 
-    /// Every request's body was received, within its limits, before its handler began.
+    /// The middleware has received the body, within its limits, before the handler begins.
     async fn from_request(request: Request, state: &S) -> Result<Self, ApiError> {
         if !is_json(request.headers()) {
             return Ok(Self::default());
@@ -96,13 +99,13 @@ impl<S: Send + Sync> FromRequest<S> for JsonBody {
     }
 }
 
-/// `application/json`, whatever its parameters.
+/// Whether the body is declared as `application/json`, with any parameters.
 fn is_json(headers: &HeaderMap) -> bool {
     let declared = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
     declared.split(';').next().is_some_and(|essence| essence.trim().eq_ignore_ascii_case("application/json"))
 }
 
-/// The whole body, within its limits of size and time, and those of all bodies together.
+/// Receives a whole body, within the limits of its size and time, and of all bodies together.
 pub(crate) async fn receive(
     bodies: &Arc<Bodies>,
     headers: &HeaderMap,
@@ -119,14 +122,14 @@ pub(crate) async fn receive(
 async fn read(receiving: &Receiving, headers: &HeaderMap, body: Body) -> Result<(), ApiError> {
     let announced = body.size_hint().lower();
     let mut too_large = announced > LIMIT as u64;
-    // The client sends the body only after it was asked for it (`Expect: 100-continue`).
+    // With `Expect: 100-continue`, the client has not sent the body yet.
     if too_large && headers.contains_key(header::EXPECT) {
         return Err(ApiError::TooLarge);
     }
     let mut received = 0;
     let mut chunks = body.into_data_stream();
     while let Some(chunk) = chunks.next().await {
-        // Broken chunks, or a client that went away.
+        // Broken chunks, or a client that disconnected.
         let chunk = chunk.map_err(|_| ApiError::BadRequest)?;
         received += chunk.len();
         too_large |= received > LIMIT;
@@ -209,7 +212,7 @@ mod tests {
     }
 
     #[test]
-    fn depth_is_no_danger() {
+    fn deep_nesting_does_not_overflow_the_stack() {
         assert!(JsonBody::parse("[".repeat(LIMIT).as_bytes()).is_err());
         let deep = format!("{}{}", "[".repeat(LIMIT / 2), "]".repeat(LIMIT / 2));
         assert!(JsonBody::parse(deep.as_bytes()).is_ok());

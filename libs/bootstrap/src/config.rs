@@ -16,20 +16,20 @@ pub use nats::NatsConfig;
 use crate::body;
 use crate::telemetry::LogFormat;
 
-/// Flags and environment variables of every service; flatten it into the service's own parser.
+/// Flags and environment variables of every service. Flatten it into the service's own parser.
 #[derive(Args, Clone)]
 // The service's own parser may be called Config as well.
 #[group(skip)]
 pub struct Config {
-    /// Postgres to keep the data in: `postgres://user:password@host/database`
+    /// Database of the service: `postgres://user:password@host/database`
     #[arg(long, env, hide_env_values = true)]
     pub database_url: String,
 
-    /// Connections for requests; the event bus has its own
+    /// Connections to Postgres for requests; the event bus has its own
     #[arg(long, env, default_value = "16")]
     pub database_connections: NonZeroU32,
 
-    /// How NATS is reached.
+    /// The connection to NATS.
     #[command(flatten)]
     pub nats: NatsConfig,
 
@@ -45,24 +45,23 @@ pub struct Config {
     #[arg(long, env, default_value = "0.0.0.0:3000")]
     pub http_addr: SocketAddr,
 
-    /// How the users' tokens are verified.
+    /// The key of the users' tokens.
     #[command(flatten)]
     pub jwt: JwtConfig,
 
-    /// Time for one request, after which it is answered 503: 10s, 500ms, 1m
+    /// Time limit of a request, after which the response is 503: 10s, 500ms, 1m
     #[arg(long, env, default_value = "10s", value_parser = duration)]
     pub request_timeout: Duration,
 
-    /// Requests worked on at once; any more are answered 503 without waiting
+    /// Concurrent requests; the response to any more is 503, without waiting
     #[arg(long, env, default_value = "1024")]
     pub max_requests: NonZeroUsize,
 
-    /// Connections open at once, more than requests; for one more, the one that is idle longest is closed
+    /// Open connections, more than `MAX_REQUESTS`; beyond it, the one that is idle longest is closed
     #[arg(long, env, default_value = "1536")]
     pub max_connections: NonZeroUsize,
 
-    /// Bytes of request bodies held at once, over all connections; for more, the oldest unfinished one is answered 408:
-    /// 4MiB
+    /// Bytes of all request bodies in memory; beyond it, the response to the oldest unfinished one is 408: 4MiB
     #[arg(long, env, default_value = "4MiB", value_parser = max_body_bytes)]
     pub max_body_bytes: usize,
 
@@ -70,13 +69,13 @@ pub struct Config {
     #[arg(long, env, default_value = "20s", value_parser = duration)]
     pub stop_grace: Duration,
 
-    /// What is logged, and how.
+    /// The logs.
     #[command(flatten)]
     pub log: LogConfig,
 }
 
 impl Config {
-    /// What the bus of `service` needs to know.
+    /// The settings of the bus of `service`.
     pub fn bus(&self, service: &'static str) -> event_bus::Settings {
         event_bus::Settings {
             client: self.nats_client_id.clone().unwrap_or_else(|| service.to_owned()),
@@ -96,7 +95,7 @@ pub struct LogConfig {
     #[arg(long = "log", env = "RUST_LOG", default_value = "info,async_nats=warn,sqlx=warn", value_parser = log_filter)]
     pub filter: String,
 
-    /// How log lines look
+    /// Format of log lines
     #[arg(long = "log-format", env = "LOG_FORMAT", default_value = "text")]
     pub format: LogFormat,
 }
@@ -114,12 +113,12 @@ pub struct JwtConfig {
     pub jwt_public_key: Option<String>,
 }
 
-/// Checked here, so that a typing error is reported like any other.
+/// Checked here, so that a mistake is reported like any other in the configuration.
 fn log_filter(text: &str) -> Result<String, String> {
     EnvFilter::try_new(text).map(|_| text.to_owned()).map_err(|error| error.to_string())
 }
 
-/// A number of seconds, or a number with its unit: `ms`, `s`, `m` or `h`.
+/// Parses a number of seconds, or a number with a unit: `ms`, `s`, `m` or `h`.
 pub fn duration(text: &str) -> Result<Duration, String> {
     let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
     let (number, unit) = text.split_at(digits);
@@ -134,7 +133,7 @@ pub fn duration(text: &str) -> Result<Duration, String> {
     number.checked_mul(milliseconds).map(Duration::from_millis).ok_or_else(|| "too long".to_owned())
 }
 
-/// A number of bytes, or a number with its unit: `KiB` or `MiB`. One body of any allowed size has to fit.
+/// Parses a number of bytes, or a number with a unit: `KiB` or `MiB`. At least [`body::LIMIT`].
 fn max_body_bytes(text: &str) -> Result<usize, String> {
     let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
     let (number, unit) = text.split_at(digits);
@@ -152,7 +151,7 @@ fn max_body_bytes(text: &str) -> Result<usize, String> {
     Ok(bytes)
 }
 
-/// Written by hand so that no secret ever reaches a log.
+/// Written by hand, so that no secret reaches a log.
 impl fmt::Debug for Config {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Config")

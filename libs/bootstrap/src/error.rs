@@ -10,7 +10,7 @@ use tracing::{error, warn};
 
 use crate::telemetry::Throttle;
 
-/// Why a request was not answered with success. The display text is the message the client reads.
+/// The reason for a response that is not 2xx. The display text is the message for the client.
 #[derive(Debug, thiserror::Error)]
 pub enum ApiError {
     /// 401: not signed in, or not the owner.
@@ -34,11 +34,10 @@ pub enum ApiError {
     /// 413: the body exceeds [`crate::body::LIMIT`].
     #[error("The request body is larger than 100 kB")]
     TooLarge,
-    /// 503 with `Retry-After`: Postgres unreachable, overload, no answer in time, stopping. Whether a write happened
-    /// is unknown.
+    /// 503 with `Retry-After`: Postgres unreachable, overload, timeout, stopping. Whether a write was committed is unknown.
     #[error("The service is temporarily unavailable, please try again")]
     Unavailable,
-    /// 500: a bug. The cause is logged when the answer is made, and is never shown to the client.
+    /// 500: a bug. The cause is logged when the response is made, and is never shown to the client.
     #[error("Something went wrong")]
     Internal(anyhow::Error),
 }
@@ -46,14 +45,14 @@ pub enum ApiError {
 /// One broken validation rule.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub struct FieldError {
-    /// What the client reads.
+    /// The message for the client.
     pub message: &'static str,
-    /// The body field it is about.
+    /// The field of the body.
     pub field: &'static str,
 }
 
 impl ApiError {
-    /// The status it is answered with.
+    /// The status of its response.
     pub fn status(&self) -> StatusCode {
         match self {
             Self::NotAuthorized => StatusCode::UNAUTHORIZED,
@@ -88,7 +87,7 @@ impl IntoResponse for ApiError {
     }
 }
 
-/// An answer with one error entry.
+/// A response with one error entry.
 pub(crate) fn error_body(status: StatusCode, message: &str) -> Response {
     (status, Json(Errors { errors: &[Message { message }] })).into_response()
 }
@@ -103,14 +102,14 @@ struct Message<'a> {
     message: &'a str,
 }
 
-/// A path with a malformed id is a bad request.
+/// A malformed id in a path is a bad request.
 impl From<PathRejection> for ApiError {
     fn from(_: PathRejection) -> Self {
         Self::BadRequest
     }
 }
 
-/// So is a malformed query.
+/// A malformed query is a bad request.
 impl From<QueryRejection> for ApiError {
     fn from(_: QueryRejection) -> Self {
         Self::BadRequest
@@ -136,7 +135,7 @@ impl From<anyhow::Error> for ApiError {
     }
 }
 
-/// Logged when it begins and once a minute while it goes on, not for every request.
+/// Logs an outage when it begins and once a minute while it continues, not for every request.
 fn unavailable(cause: &anyhow::Error) -> ApiError {
     static LOG: Throttle = Throttle::new();
     if let Some(unlogged) = LOG.pass() {

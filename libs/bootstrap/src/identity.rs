@@ -21,17 +21,18 @@ use crate::error::ApiError;
 pub struct User {
     /// Opaque, never empty, and text that Postgres can store.
     pub id: String,
-    /// Empty if the token names none.
+    /// Empty if the token has none.
     pub email: String,
 }
 
-/// The user of a request, or none. As an extractor it never fails: an invalid token, cookie or header makes the request
-/// anonymous.
+/// The user of a request, or none.
+///
+/// As an extractor it never fails: an invalid token, cookie or header makes the request anonymous.
 #[derive(Clone, Debug)]
 pub struct Caller(Option<User>);
 
 impl Caller {
-    /// The signed-in user, else [`ApiError::NotAuthorized`].
+    /// The signed-in user, or [`ApiError::NotAuthorized`].
     pub fn user(&self) -> Result<&User, ApiError> {
         self.0.as_ref().ok_or(ApiError::NotAuthorized)
     }
@@ -61,7 +62,7 @@ struct Pinned {
 }
 
 impl Keys {
-    /// Reads the configured key. Fails if it is malformed, or if it would let anybody sign tokens.
+    /// Reads the configured key. Fails if it is malformed, or if it is a public key used as a secret.
     pub fn new(config: &Config) -> anyhow::Result<Self> {
         match (&config.jwt.jwt_key, &config.jwt.jwt_public_key) {
             (Some(secret), None) => Self::from_secret(secret),
@@ -74,7 +75,7 @@ impl Keys {
         if secret.is_empty() {
             bail!("JWT_KEY is empty");
         }
-        // A public key that is used as an HS256 secret would let anybody sign.
+        // With a public key as the HS256 secret, everyone could sign tokens.
         if secret.trim_start().starts_with("-----BEGIN") {
             bail!("JWT_KEY holds a PEM key: set JWT_PUBLIC_KEY instead");
         }
@@ -82,7 +83,7 @@ impl Keys {
     }
 
     fn from_pem(pem: &str) -> anyhow::Result<Self> {
-        // Many tools can set variables of one line only.
+        // Many tools cannot set variables of several lines.
         let pem = pem.replace("\\n", "\n");
         let ed25519 = DecodingKey::from_ed_pem(pem.as_bytes()).map(|key| (key, Algorithm::EdDSA));
         let (key, algorithm) = ed25519
@@ -121,13 +122,13 @@ struct Claims {
     email: serde_json::Value,
 }
 
-/// What the session cookie holds.
+/// The content of the session cookie.
 #[derive(Deserialize)]
 struct Session {
     jwt: String,
 }
 
-/// Values of all cookies that may hold a session, in the order they were sent. Headers are bytes, not text.
+/// The values of all cookies that may hold a session, in their order. Headers are bytes, not text.
 fn session_cookies(headers: &HeaderMap) -> impl Iterator<Item = &[u8]> {
     headers.get_all(header::COOKIE).iter().flat_map(|value| value.as_bytes().split(|byte| *byte == b';')).filter_map(
         |pair| {

@@ -1,6 +1,6 @@
-//! What every service does alike: configuration, logs, HTTP, identity, health, start and stop.
+//! What all services share: configuration, logs, HTTP, identity, health, start and stop.
 //!
-//! A service brings its routes and its background tasks; this crate runs them:
+//! A service defines its routes and its background tasks; this crate runs them:
 //!
 //! ```no_run
 //! # use bootstrap::{Config, Running, Service};
@@ -18,13 +18,13 @@
 //!
 //! It guarantees that
 //! - every response that is not 2xx has the body `{"errors":[{"message","field"?}]}`;
-//! - a request that was begun is finished, even if its client hangs up;
-//! - any number of slow clients holds a bounded amount of memory and does not block others;
+//! - a request that has begun is finished, even if its client hangs up;
+//! - slow clients hold a bounded amount of memory, and do not block others;
 //! - a service stops in order: not ready, no new connections, last response, background tasks, connections;
 //! - a background task that ends by itself ends the process with a non-zero code.
 //!
-//! It contains no rule of tickets or orders. It holds the configuration of the bus, and the streams and consumers of
-//! the system as they are built in.
+//! It contains no rule of tickets or orders. It contains the configuration of the bus, and the built-in files of streams
+//! and consumers.
 //!
 //! Read [`run`], then [`http`], [`error`], [`body`], [`list`], [`identity`].
 

@@ -1,4 +1,4 @@
-//! Lists, of any length: read from Postgres and written to the client page by page.
+//! Lists of any length, read from Postgres and written to the client page by page.
 //!
 //! A short list is an ordinary response. A long one is streamed: a page is read only when the client has read the one
 //! before, and no connection to Postgres is held in between. After an error the connection is closed before the end of
@@ -26,24 +26,26 @@ use crate::error::ApiError;
 use crate::http::{Connection, Limits};
 use crate::telemetry::Throttle;
 
-/// Rows of a page at most.
+/// The most rows of a page.
 const ROWS: u32 = 256;
 
 /// A page ends with the row that reaches this many bytes of text.
 const BYTES: i64 = 64 * 1024;
 
-/// About how many bytes JSON adds to the text of a row.
+/// An estimate of the bytes that JSON adds to the text of a row.
 const NAMES: usize = 200;
 
-/// Time to read one page. Reading the whole list may take longer than a request otherwise may.
+/// The time limit for reading one page. Reading the whole list may exceed the request timeout.
 const TIME: Duration = Duration::from_secs(10);
 
-/// The query of a list, `?limit=<number>&after=<id>`. Without it, a list is whole. Anything malformed is a bad request.
+/// The query of a list, `?limit=<number>&after=<id>`.
+///
+/// Without it, the response has the whole list. A malformed query is a bad request.
 #[derive(Debug, Clone, Copy, Deserialize)]
 struct Page {
-    /// Items at most.
+    /// The most items.
     limit: Option<NonZeroU32>,
-    /// The last item of the page before.
+    /// The last item of the previous page.
     after: Option<Id>,
 }
 
@@ -54,7 +56,7 @@ pub struct Part {
     pub after: Option<Id>,
     /// Only rows with a greater number.
     pub number: i64,
-    /// Rows at most.
+    /// The most rows.
     pub rows: i64,
     /// The last row is the one with which the page reaches this many bytes of text.
     pub bytes: i64,
@@ -63,15 +65,15 @@ pub struct Part {
 /// A row of a list.
 #[derive(Debug)]
 pub struct Row<T> {
-    /// What the list is ordered by.
+    /// The number that orders the list.
     pub number: i64,
     /// Bytes of text in this row and all before it on its page.
     pub bytes: i64,
-    /// What the client sees.
+    /// The item as the client sees it.
     pub item: T,
 }
 
-/// The list that a request asks for.
+/// The list that a request reads.
 pub struct List {
     page: Page,
     connection: Arc<Connection>,
@@ -91,7 +93,9 @@ impl<S: Send + Sync> FromRequestParts<S> for List {
 }
 
 impl List {
-    /// The answer, of rows that `read` reads. It is called once for each page, never while a page is on its way.
+    /// Responds with the rows that `read` returns.
+    ///
+    /// Calls `read` once for each page, never while a page is being sent.
     ///
     /// # Errors
     /// Those of the first page.
@@ -126,20 +130,20 @@ impl List {
     }
 }
 
-/// Where a list goes on.
+/// Reads a list page by page.
 struct Reader<R> {
     read: R,
     limits: Arc<Limits>,
     connection: Arc<Connection>,
     after: Option<Id>,
-    /// The number behind which the next page begins; `None` behind the last row.
+    /// The number after which the next page begins; `None` after the last row.
     next: Option<i64>,
-    /// Rows that are still asked for.
+    /// Rows that are still to be read, if the list has a limit.
     left: Option<u32>,
 }
 
 impl<R> Reader<R> {
-    /// `json` and the next page; and the end of the list, if this is the last one.
+    /// Appends the next page to `json`, and the end of the list if this is the last one.
     async fn page<T, F>(&mut self, mut json: Vec<u8>) -> Result<Bytes, ApiError>
     where
         R: Fn(Part) -> F,

@@ -1,4 +1,4 @@
-//! Starting and stopping a service: background tasks are spawned, it serves, and all is stopped in order.
+//! Starting and stopping a service: its background tasks, its server, and a stop in order.
 //!
 //! Requests end before background tasks do: their commits wake the bus, which must still be there to publish them.
 
@@ -24,21 +24,22 @@ use crate::telemetry;
 
 pub use process::main;
 
-/// A service that is being put together. Dropping it aborts what was spawned.
+/// A service that does not serve yet. Dropping it aborts the tasks that were spawned.
 pub struct Service {
     config: Config,
     background: Background,
 }
 
 impl Service {
-    /// Nothing runs yet.
+    /// A service without background tasks.
     pub fn new(config: &Config) -> Self {
         telemetry::start_counting();
         Self { config: config.clone(), background: Background::default() }
     }
 
-    /// Starts a background task. It must go on until its token is cancelled, which happens after the last request was
-    /// answered, and then end soon. Ending earlier, in whatever way, ends the service.
+    /// Starts a background task, which must run until its token is cancelled, and then end soon.
+    ///
+    /// The token is cancelled after the last response. A task that ends earlier, for any reason, ends the service.
     pub fn spawn<F>(&mut self, name: &'static str, task: impl FnOnce(CancellationToken) -> F)
     where
         F: Future<Output = anyhow::Result<()>> + Send + 'static,
@@ -51,8 +52,9 @@ impl Service {
         });
     }
 
-    /// Listens and serves. Needs neither Postgres nor NATS: until `bus` is ready, `/readyz` is 503. It is closed at the
-    /// end.
+    /// Listens and serves. Needs neither Postgres nor NATS: until `bus` is ready, `/readyz` is 503.
+    ///
+    /// The bus is closed when the service stops.
     #[expect(clippy::unused_async, reason = "it spawns, and so is called within a runtime")]
     pub async fn run(self, routes: Router, bus: Bus) -> anyhow::Result<Running> {
         let address = self.config.http_addr;
@@ -72,19 +74,21 @@ impl Service {
 /// end at once; only handlers that have begun continue.
 #[must_use = "dropping it ends the service"]
 pub struct Running {
-    /// Where it listens, with the port that was taken.
+    /// The address it listens on, with the actual port.
     pub address: SocketAddr,
     /// Cancelled first: not ready, no new connections.
     stop: CancellationToken,
     stop_grace: Duration,
-    /// One task. In a set, because that aborts it when dropped, and may be asked again after it ended.
+    /// One task. A set aborts it when dropped, and can be polled again after the task has ended.
     server: JoinSet<()>,
     background: Background,
     bus: Bus,
 }
 
 impl Running {
-    /// Returns when a part of the service ended by itself, and says which and why. May be dropped and called again.
+    /// Waits until a part of the service ends by itself. Returns which and why.
+    ///
+    /// Cancel safe: it may be dropped and called again.
     pub async fn wait(&mut self) -> anyhow::Error {
         tokio::select! {
             error = self.background.ended() => error,
@@ -92,9 +96,9 @@ impl Running {
         }
     }
 
-    /// Stops in order: not ready, no new connections, last request answered, background tasks, connections.
+    /// Stops in order: not ready, no new connections, last response, background tasks, connections.
     ///
-    /// Within the configured grace; what does not end by then is aborted, and an error is returned.
+    /// Returns an error if this takes longer than the configured grace; the rest is then aborted.
     pub async fn stop(self) -> anyhow::Result<()> {
         let grace = self.stop_grace;
         tokio::time::timeout(grace, self.stop_in_order())
@@ -115,7 +119,7 @@ impl Running {
     }
 }
 
-/// The tasks beside the server, and what stops them.
+/// The background tasks, and the token that stops them.
 #[derive(Default)]
 struct Background {
     stop: CancellationToken,
@@ -123,7 +127,7 @@ struct Background {
 }
 
 impl Background {
-    /// A service without background tasks waits for ever.
+    /// Waits until a task ends. Never returns for a service without background tasks.
     async fn ended(&mut self) -> anyhow::Error {
         match self.tasks.join_next().await {
             Some(Ok((name, Ok(())))) => anyhow!("{name} ended by itself"),

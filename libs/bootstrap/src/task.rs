@@ -1,5 +1,6 @@
-//! What a service's binary can do beside serving: `migrate`, `provision`, `health`. Each is done once, with rights that
-//! the service itself does not need.
+//! The subcommands of a service: `migrate`, `provision`, `health`.
+//!
+//! Each runs once, with rights that the service itself does not need.
 
 use std::io::{Read as _, Write as _};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
@@ -11,8 +12,8 @@ use event_bus::Schema;
 
 use crate::config::{LogConfig, NatsConfig, duration};
 
-// Not documentation: that would take the place of what the service says of itself in `--help`.
-// Ends with 0 when it is done, with 1 and the reason otherwise.
+// Not a doc comment: it would replace the description of the service in `--help`.
+// The exit code is 0 on success, 1 otherwise, with the reason.
 #[derive(Subcommand)]
 pub(crate) enum Task {
     Migrate(Migrate),
@@ -23,18 +24,18 @@ pub(crate) enum Task {
 
 /// Bring the database up to date, and let the service's role use it
 ///
-/// Doing it again, or at once from several places, changes nothing.
+/// Idempotent: repeated and concurrent runs change nothing.
 #[derive(Args)]
 pub(crate) struct Migrate {
-    /// The service's database, as the role that owns it: `postgres://owner:password@host/database`
+    /// The service's database, with the role that owns it: `postgres://owner:password@host/database`
     #[arg(long, env, hide_env_values = true)]
     database_url: String,
 
-    /// Role that the service runs as: it may do what the service does, and nothing else
+    /// Role of the service: it gets the rights that the service needs, and no others
     #[arg(long, env)]
     database_role: Option<String>,
 
-    /// Time to wait for Postgres to be there: 60s, 5m
+    /// Time to wait for Postgres: 60s, 5m
     #[arg(long, env, default_value = "60s", value_parser = duration)]
     patience: Duration,
 
@@ -44,14 +45,14 @@ pub(crate) struct Migrate {
 
 /// Create or update the streams and consumers of all services
 ///
-/// Doing it again changes nothing; what somebody has changed is changed back. Fails, after all the rest is done, if the
-/// server does not change an option of what exists.
+/// Idempotent. Options that were changed by hand are changed back. Fails, after all other changes, if the server does not
+/// change an option of an existing stream or consumer.
 #[derive(Args)]
 pub(crate) struct Provision {
     #[command(flatten)]
     nats: NatsConfig,
 
-    /// Time to wait for NATS to be there: 60s, 5m
+    /// Time to wait for NATS: 60s, 5m
     #[arg(long, env, default_value = "60s", value_parser = duration)]
     patience: Duration,
 
@@ -59,9 +60,9 @@ pub(crate) struct Provision {
     log: LogConfig,
 }
 
-/// Ask the service in this container whether it can serve
+/// Check whether the service in this container is ready
 ///
-/// For health checks, in an image that has nothing else to ask with.
+/// For health checks in an image without other programs.
 #[derive(Args)]
 pub(crate) struct Health {
     /// Address that the service listens on

@@ -1,5 +1,7 @@
-//! Logs: one line per event on stdout, with times in UTC. Metrics: recorded with the `metrics` crate, exposed at
-//! `/metrics` in the text format of Prometheus.
+//! Logs and metrics.
+//!
+//! Logs: one line per entry on stdout, with times in UTC. Metrics: recorded with the `metrics` crate, exposed at `/metrics` in
+//! the text format of Prometheus.
 
 use std::io::IsTerminal as _;
 use std::sync::{LazyLock, Mutex, PoisonError};
@@ -9,7 +11,7 @@ use anyhow::Context as _;
 use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
 use tracing_subscriber::EnvFilter;
 
-/// How log lines look.
+/// The format of log lines.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub enum LogFormat {
     /// For people.
@@ -18,13 +20,13 @@ pub enum LogFormat {
     Json,
 }
 
-/// Starts logging what `filter` lets through, in the syntax of `RUST_LOG`.
+/// Starts logging with a filter in the syntax of `RUST_LOG`.
 ///
-/// The first call counts: tests start several services in one process. Fails only if the filter is malformed.
+/// Only the first call has an effect: tests start several services in one process. Fails only if the filter is malformed.
 pub fn init(format: LogFormat, filter: &str) -> anyhow::Result<()> {
     let filter = EnvFilter::try_new(filter).with_context(|| format!("malformed log filter {filter:?}"))?;
     let lines = tracing_subscriber::fmt().with_env_filter(filter).with_ansi(std::io::stdout().is_terminal());
-    // An error means that a subscriber is there already, which is what we want.
+    // An error means that a subscriber is already set.
     let _ = match format {
         LogFormat::Text => lines.try_init(),
         LogFormat::Json => lines.json().flatten_event(true).with_current_span(true).with_span_list(false).try_init(),
@@ -32,7 +34,7 @@ pub fn init(format: LogFormat, filter: &str) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Lets a log line through once a minute, and counts those that it does not.
+/// Permits one log line per minute, and counts the others.
 pub(crate) struct Throttle(Mutex<(Option<Instant>, u64)>);
 
 impl Throttle {
@@ -40,7 +42,7 @@ impl Throttle {
         Self(Mutex::new((None, 0)))
     }
 
-    /// How many lines were not logged since the last one, if it is time for the next.
+    /// Returns how many lines were not logged since the last one, if the next one is due.
     pub(crate) fn pass(&self) -> Option<u64> {
         const PERIOD: Duration = Duration::from_mins(1);
         let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
@@ -54,12 +56,12 @@ impl Throttle {
     }
 }
 
-/// What the whole process has counted so far: tests start several services in one.
+/// The metrics of the whole process: tests start several services in one.
 pub(crate) fn metrics() -> String {
     METRICS.render()
 }
 
-/// Counts from now on.
+/// Starts counting.
 pub(crate) fn start_counting() {
     LazyLock::force(&METRICS);
 }

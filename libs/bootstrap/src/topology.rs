@@ -1,4 +1,4 @@
-//! The streams and consumers that the services are built with.
+//! The built-in files of streams and consumers.
 //!
 //! The directory `jetstream` of this package is a link to `infra/jetstream`.
 
@@ -19,7 +19,7 @@ const FILES: [(&str, &str); 8] = files![
     "EXPIRATION.orders.consumer.json",
 ];
 
-/// The streams and consumers of tickets and orders, as they are when `TOPOLOGY` names no directory.
+/// The streams and consumers of tickets and orders, used if `TOPOLOGY` names no directory.
 ///
 /// # Panics
 /// Never: a test parses the files.

@@ -4,6 +4,6 @@ use crate::Id;
 use crate::ticket::TicketSnapshot;
 use event_bus_core::Endpoint;
 
-/// A ticket as it is at this moment: newer than, or as new as, what its events have said so far.
+/// Requests the current state of a ticket: at least as new as its events so far.
 pub const SHOW_TICKET: Endpoint<Id, TicketSnapshot> =
     Endpoint::new("tickets", "show", "The ticket of an id, as it is now");

@@ -7,9 +7,9 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 /// The id of a ticket or an order: 12 bytes, written as 24 lower-case hex digits.
 ///
-/// Four bytes of Unix seconds, five that are random per process, three that count. Ids of one process rise strictly,
-/// whatever its clock does. Ids of several processes, or of one before and after its restart, rise only as their clocks do:
-/// the order of creation is what Postgres says, not the order of ids.
+/// Four bytes are Unix seconds, five are random per process, three are a counter. Ids of one process rise strictly, whatever
+/// its clock does. Ids of several processes, or of one process before and after a restart, rise only as their clocks do: for
+/// the order of creation, use the number that Postgres gives each row.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Id([u8; 12]);
 
@@ -22,7 +22,7 @@ impl Id {
     /// A new id, greater than every id this process has made before.
     pub fn generate() -> Self {
         static PROCESS: LazyLock<[u8; 5]> = LazyLock::new(rand::random);
-        // Seconds and counter in one number: 2^24 ids in one second flow over into the next instead of repeating.
+        // Seconds and counter are one number: after 2^24 ids in one second it overflows into the next second.
         static LAST: AtomicU64 = AtomicU64::new(0);
 
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs() << 24;

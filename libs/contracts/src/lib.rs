@@ -1,11 +1,10 @@
-//! The language the services share: ids, prices, points in time and events.
+//! The events that the services share, and their values: ids, prices and timestamps.
 //!
-//! Data only: nothing here does input or output, and nothing knows Postgres, NATS or HTTP. A change of anything that
-//! goes over the wire shows as a diff of a file in `golden/`; older files still decode.
+//! Data only: this crate does no input or output, and depends on neither Postgres nor NATS nor HTTP. A change of a format on
+//! the wire is a diff of a file in `golden/`; older files still decode.
 //!
-//! What an event is says `event-bus-core`. Read [`ticket`], [`order`] and [`neighbours`], one enum per stream, then
-//! [`endpoint`], the requests between the services, and the values all of it is made of: [`Id`], [`Price`],
-//! [`Timestamp`].
+//! `event-bus-core` defines what an event is. Read [`ticket`], [`order`] and [`neighbours`], one enum per stream; then
+//! [`endpoint`], the requests between the services; then the values [`Id`], [`Price`] and [`Timestamp`].
 #![warn(missing_docs)]
 
 pub mod endpoint;

@@ -1,4 +1,4 @@
-//! Events of services that are not ours: streams `PAYMENTS` and `EXPIRATION`.
+//! Events of external services: streams `PAYMENTS` and `EXPIRATION`.
 //!
 //! They announce something that happens once, so their version is always 0.
 
@@ -6,7 +6,7 @@ use crate::Id;
 use event_bus_core::{DecodeError, Event, Publish, decode_json, encode_json};
 use serde::{Deserialize, Serialize};
 
-/// What a payments service says.
+/// An event of the payments service.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum PaymentEvent {
     /// `payment.created`: an order was paid.
@@ -21,7 +21,7 @@ pub struct Payment {
     pub id: Id,
     /// The order it pays.
     pub order_id: Id,
-    /// The payment provider's name for it; empty where a publisher leaves it out.
+    /// Its id at the payment provider; empty if the publisher omits it.
     #[serde(default)]
     pub stripe_id: String,
 }
@@ -63,7 +63,7 @@ impl Publish for PaymentEvent {
     }
 }
 
-/// What an external timer says.
+/// An event of an external timer.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ExpirationEvent {
     /// `expiration.complete`: the time to pay an order is over.

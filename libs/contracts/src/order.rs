@@ -6,12 +6,12 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use std::borrow::Cow;
 use std::str::FromStr;
 
-/// What happened to an order.
+/// An event of an order.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum OrderEvent {
     /// `order.created`: version 0; the order holds its ticket.
     Created(OrderSnapshot),
-    /// `order.cancelled`: by its user, or because it was not paid in time; the ticket is free again.
+    /// `order.cancelled`: by its user, or because its time is over; the ticket is free again.
     Cancelled(OrderSnapshot),
     /// `order.completed`: paid; the ticket stays held for good.
     Completed(OrderSnapshot),
@@ -26,13 +26,13 @@ pub struct OrderSnapshot {
     /// Counts saved changes, from 0.
     #[serde(deserialize_with = "event_bus_core::deserialize_version")]
     pub version: i64,
-    /// Where the order stands.
+    /// The status of the order.
     pub status: OrderStatus,
-    /// Who ordered.
+    /// The user who ordered.
     pub user_id: String,
-    /// Until when it must be paid.
+    /// The time until which it must be paid.
     pub expires_at: Timestamp,
-    /// What was ordered.
+    /// The ticket that was ordered.
     pub ticket: OrderedTicket,
 }
 
@@ -41,18 +41,19 @@ pub struct OrderSnapshot {
 pub struct OrderedTicket {
     /// The ticket.
     pub id: Id,
-    /// What it cost.
+    /// Its price.
     pub price: Price,
     /// The version of the ticket that was ordered.
     #[serde(deserialize_with = "event_bus_core::deserialize_version")]
     pub version: i64,
     /// Numbers the orders of this ticket: 1, 2, 3 … A fencing token: an event with a lower number changes nothing.
-    /// 0 where an older publisher does not say.
+    ///
+    /// 0 if an older publisher omits it.
     #[serde(default, deserialize_with = "event_bus_core::deserialize_version")]
     pub reservation: i64,
 }
 
-/// What an event of [`OrderEvent`]'s stream means to the order's ticket: all that the tickets service reads of it.
+/// An event of the stream `ORDERS` with only the fields that tickets reads.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 pub struct OrderChange {
     /// The order.
@@ -62,12 +63,12 @@ pub struct OrderChange {
     pub version: i64,
     /// The ticket that was ordered.
     pub ticket: ReservedTicket,
-    /// Whether the order holds its ticket from this version on. The subject says it.
+    /// Whether the order holds its ticket from this version on. Derived from the subject.
     #[serde(skip)]
     pub holds_ticket: bool,
 }
 
-/// A ticket, and which of its orders this one is.
+/// A ticket, and the number of the order among its orders.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 pub struct ReservedTicket {
     /// The ticket.
@@ -77,16 +78,16 @@ pub struct ReservedTicket {
     pub reservation: i64,
 }
 
-/// Where an order stands. All but `Cancelled` hold the ticket; the last two are final.
+/// The status of an order. All but `Cancelled` hold the ticket; the last two are final.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum OrderStatus {
-    /// `created`: made, not yet paid.
+    /// `created`: not yet paid.
     Created,
     /// `awaiting:payment`: a payment is under way.
     AwaitingPayment,
     /// `complete`: paid.
     Complete,
-    /// `cancelled`: given up, or not paid in time.
+    /// `cancelled`: by its user, or because its time is over.
     Cancelled,
 }
 
@@ -96,7 +97,7 @@ pub enum OrderStatus {
 pub struct UnknownStatus(String);
 
 impl OrderStatus {
-    /// Its name, wherever it is written.
+    /// Its name in JSON and in the table.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Created => "created",

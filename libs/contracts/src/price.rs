@@ -6,7 +6,7 @@ use std::str::FromStr;
 
 /// An exact amount of money: more than 0, less than 10^10, at most four decimals. A JSON number on the wire.
 ///
-/// Fourteen digits survive the way through a reader's double-precision number and back.
+/// Its fourteen digits survive the conversion to a double-precision number and back.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Price(Decimal);
 
@@ -36,8 +36,9 @@ impl TryFrom<Decimal> for Price {
 impl FromStr for Price {
     type Err = InvalidPrice;
 
-    /// Reads what a JSON number or a user's text field may hold: `20`, `20.00`, `1e3`, `+5.`, `.5`. The arithmetic is
-    /// on digits, so nothing is rounded, and `1e999999999` costs nothing.
+    /// Parses a JSON number or the text of a form field: `20`, `20.00`, `1e3`, `+5.`, `.5`.
+    ///
+    /// The arithmetic is on digits, so nothing is rounded, and `1e999999999` is cheap.
     fn from_str(text: &str) -> Result<Self, InvalidPrice> {
         let (mantissa, exponent) = match text.find(['e', 'E']) {
             Some(at) => (&text[..at], Some(&text[at + 1..])),

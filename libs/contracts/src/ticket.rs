@@ -4,7 +4,7 @@ use crate::{Id, Price};
 use event_bus_core::{DecodeError, Event, Publish, decode_json, encode_json};
 use serde::{Deserialize, Serialize};
 
-/// What happened to a ticket.
+/// An event of a ticket.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum TicketEvent {
     /// `ticket.created`: version 0.
@@ -22,11 +22,11 @@ pub struct TicketSnapshot {
     /// Counts saved changes, from 0.
     #[serde(deserialize_with = "event_bus_core::deserialize_version")]
     pub version: i64,
-    /// What its owner calls it.
+    /// The title that its owner gave it.
     pub title: String,
-    /// What it costs.
+    /// Its price.
     pub price: Price,
-    /// Its owner. Readers do not need it: empty where a publisher leaves it out.
+    /// Its owner. Readers do not need it: empty if the publisher omits it.
     #[serde(default)]
     pub user_id: String,
     /// The order that holds it; absent while it is free.

@@ -1,4 +1,4 @@
-//! A reader tolerates the absence of each field that it does not need, and names the field that it needs and misses.
+//! Readers tolerate missing fields that they do not need. Otherwise the error names the field.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 

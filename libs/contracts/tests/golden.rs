@@ -1,4 +1,4 @@
-//! The files in `golden/` are the contract: what they say is what goes over the wire, byte by byte.
+//! The files in `golden/` are the contract: they are equal to the bytes on the wire.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 

@@ -1,8 +1,8 @@
-//! The whole system on one machine: which services there are, and what is done before they start.
-//! For people it is `cargo up`; for tests it is this library, on the servers of [`testkit`].
+//! The whole system on one machine: the list of services, and the steps before they start.
 //!
-//! Reading order: [`services`], [`prepare`](prepare()), [`session`]; then `main`, `up`, `welcome`, `system`, which are
-//! `cargo up`.
+//! `cargo up` uses it from the command line, tests use it as a library, on the servers of [`testkit`].
+//!
+//! Read [`services`], [`prepare`](prepare()), [`session`]; then `main`, `up`, `welcome`, `system`, which are `cargo up`.
 #![warn(missing_docs)]
 
 mod prepare;

@@ -1,6 +1,7 @@
-//! `cargo up`: the whole system on this machine. Also the services themselves: `stack tickets` and `stack orders` are
-//! their `main`, so that `cargo up` and tests start the processes they are about from one binary. In an image it is called
-//! with the arguments of a service, and the variable `STACK_SERVICE` says which service it is.
+//! `cargo up`: the whole system on this machine.
+//!
+//! `stack tickets` and `stack orders` run the `main` of a service, so that `cargo up` and tests start all processes from one
+//! binary. In an image the binary gets the arguments of a service, and the variable `STACK_SERVICE` names the service.
 
 mod system;
 mod up;

@@ -1,4 +1,4 @@
-//! What is done before services start, with rights that they do not have.
+//! The steps before services start, with rights that the services do not have.
 
 use crate::services::{SERVICES, Service};
 use anyhow::{Context, Result};
@@ -9,15 +9,15 @@ use testkit::{Nats, Postgres, nats_url};
 
 const PATIENCE: Duration = Duration::from_mins(1);
 
-/// As every deployment does: migrates all databases, and makes the streams.
+/// Migrates all databases and creates the streams, as every deployment does.
 pub async fn prepare(postgres: &Postgres, nats: &Nats) -> Result<()> {
     let server = nats.server();
     tokio::try_join!(migrate(postgres), provision(&server, 1)).map(drop)
 }
 
-/// Migrates all databases as their owners, and lets the services' roles use them.
+/// Migrates all databases as their owners, and grants the services' roles their rights.
 pub async fn migrate(postgres: &Postgres) -> Result<()> {
-    // Boxed, like what follows: a client in the making is large, and this is part of every test's future.
+    // Boxed: the future is large and a part of every test's future.
     try_join_all(SERVICES.map(|service| Box::pin(migrate_one(postgres, service)))).await.map(drop)
 }
 
@@ -27,7 +27,7 @@ async fn migrate_one(postgres: &Postgres, service: &Service) -> Result<()> {
     migrated.with_context(|| format!("cannot prepare the database of {}", service.name))
 }
 
-/// Makes the streams and consumers, each kept by `replicas` of these servers (comma-separated `host:port`).
+/// Creates the streams and consumers on these servers (comma-separated `host:port`), each on `replicas` of them.
 pub async fn provision(servers: &str, replicas: u8) -> Result<()> {
     let url = nats_url("provisioner", servers);
     let settings = NatsSettings { url, stream_replicas: replicas, ..NatsSettings::default() };

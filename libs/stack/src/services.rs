@@ -1,7 +1,7 @@
-//! Which services there are, and where they and their servers listen.
+//! The list of services, and the ports of services and servers.
 //!
-//! Everything in this crate takes it from here. `docker-compose.yml`, `skaffold.yaml`, `infra/k8s`, `infra/docker`,
-//! `infra/postgres` and `infra/nats` repeat it; `tests/manifests` compares them with it.
+//! Everything in this crate uses it. `docker-compose.yml`, `skaffold.yaml`, `infra/k8s`, `infra/docker`, `infra/postgres` and
+//! `infra/nats` repeat it; `tests/manifests` compares them with it.
 
 use event_bus::Schema;
 use std::ffi::OsString;
@@ -13,7 +13,7 @@ use testkit::JWT_KEY;
 pub struct Service {
     /// Its name. The image is `ticketing/<name>`.
     pub name: &'static str,
-    /// Where it listens on this machine: with `cargo up`, compose and skaffold.
+    /// Its port on this machine, with `cargo up`, compose and skaffold.
     pub port: u16,
     /// Its database.
     pub database: &'static str,
@@ -25,7 +25,7 @@ pub struct Service {
     pub nats_user: &'static str,
     /// The settings that every deployment gives it, apart from addresses and secrets.
     pub settings: &'static [(&'static str, &'static str)],
-    /// Its tables.
+    /// The schema of its database.
     pub schema: fn() -> Schema,
     /// Its `main`.
     pub main: fn(&mut dyn Iterator<Item = OsString>) -> ExitCode,
@@ -60,19 +60,19 @@ pub static ORDERS: Service = Service {
     main: |args| orders::main(args),
 };
 
-/// Streams and consumers are made before the service starts: its user must not make them.
+/// Streams and consumers are created before the service starts: its user has no right to create them.
 const PROVISIONED: (&str, &str) = ("PROVISION", "false");
 
-/// Where a service listens in a container.
+/// The port of a service in a container.
 pub const HTTP_PORT: u16 = 3000;
 
-/// Where Postgres listens.
+/// The port of Postgres.
 pub const POSTGRES_PORT: u16 = 5432;
 
-/// Where NATS listens for clients.
+/// The port of NATS for clients.
 pub const NATS_PORT: u16 = 4222;
 
-/// Where NATS serves its monitoring over HTTP.
+/// The port of the monitoring of NATS over HTTP.
 pub const NATS_MONITORING_PORT: u16 = 8222;
 
 impl Service {

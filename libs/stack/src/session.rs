@@ -1,5 +1,7 @@
-/// The whole story as commands for bash and curl, with services at these addresses: create, change, order, see it
-/// reserved, cancel, see it free. Tickets learn what orders did a moment later, so the looks wait a moment.
+/// A session for bash and curl, with services at these addresses.
+///
+/// It creates and changes a ticket, orders it, shows that it is reserved, cancels, and shows that it is free. The events of
+/// orders reach tickets with a lag, so the session waits before it shows the ticket.
 pub fn session(tickets: &str, orders: &str) -> String {
     let (alice, bob) = (testkit::token("alice"), testkit::token("bob"));
     format!(

@@ -11,7 +11,7 @@ use testkit::{Nats, Postgres, Process, announced, free_port_from, images, left_o
 pub(crate) const POSTGRES: &str = "ticketing-postgres";
 pub(crate) const NATS: &str = "ticketing-nats";
 
-/// How long a service may finish what it does.
+/// The grace of a service when it stops.
 const STOP_GRACE: Duration = Duration::from_secs(10);
 
 /// Green, cyan, yellow, blue, magenta: a colour for each process in the log.
@@ -19,27 +19,27 @@ const COLOURS: [u8; 5] = [32, 36, 33, 34, 35];
 
 /// Everything that runs. Dropping it ends everything at once; the data stays.
 pub(crate) struct System {
-    /// The replicas of each service. Before the servers, so that they are dropped before them.
+    /// The replicas of each service. This field comes first, so that services are dropped before the servers.
     replicas: Vec<(&'static Service, Vec<Process>)>,
     pub(crate) nats: Nats,
     pub(crate) postgres: Postgres,
 }
 
 impl System {
-    /// This many replicas of each service, ready; `fresh` removes all data first.
+    /// Starts this many replicas of each service, and waits until they are ready. `fresh` removes all data first.
     pub(crate) async fn start(replicas: &[(&'static Service, u8)], fresh: bool) -> Result<Self> {
         tokio::try_join!(images::ensure(images::Image::Postgres), images::ensure(images::Image::Nats))?;
         remove_left_overs(fresh).await?;
         let (postgres, nats) = announced("starting Postgres and NATS", start_servers()).await?;
         let prepared = announced("preparing databases and streams", prepare(&postgres, &nats)).await;
-        prepared.context("data of an older version? `cargo up --fresh` starts without")?;
+        prepared.context("if the data is of an older version, `cargo up --fresh` deletes it")?;
         let replicas = spawn_services(replicas, &postgres, &nats)?;
         let mut system = Self { replicas, nats, postgres };
         announced("waiting for the services", try_join_all(system.processes().map(Process::wait_ready))).await?;
         Ok(system)
     }
 
-    /// Returns when a service has ended although nobody asked it to.
+    /// Waits until a service ends by itself.
     pub(crate) async fn ended_by_itself(&mut self) -> Error {
         let ends = self.processes().map(|service| {
             Box::pin(async move {
@@ -49,18 +49,18 @@ impl System {
         });
         let ((service, status), _, _) = select_all(ends).await;
         let status = status.map_or_else(|error| error.to_string(), |status| status.to_string());
-        anyhow!("{service} ended by itself: {status}. It said last:\n{}", service.last_lines(20))
+        anyhow!("{service} ended by itself: {status}. The end of its log:\n{}", service.last_lines(20))
     }
 
-    /// Lets the services finish what they do, then ends the servers.
+    /// Stops the services gracefully, then the servers.
     pub(crate) async fn stop(mut self) -> Result<()> {
-        // Longer than a service gives itself, so that it is its own deadline that is seen to work.
+        // Longer than the grace of a service: its own deadline must come first.
         let patience = STOP_GRACE + Duration::from_secs(5);
         let stopping = try_join_all(self.processes().map(|service| async move {
             let was_running = service.is_running();
             let status = service.stop(patience).await?;
             if was_running && !status.success() {
-                say(&format!("{service} did not end well: {status}"));
+                say(&format!("{service} failed while stopping: {status}"));
             }
             anyhow::Ok(())
         }));
@@ -70,7 +70,7 @@ impl System {
         Ok(())
     }
 
-    /// Where the replicas of a service serve HTTP.
+    /// The HTTP addresses of the replicas of a service.
     pub(crate) fn addresses(&self, service: &Service) -> Vec<String> {
         let replicas =
             self.replicas.iter().filter(|(it, _)| it.name == service.name).flat_map(|(_, replicas)| replicas);
@@ -82,7 +82,7 @@ impl System {
     }
 }
 
-/// Removes the containers of a run that was killed while they were made.
+/// Removes the containers of a run that was killed while it created them.
 async fn remove_left_overs(volumes_too: bool) -> Result<()> {
     for name in [POSTGRES, NATS] {
         left_over::remove_container(name).await?;
@@ -115,7 +115,7 @@ struct Spawner<'a> {
     binary: PathBuf,
     postgres: &'a Postgres,
     nats: &'a Nats,
-    /// Where replicas are looked for a port, past those that have been given out and may not be bound yet.
+    /// The first port for the next replica. Processes with lower ports may not listen yet.
     next_port: u16,
     spawned: usize,
 }
@@ -148,11 +148,11 @@ fn printer(name: &str, colour: u8) -> impl Fn(&str) + Clone + Send + use<> {
     if stdout().is_terminal() {
         name = format!("\x1b[{colour}m{name}\x1b[0m");
     }
-    // A closed output is no reason to stop the system.
+    // The system continues if its output is closed.
     move |line| drop(writeln!(stdout(), "{name} {line}"))
 }
 
-/// `port`, or one from `otherwise` upwards, and a word about it, if somebody has taken that.
+/// Returns `port`, or, if it is taken, one from `otherwise` upwards, and prints a message.
 fn preferred_port(what: &str, port: u16, otherwise: u16) -> u16 {
     if free_port_from(port) == port {
         return port;

@@ -8,28 +8,28 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 
 /// Runs the whole system on this machine until Ctrl-C
 ///
-/// Postgres and NATS in containers, and the services beside them. When all are ready it prints where they are, a token,
-/// and requests to try; until then it says what it is doing. Their logs follow, each line with the name of its process.
+/// Runs Postgres and NATS in containers, and the services as processes. It prints its progress; when all are ready, it
+/// prints their addresses, tokens, and requests to try. Their logs follow, each line with the name of its process.
 ///
 /// The data is kept in the Docker volumes ticketing-postgres and ticketing-nats. Tickets are at port 3001, orders at 3002,
-/// replicas from 3003 upwards, Postgres at 5432, NATS at 4222 and 8222 (monitoring); instead of a port that is taken it
-/// chooses another and says so. Images that are neither here nor can be pulled are built.
+/// replicas from 3003 upwards, Postgres at 5432, NATS at 4222 and 8222 (monitoring). If a port is taken, it uses another
+/// one and prints a message. Images that are not on this machine and cannot be pulled are built.
 ///
-/// Ends with 0 after Ctrl-C or SIGTERM, when everything has stopped in order; a second Ctrl-C stops it at once. Ends
-/// with 1 if a service ends by itself or something cannot be started. All other settings of the services, such as what
-/// they log, are taken from the environment: see `cargo up tickets --help` and `cargo up orders --help`.
+/// The exit code is 0 after Ctrl-C or SIGTERM, when everything has stopped in order; a second Ctrl-C stops it at once. It is
+/// 1 if a service ends by itself or something cannot be started. The services take all other settings, such as the log
+/// filter, from the environment: see `cargo up tickets --help` and `cargo up orders --help`.
 #[derive(clap::Parser)]
 #[command(bin_name = "cargo up")]
 pub(crate) struct Up {
-    /// Forget all data first: start with empty volumes
+    /// Delete all data first: start with empty volumes
     #[arg(long)]
     pub(crate) fresh: bool,
 
-    /// Processes of the tickets service
+    /// Number of replicas of tickets
     #[arg(long, value_name = "N", default_value = "1", value_parser = clap::value_parser!(u8).range(1..=9))]
     pub(crate) tickets: u8,
 
-    /// Processes of the orders service
+    /// Number of replicas of orders
     #[arg(long, value_name = "N", default_value = "1", value_parser = clap::value_parser!(u8).range(1..=9))]
     pub(crate) orders: u8,
 }
@@ -72,16 +72,16 @@ async fn until_stopped(up: &Up) -> Result<()> {
     };
     tokio::select! {
         stopped = system.stop() => stopped?,
-        () = stop.asked() => bail!("stopped at once, because you insisted"),
+        () = stop.asked() => bail!("stopped at once by a second signal"),
     }
     if let Some(error) = died {
         return Err(error);
     }
-    say("stopped; your data is kept for the next time (`cargo up --fresh` starts without)");
+    say("stopped; the data is kept (`cargo up --fresh` deletes it)");
     Ok(())
 }
 
-/// The wishes to end: Ctrl-C, `kill`, and the closing of the terminal.
+/// The signals that stop it: Ctrl-C, `kill`, and the closing of the terminal.
 struct Stop([Signal; 3]);
 
 impl Stop {

@@ -2,7 +2,7 @@ use crate::system::{POSTGRES, System};
 use stack::services::{ORDERS, SERVICES, TICKETS};
 use std::io::{Write, stdout};
 
-/// Says where everything is, and what can be done with it by copy and paste.
+/// Prints the addresses of all services and servers, and a session to paste.
 pub(crate) fn welcome(system: &System) {
     let services = SERVICES.map(|service| line(service.name, &system.addresses(service).join("  ")));
     let databases = SERVICES.map(|service| {
@@ -29,7 +29,7 @@ docker exec {POSTGRES} psql -U postgres {} -c 'select * from ticket_replica'
         stack::session(&system.addresses(&TICKETS)[0], &system.addresses(&ORDERS)[0]),
         ORDERS.database,
     );
-    // A closed output is no reason to stop the system.
+    // The system continues if its output is closed.
     let _ = stdout().write_all(text.as_bytes());
 }
 

@@ -1,5 +1,6 @@
-//! A NATS server of your own until you end it: `cargo run -p testkit --example nats`. A test kills it, to see that its
-//! container ends too.
+//! Runs a NATS server until it is ended: `cargo run -p testkit --example nats`.
+//!
+//! A test kills it, to check that its container ends too.
 
 #[tokio::main]
 #[expect(clippy::print_stdout, reason = "the caller reads it")]

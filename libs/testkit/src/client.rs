@@ -5,7 +5,7 @@ use reqwest::{Method, RequestBuilder, Response};
 use serde_json::Value;
 use std::time::Duration;
 
-/// Talks HTTP to a service as a browser would: one user, JSON in, JSON out. Cheap to clone.
+/// An HTTP client of one user, with JSON bodies. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Client {
     base: String,
@@ -13,26 +13,26 @@ pub struct Client {
     http: reqwest::Client,
 }
 
-/// What a service answered, whatever its status.
+/// A response of any status.
 #[derive(Clone, Debug)]
 pub struct Answer {
     /// The HTTP status.
     pub status: u16,
     /// The headers.
     pub headers: HeaderMap,
-    /// The JSON; text that is not JSON as a string; null if there is none.
+    /// The JSON; other text as a string; null without a body.
     pub body: Value,
 }
 
 impl Client {
     /// A client that is not signed in, for the service at `base`, such as `http://127.0.0.1:3001`.
     pub fn new(base: &str) -> Self {
-        // The service is on this machine: a proxy that the environment names must not be used.
+        // The service is on this machine: a proxy of the environment must not be used.
         let http = reqwest::Client::builder().no_proxy().timeout(Duration::from_secs(30)).build();
         Self { base: base.to_owned(), token: None, http: http.expect("only TLS could fail, and there is none") }
     }
 
-    /// The same, signed in as that user.
+    /// The same client, signed in as this user.
     #[must_use]
     pub fn signed_in(&self, user_id: &str) -> Self {
         Self { token: Some(token(user_id)), ..self.clone() }
@@ -69,7 +69,7 @@ impl Client {
 }
 
 impl Answer {
-    /// Sends the request and reads the whole answer. Only a request without one is an error.
+    /// Sends the request and reads the whole response. Only a missing response is an error.
     pub async fn to(request: RequestBuilder) -> Result<Self> {
         let response: Response = request.send().await?;
         let (status, headers) = (response.status().as_u16(), response.headers().clone());

@@ -20,9 +20,9 @@ use tokio::task::spawn_blocking;
 
 const READY_WITHIN: Duration = Duration::from_mins(1);
 
-/// A running server and the faults it can suffer. Its address and its data stay the same through all of them.
+/// A server in a container, and its faults. Its address and its data survive all of them.
 ///
-/// Removed, with the data that has no name, when it is dropped or when this process dies.
+/// Removed, with data in unnamed volumes, when it is dropped or when this process dies.
 #[derive(Debug)]
 pub struct Container {
     /// None only while it is being dropped.
@@ -33,16 +33,16 @@ pub struct Container {
     _reaper: Reaper,
 }
 
-/// A client of the server, which finds out whether the server answers.
+/// A client that checks whether the server responds.
 pub(crate) trait Probe: Debug + Send + Sync + 'static {
-    /// Connects and asks something. Boxed, because a client that connects is large, and this is part of every test's
-    /// future.
+    /// Connects and sends a request. Boxed, because the future is large and a part of every test's future.
     fn answers(&self) -> BoxFuture<'_, Result<()>>;
 }
 
 impl Container {
-    /// Starts the image with what `configure` adds, its ports published on 127.0.0.1, and waits until it answers.
-    /// `ports` are pairs of host and container port; the first is the one the server is known by.
+    /// Starts the image with its ports published on 127.0.0.1, and waits until it responds.
+    ///
+    /// `configure` adds options. `ports` are pairs of host and container port; the first is the address of the server.
     pub(crate) async fn start(
         image: Image,
         ports: &[(u16, u16)],
@@ -55,7 +55,7 @@ impl Container {
         for &(outside, inside) in ports {
             request = request.with_mapped_port(outside, ContainerPort::Tcp(inside));
         }
-        // Only for this machine: the password is known to everybody.
+        // Only for this machine: the password is public.
         let request = request.with_host_config_modifier(|host| {
             let bindings = host.port_bindings.iter_mut().flat_map(|ports| ports.values_mut()).flatten().flatten();
             bindings.for_each(|binding: &mut PortBinding| binding.host_ip = Some("127.0.0.1".to_owned()));
@@ -66,9 +66,9 @@ impl Container {
             let reaper = Reaper::watch(["docker", "rm", "--force", "--volumes", running.id()])?;
             Ok(Self { running: Some(running), probe: Box::new(probe), port, _reaper: reaper })
         };
-        // On a runtime of its own: a request to Docker that is cancelled may still create a container, which nothing
-        // would remove. There it is completed, also when this runtime shuts down, and the container is dropped if this
-        // future was.
+        // On a separate runtime: a cancelled request to Docker may still create a container, which would not be removed.
+        // There the request completes even if this runtime shuts down. If this future was dropped, the container is
+        // dropped too.
         let container = spawn_blocking(|| run_to_its_end(create)).await?;
         let container = container.with_context(|| format!("cannot start {name}:{tag}"))?;
         container.answers().await?;
@@ -80,8 +80,9 @@ impl Container {
         self.running().id()
     }
 
-    /// Where the server listens in Docker's network: around the proxy in front of the published port, which takes
-    /// about as much CPU as the server. May change when it is started again. Reachable on Linux only.
+    /// The address of the server in Docker's network. May change when it is started again. Reachable on Linux only.
+    ///
+    /// It avoids the proxy of the published port, which needs about as much CPU as the server.
     pub async fn address(&self) -> Result<SocketAddr> {
         let docker = docker_client_instance().await?;
         let inspected = docker.inspect_container(self.id(), None::<InspectContainerOptions>).await?;
@@ -91,19 +92,19 @@ impl Container {
         Ok((ip.context("the container has no address of its own")?, self.port).into())
     }
 
-    /// Ends the server as an operator would: it may finish what it does, for up to ten seconds.
+    /// Stops the server gracefully, within ten seconds.
     pub async fn stop(&self) -> Result<()> {
         self.running().stop_with_timeout(Some(10)).await.context("cannot stop the container")
     }
 
-    /// Ends the server at once (SIGKILL).
+    /// Kills the server (SIGKILL).
     pub async fn kill(&self) -> Result<()> {
         let sigkill = KillContainerOptionsBuilder::new().signal("SIGKILL").build();
         let docker = docker_client_instance().await?;
         docker.kill_container(self.id(), Some(sigkill)).await.context("cannot kill the container")
     }
 
-    /// Starts the server after [`stop`](Self::stop) or [`kill`](Self::kill), and waits until it answers.
+    /// Starts the server after [`stop`](Self::stop) or [`kill`](Self::kill), and waits until it responds.
     pub async fn start_again(&self) -> Result<()> {
         self.running().start().await.context("cannot start the container again")?;
         self.answers().await
@@ -115,18 +116,18 @@ impl Container {
         self.start_again().await
     }
 
-    /// Freezes the server: connections stay open and nothing answers, as behind a network that lost its link.
+    /// Freezes the server: connections stay open without any response, as when a network link is lost.
     pub async fn pause(&self) -> Result<()> {
         self.running().pause().await.context("cannot pause the container")
     }
 
-    /// Ends [`pause`](Self::pause) and waits until the server answers.
+    /// Ends [`pause`](Self::pause) and waits until the server responds.
     pub async fn unpause(&self) -> Result<()> {
         self.running().unpause().await.context("cannot unpause the container")?;
         self.answers().await
     }
 
-    /// Everything the server has printed since it was first started.
+    /// The output of the server since it was first started.
     pub async fn logs(&self) -> Result<String> {
         let both = LogsOptionsBuilder::new().stdout(true).stderr(true).build();
         let lines: Vec<_> = docker_client_instance().await?.logs(self.id(), Some(both)).try_collect().await?;
@@ -143,7 +144,7 @@ impl Container {
             let logs = self.logs().await.unwrap_or_default();
             let lines: Vec<_> = logs.lines().collect();
             let tail = lines[lines.len().saturating_sub(20)..].join("\n");
-            bail!("{error:#}. The server said last:\n{tail}");
+            bail!("{error:#}. The end of its log:\n{tail}");
         }
         Ok(())
     }
@@ -156,8 +157,8 @@ impl Container {
 impl Drop for Container {
     fn drop(&mut self) {
         let Some(container) = self.running.take() else { return };
-        // testcontainers removes it in the current runtime, which panics outside of one and in one that shuts down. A
-        // thread with a runtime of its own works everywhere.
+        // testcontainers removes it in the current runtime. That panics without a runtime, and in one that shuts down. A
+        // thread with its own runtime always works.
         let removed = std::thread::spawn(move || run_to_its_end(async { Ok(container.rm().await?) }));
         if let Err(error) = removed.join().unwrap_or_else(|_| Err(anyhow!("panicked"))) {
             say(&format!("could not remove a container: {error:#}"));
@@ -165,7 +166,7 @@ impl Drop for Container {
     }
 }
 
-/// On a runtime of its own, whatever happens to the one it is called from.
+/// Runs a future on its own runtime, independent of the runtime of the caller.
 fn run_to_its_end<T>(work: impl Future<Output = Result<T>>) -> Result<T> {
     tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(work)
 }

@@ -2,14 +2,14 @@ use anyhow::{Context, Result, anyhow, bail};
 use std::time::Duration;
 use tokio::time::{Instant, sleep, timeout_at};
 
-/// How long [`eventually`] waits: far longer than anything healthy takes on a busy two-core machine.
+/// The deadline of [`eventually`]: much longer than a healthy system needs on a busy two-core machine.
 pub const PATIENCE: Duration = Duration::from_secs(30);
 
-/// What a single try of [`eventually`] may answer.
+/// The result of one attempt of [`eventually`].
 pub trait Attempt {
-    /// What is waited for.
+    /// The value that is waited for.
     type Value;
-    /// The value, or why it is not there yet.
+    /// The value, or the reason why it is not there yet.
     fn outcome(self) -> Result<Self::Value>;
 }
 
@@ -37,9 +37,9 @@ impl Attempt for bool {
     }
 }
 
-/// Tries until `attempt` gives `Ok`, `Some` or `true`, for [`PATIENCE`].
+/// Repeats `attempt` until it returns `Ok`, `Some` or `true`, for [`PATIENCE`].
 ///
-/// `what` completes the sentence "gave up waiting for …"; the error also tells the reason of the last attempt.
+/// `what` completes the error "gave up waiting for …", which also has the reason of the last attempt.
 pub async fn eventually<A: Attempt>(what: &str, attempt: impl AsyncFnMut() -> A) -> Result<A::Value> {
     eventually_within(PATIENCE, what, attempt).await
 }
@@ -63,7 +63,7 @@ pub async fn eventually_within<A: Attempt>(
             return Err(last.context(format!("gave up waiting for {what} after {patience:?}")));
         }
         sleep(pause).await;
-        // Fast where things are fast, and not a load of its own where they are slow.
+        // Short pauses first, longer ones later: waiting must not add to the load.
         pause = (pause * 3 / 2).min(Duration::from_millis(200));
     }
 }

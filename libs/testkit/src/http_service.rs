@@ -14,32 +14,32 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use tokio::net::TcpStream;
 
-/// One service in this process, over real HTTP and on a real Postgres. There is no NATS.
+/// A service in this process, over real HTTP and on a real Postgres. There is no NATS.
 ///
-/// It is part of a test: what fails in it panics.
+/// It is part of a test: its functions panic on failure.
 #[derive(Debug)]
 pub struct HttpService<R> {
-    /// What the function that starts the service returned. The service ends when it is dropped.
+    /// The value that keeps the service running. The service ends when it is dropped.
     pub running: R,
-    /// Where it serves HTTP, such as `127.0.0.1:20001`.
+    /// Its HTTP address, such as `127.0.0.1:20001`.
     pub address: String,
-    /// Its database, as the superuser sees it.
+    /// The URL of its database for the superuser.
     pub database_url: String,
-    /// Not signed in.
+    /// A client that is not signed in.
     pub anonymous: Client,
-    /// Signed in as the user `ann`.
+    /// A client of the user `ann`.
     pub ann: Client,
-    /// Signed in as the user `bob`.
+    /// A client of the user `bob`.
     pub bob: Client,
-    // Held, because the last one to drop it ends the server.
+    // Held, because the server ends when the last reference is dropped.
     _postgres: Arc<Postgres>,
 }
 
 impl<R> HttpService<R> {
-    /// The service `name` on a new database of the shared Postgres, ready.
+    /// Starts the service `name` on a new database of the shared Postgres, and waits until it is ready.
     ///
-    /// `start` gets a command line: the name, the arguments that every service needs, and `options`. It returns what keeps
-    /// the service running, and its address.
+    /// `start` gets a command line: the name, the arguments that every service needs, and `options`. It returns a value that
+    /// keeps the service running, and its address.
     pub async fn start(
         name: &str,
         options: &[&str],
@@ -50,7 +50,7 @@ impl<R> HttpService<R> {
         Self::start_on(postgres, database_url, name, options, start).await
     }
 
-    /// [`start`](Self::start), with the database at this URL.
+    /// Does what [`start`](Self::start) does, with the database at this URL.
     pub async fn start_on(
         postgres: Arc<Postgres>,
         database_url: String,
@@ -111,7 +111,7 @@ impl<R> HttpService<R> {
         idle.await.expect("all connections become idle");
     }
 
-    /// Sends a whole request of ann's, and hangs up before the response. `yields` chooses how far the service is by then.
+    /// Sends a request of ann, and hangs up before the response. `yields` chooses how far the service is by then.
     pub async fn hang_up(&self, method: &Method, path: &str, body: &str, yields: usize) {
         let request = format!(
             "{method} {path} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {}\r\nContent-Type: application/json\r\n\
@@ -128,7 +128,7 @@ impl<R> HttpService<R> {
         }
     }
 
-    /// Asserts that none of these routes exists: each is a 404 with a body.
+    /// Asserts that none of these routes exists: the response of each is a 404 with a body.
     pub async fn assert_not_found(&self, routes: &[(Method, &str)]) {
         for (method, path) in routes {
             let answer = Answer::to(self.ann.request(method.clone(), path)).await.expect("an answer");
@@ -154,7 +154,7 @@ pub fn id(body: &Value) -> &str {
     body["id"].as_str().expect("the body has an id")
 }
 
-/// Texts that no client sends in good faith. They are for bodies and for parts of bodies.
+/// Texts that no well-behaved client sends, for bodies and for parts of bodies.
 pub fn hostile_texts() -> [String; 9] {
     ["", "\0", "%", "'", "\"", "\\", "\u{feff}", "9".repeat(90_000).as_str(), "[".repeat(90_000).as_str()]
         .map(str::to_owned)

@@ -1,4 +1,4 @@
-//! The container images: present, pulled, or built here from Debian packages where no registry can be reached.
+//! The container images: present, pulled, or, without a registry, built from Debian packages.
 
 use crate::progress::{announced, say};
 use anyhow::{Context, Result, bail, ensure};
@@ -18,7 +18,7 @@ const NAMES: &str = include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/../../inf
 const DOCKERFILE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../infra/docker/Dockerfile");
 const BUILD: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../infra/images/build");
 
-/// A registry that cannot be reached must not hold up anybody: Docker itself would try for minutes.
+/// The time limit for a registry that cannot be reached. Docker itself would try for minutes.
 const FIRST_SIGN_OF_A_REGISTRY: Duration = Duration::from_secs(12);
 const NEXT_SIGN_OF_A_REGISTRY: Duration = Duration::from_mins(1);
 
@@ -32,7 +32,7 @@ pub enum Image {
 }
 
 impl Image {
-    /// What `infra/images` calls it.
+    /// Its name in `infra/images`.
     pub fn key(self) -> &'static str {
         match self {
             Self::Postgres => "postgres",
@@ -51,7 +51,7 @@ impl Image {
     }
 }
 
-/// Makes sure that the image is on this machine. Cheap after the first time; safe to do at once from anywhere.
+/// Makes sure that the image is on this machine. Cheap after the first call; concurrent calls are safe.
 pub async fn ensure(image: Image) -> Result<()> {
     static POSTGRES: OnceCell<()> = OnceCell::const_new();
     static NATS: OnceCell<()> = OnceCell::const_new();
@@ -62,10 +62,10 @@ pub async fn ensure(image: Image) -> Result<()> {
     once.get_or_try_init(|| provide(image)).await.copied()
 }
 
-/// Makes an image of this binary and of the libraries it is linked with, as `infra/docker/Dockerfile` makes those of the
-/// services. The binary is `/service` in it.
+/// Builds an image of a binary and its libraries, with the layout of `infra/docker/Dockerfile`.
 ///
-/// For tests: a binary that is compiled anyway, instead of the static ones that `infra/docker/build` compiles.
+/// The binary is `/service` in the image. Tests use a binary that is compiled anyway, instead of the static ones of
+/// `infra/docker/build`.
 pub async fn build_from(binary: &Path, image: &str) -> Result<()> {
     let root = std::env::temp_dir().join(format!("{}-{}", image.replace(['/', ':'], "-"), std::process::id()));
     let script = r#"
@@ -113,7 +113,7 @@ async fn pull(docker: &Docker, name: &str, tag: &str) -> Result<()> {
     let mut last = String::new();
     while let Some(step) = timeout(patience, steps.next()).await.context("the registry does not answer")? {
         let status = step?.status.unwrap_or_default();
-        // Bytes of a layer arrive as many steps of one status: a line for each status is enough to see it go on.
+        // The bytes of a layer are many steps of one status: one line per status shows the progress.
         if status != last {
             say(&format!("{name}:{tag}: {status}"));
             last = status;
@@ -128,7 +128,7 @@ async fn build(image: Image, full: &str) -> Result<()> {
     if !Path::new(BUILD).exists() {
         bail!("{BUILD} is not there; {advice}");
     }
-    // The script waits for others that build, and looks again before it builds.
+    // The script waits for concurrent builds, and checks again before it builds.
     let status = Command::new(BUILD).arg(image.key()).stdin(Stdio::null()).kill_on_drop(true).status().await;
     let status = status.with_context(|| format!("cannot run {BUILD}"))?;
     ensure!(status.success(), "infra/images/build {} failed ({status}), see above; or {advice}", image.key());

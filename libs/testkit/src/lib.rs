@@ -1,14 +1,12 @@
-//! Real servers for tests: Postgres and NATS in containers, services as processes, and the faults all of them can suffer.
-//! Knows no service.
+//! Real servers for tests: Postgres and NATS in containers, services as processes, and their faults.
 //!
-//! It guarantees that what a test talks to is the real thing – the pinned images with the durability of production
-//! (`fsync`, `sync_interval: always`), the services' own `main` – and that nothing outlives its owner: containers and
-//! processes end when they are dropped, and also when the process that started them is killed.
-//! It does not make images or containers faster than they are: share what can be shared ([`Postgres::shared`]).
+//! It knows no service. It guarantees that tests use the real servers – the pinned images with the durability of production
+//! (`fsync`, `sync_interval: always`), and the services' own `main` – and that containers and processes end when they are
+//! dropped, and also when the process that started them is killed. Containers take seconds to start: share them where
+//! possible ([`Postgres::shared`]).
 //!
-//! Reading order: [`Postgres`] and [`Nats`], the faults both can suffer ([`Container`], [`Proxy`]), a service as a
-//! [`Process`] or within the test ([`HttpService`]), a [`Client`] to talk to it, and [`eventually`] to wait for what it
-//! does.
+//! Read [`Postgres`] and [`Nats`], their faults ([`Container`], [`Proxy`]), a service as a [`Process`] or within the test
+//! ([`HttpService`]), its [`Client`], and [`eventually`], which waits for its effects.
 #![warn(missing_docs)]
 
 mod client;

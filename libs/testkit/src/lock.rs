@@ -2,14 +2,14 @@ use anyhow::{Context, Result, bail};
 use std::fs::{File, TryLockError};
 use std::io::{Read, Seek, Write};
 
-/// A lock that one process of this machine holds. The kernel releases it when the process ends, however it ends.
+/// A lock between processes of this machine. The kernel releases it when the process ends.
 #[derive(Debug)]
 pub struct Lock(#[expect(dead_code, reason = "it is held, not used")] File);
 
 impl Lock {
     /// Takes the lock of this name. Fails if another process holds it, and names that process.
     ///
-    /// It is one for the machine, not for a checkout, as the names of containers and volumes are.
+    /// The lock is for the machine, not for a checkout, as are the names of containers and volumes.
     pub fn take(name: &str) -> Result<Self> {
         let path = std::env::temp_dir().join(format!("{name}.lock"));
         let file = File::options().create(true).truncate(false).read(true).write(true).open(&path);

@@ -19,7 +19,7 @@ macro_rules! configuration {
     };
 }
 
-/// All of `infra/nats`; one of them is given to the server, and includes others.
+/// The files of `infra/nats`. The server gets one of them, which includes others.
 const CONFIGURATION: [(&str, &str); 8] = configuration!(
     "nats.conf",
     "users.conf",
@@ -34,8 +34,10 @@ const CONFIGURATION: [(&str, &str); 8] = configuration!(
 const PORT: u16 = 4222;
 const MONITORING_PORT: u16 = 8222;
 
-/// NATS with JetStream, configured by `infra/nats`: a message is on disk before it is acknowledged, and each user has the
-/// rights that `users.conf` gives it. The password of a user is its name: only this machine can reach the server.
+/// NATS with JetStream, configured by `infra/nats`.
+///
+/// A message is on disk before it is acknowledged, and each user has the rights of `users.conf`. The password of a user is
+/// its name: only this machine can reach the server.
 #[derive(Debug)]
 pub struct Nats {
     container: Container,
@@ -43,27 +45,26 @@ pub struct Nats {
     name: String,
 }
 
-/// What makes a server another one than `nats.conf` describes.
+/// Differences of a server from `nats.conf`.
 #[derive(Clone, Debug, Default)]
 pub struct NatsSetup {
-    /// The file of `infra/nats` that the server is given, if not `nats.conf`.
+    /// The file of `infra/nats` to use instead of `nats.conf`.
     pub configuration: Option<&'static str>,
-    /// The whole configuration, instead of a file. Its clients are not known here: only its health is waited for.
+    /// The whole configuration, instead of a file. Its users are unknown here: only its health is checked.
     pub own_configuration: Option<String>,
-    /// What is encrypted with, if the store is.
+    /// The key of the store, if it is encrypted.
     pub store_key: String,
-    /// Certificate, key and authority, as `certificates.conf` expects them; and where the authority is on this machine,
-    /// for clients.
+    /// Certificate, key and authority, as `certificates.conf` expects them; and the path of the authority for clients.
     pub certificates: Option<(Vec<u8>, Vec<u8>, PathBuf)>,
     /// Name of the container, of the server, and, without a cluster, of a volume that keeps the data.
     pub name: Option<String>,
-    /// For clients, and for monitoring.
+    /// The ports for clients and for monitoring.
     pub ports: Option<(u16, u16)>,
-    /// A network of Docker's, and all servers on it.
+    /// A Docker network, and all servers on it.
     pub cluster: Option<(String, Vec<String>)>,
 }
 
-/// How clients get in.
+/// How clients authenticate.
 #[derive(Clone, Debug)]
 pub(crate) struct Access {
     port: u16,
@@ -74,24 +75,24 @@ pub(crate) struct Access {
 }
 
 impl Nats {
-    /// A server of your own. Streams have fixed names, so every test needs one.
+    /// Starts a server. Streams have fixed names, so every test needs its own.
     pub async fn start() -> Result<Self> {
         Self::start_with(NatsSetup::default()).await
     }
 
-    /// A server under a fixed container name, whose data stays in the volume of the same name when it is removed.
+    /// Starts a server with a fixed container name. Its data stays in the volume of the same name.
     pub async fn start_named(name: &str, port: u16, monitoring_port: u16) -> Result<Self> {
         let ports = Some((port, monitoring_port));
         Self::start_with(NatsSetup { name: Some(name.to_owned()), ports, ..NatsSetup::default() }).await
     }
 
-    /// Three servers that are one cluster, each with a container of its own.
+    /// Starts a cluster of three servers, each in its own container.
     pub async fn start_cluster() -> Result<Vec<Self>> {
         static CLUSTERS: AtomicU32 = AtomicU32::new(0);
         let number = CLUSTERS.fetch_add(1, Ordering::Relaxed);
         let network = format!("testkit-{}-{number}", std::process::id());
         let names: Vec<_> = (0..3).map(|node| format!("{network}-nats-{node}")).collect();
-        // Together, because one alone does not become healthy.
+        // Concurrently, because one server alone does not become healthy.
         try_join_all(names.iter().map(|name| {
             Box::pin(Self::start_with(NatsSetup {
                 configuration: Some("cluster.conf"),
@@ -103,7 +104,7 @@ impl Nats {
         .await
     }
 
-    /// A server that differs in something.
+    /// Starts a server with another setup.
     pub async fn start_with(setup: NatsSetup) -> Result<Self> {
         let (port, monitoring_port) = setup.ports.unwrap_or_else(|| (free_port(), free_port()));
         let authority = setup.certificates.as_ref().map(|(_, _, authority)| authority.clone());
@@ -116,17 +117,17 @@ impl Nats {
         Ok(Self { container, access, name })
     }
 
-    /// Where clients connect, for whom everything is allowed. For [`connect`](crate::connect), and the `nats` command.
+    /// The URL of a user with all rights, for [`connect`](crate::connect) and the `nats` command.
     pub fn url(&self) -> String {
         self.url_of("admin")
     }
 
-    /// The same for a user of `users.conf`.
+    /// The URL of a user of `users.conf`.
     pub fn url_of(&self, user: &str) -> String {
         nats_url(user, &self.server())
     }
 
-    /// Where the server listens: `127.0.0.1:4222`.
+    /// The address of the server: `127.0.0.1:4222`.
     pub fn server(&self) -> String {
         self.access.server()
     }
@@ -136,12 +137,12 @@ impl Nats {
         &self.name
     }
 
-    /// A client for whom everything is allowed.
+    /// Connects as a user with all rights.
     pub async fn connect(&self) -> Result<Client> {
         self.access.connect().await
     }
 
-    /// Where the server tells about itself over HTTP (`/jsz`, `/connz`, `/healthz`).
+    /// The URL of the monitoring of the server (`/jsz`, `/connz`, `/healthz`).
     pub fn monitoring_url(&self) -> String {
         self.access.monitoring_url()
     }
@@ -223,7 +224,7 @@ impl Probe for Access {
     }
 }
 
-/// The variables that the configuration reads, each with its value: the password of `NATS_USER_PASSWORD` is `user`.
+/// The variables that the configuration reads. The value of `NATS_USER_PASSWORD` is `user`.
 fn passwords() -> impl Iterator<Item = (&'static str, String)> {
     let words = CONFIGURATION.iter().flat_map(|(_, text)| text.split([' ', ',', '\n']));
     let variables = words.filter_map(|word| word.strip_prefix('$'));
@@ -233,13 +234,14 @@ fn passwords() -> impl Iterator<Item = (&'static str, String)> {
     })
 }
 
-/// Where `user` connects to these servers, comma-separated `host:port`, with its name as password.
+/// The URLs of `user`, with its name as password, for these servers (comma-separated `host:port`).
 pub fn nats_url(user: &str, servers: &str) -> String {
     servers.split(',').map(|server| format!("nats://{user}:{user}@{server}")).collect::<Vec<_>>().join(",")
 }
 
-/// A client of one of these servers, comma-separated URLs with user and password, which `async_nats::connect` would
-/// overlook.
+/// Connects to one of these servers, comma-separated URLs with user and password.
+///
+/// `async_nats::connect` ignores user and password in a URL.
 pub async fn connect(urls: &str) -> Result<Client> {
     connect_with(ConnectOptions::new(), urls).await
 }
@@ -254,7 +256,7 @@ async fn connect_with(mut options: ConnectOptions, urls: &str) -> Result<Client>
     Ok(options.connection_timeout(Duration::from_secs(2)).connect(servers).await?)
 }
 
-/// As the server's configuration reads it: whatever is in the quotes is text.
+/// Quotes a value for the server's configuration, so that it is read as text.
 fn quoted(text: &str) -> String {
     format!("\"{text}\"")
 }

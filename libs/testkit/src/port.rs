@@ -3,14 +3,15 @@ use std::net::{Ipv4Addr, TcpListener};
 use std::sync::LazyLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// Below what the kernel gives to outgoing connections (32768…). A port from that range could be taken by any client
-/// while its owner restarts; worse, a client that reconnects to a dead port of that range can connect to itself.
+/// Below the range of the kernel for outgoing connections (32768…).
+///
+/// A client could take a port of that range while its owner restarts. A client that reconnects to a dead port of that range
+/// can even connect to itself.
 const PORTS: std::ops::Range<u16> = 15_000..30_000;
 
 static NEXT: LazyLock<AtomicU64> = LazyLock::new(|| AtomicU64::new(RandomState::new().hash_one(())));
 
-/// A port on 127.0.0.1 that nobody listens on, that this process has not handed out lately, and that stays free while
-/// its owner restarts.
+/// A free port on 127.0.0.1, not returned lately by this process, that stays free while its owner restarts.
 pub fn free_port() -> u16 {
     loop {
         let turn = NEXT.fetch_add(1, Ordering::Relaxed) % PORTS.len() as u64;
@@ -21,7 +22,7 @@ pub fn free_port() -> u16 {
     }
 }
 
-/// The first port from `start` upwards that nobody listens on.
+/// The first free port from `start` upwards.
 pub fn free_port_from(start: u16) -> u16 {
     (start..=u16::MAX).find(|&port| is_free(port)).unwrap_or_else(free_port)
 }

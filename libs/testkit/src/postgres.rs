@@ -12,19 +12,20 @@ use testcontainers::core::Mount;
 use testcontainers::{ContainerRequest, GenericImage, ImageExt};
 use tokio::sync::Mutex;
 
-/// The superuser. Here every password is the name of the role: only this machine can reach the server.
+/// The superuser. The password of every role is its name: only this machine can reach the server.
 const USER: &str = "postgres";
 const PORT: u16 = 5432;
 
-/// Makes the databases, and the roles that may use them.
+/// Creates the databases and the roles.
 const ROLES: &str = include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/../../infra/postgres/roles.sql"));
 
-/// The usual 4096 hashes of a password that everybody knows protect nothing, and cost an unoptimised build 20 ms of CPU for
-/// every connection: services that open all of theirs as they start would keep the machine busy with that.
+/// One hash instead of 4096. These passwords are public, and the hashes take an unoptimised build 20 ms of CPU per connection:
+/// services that open all their connections at the start would keep the machine busy.
 const QUICK_LOGIN: &str = "-c scram_iterations=16";
 
-/// Postgres as in production – every commit is on disk before it is acknowledged, and databases and roles are those of
-/// `infra/postgres/roles.sql` – with room for 300 connections, and the extension `pg_stat_statements` at hand.
+/// Postgres as in production, with 300 connections and the extension `pg_stat_statements`.
+///
+/// Every commit is on disk before it is acknowledged. Databases and roles are those of `infra/postgres/roles.sql`.
 #[derive(Debug)]
 pub struct Postgres {
     container: Container,
@@ -33,12 +34,12 @@ pub struct Postgres {
 }
 
 impl Postgres {
-    /// A server of your own, for a test that stops, kills or freezes it.
+    /// Starts a server for one test that stops, kills or freezes it.
     pub async fn start() -> Result<Self> {
         Self::start_with(free_port(), |request| request).await
     }
 
-    /// A server under a fixed container name, whose data stays in the volume of the same name when it is removed.
+    /// Starts a server with a fixed container name. Its data stays in the volume of the same name.
     pub async fn start_named(name: &str, port: u16) -> Result<Self> {
         Self::start_with(port, |request| {
             request.with_container_name(name).with_mount(Mount::volume_mount(name, "/var/lib/postgresql"))
@@ -46,10 +47,11 @@ impl Postgres {
         .await
     }
 
-    /// The server that all tests of this process share while at least one of them holds it; the last one to drop it
-    /// removes it. Do not hurt it: other tests are using it.
+    /// The server that the tests of this process share. It is removed when the last reference is dropped.
+    ///
+    /// Do not stop or freeze it: other tests use it.
     pub async fn shared() -> Result<Arc<Self>> {
-        // Not an Arc: Rust never drops what is in a static.
+        // A weak reference: Rust never drops the value of a static.
         static SHARED: Mutex<Weak<Postgres>> = Mutex::const_new(Weak::new());
         let mut shared = SHARED.lock().await;
         if let Some(postgres) = shared.upgrade() {
@@ -80,14 +82,14 @@ impl Postgres {
         Ok(Self { container, port, databases: AtomicU32::default() })
     }
 
-    /// Creates an empty database that nobody else uses, and returns its URL. `hint` makes its name readable.
+    /// Creates an empty database with a unique name, and returns its URL. `hint` makes the name readable.
     pub async fn database(&self, hint: &str) -> Result<String> {
         let name = format!("{hint}_{}", self.databases.fetch_add(1, Ordering::Relaxed));
         self.execute(format!(r#"create database "{name}""#), hint).await?;
         Ok(url(self.port, USER, &name))
     }
 
-    /// The URL of a database for this role of `roles.sql`, or for `postgres`, which may do everything.
+    /// The URL of a database for this role of `roles.sql`, or for `postgres`, the superuser.
     pub fn url(&self, role: &str, database: &str) -> String {
         url(self.port, role, database)
     }
@@ -96,7 +98,7 @@ impl Postgres {
         let plain = |c: char| c.is_ascii_alphanumeric() || c == '_' || c == '-';
         ensure!(name.chars().all(plain), "{name:?} is not a plain name");
         let mut db = PgConnection::connect(&url(self.port, USER, USER)).await?;
-        // The name is plain, as just checked.
+        // The name was checked above.
         db.execute(AssertSqlSafe(sql.clone())).await.context(sql)?;
         Ok(db.close().await?)
     }
@@ -114,7 +116,7 @@ fn url(port: u16, role: &str, database: &str) -> String {
     format!("postgres://{role}:{role}@127.0.0.1:{port}/{database}")
 }
 
-/// The variables that `roles.sql` reads, each with its value: the password of `SOME_ROLE_PASSWORD` is `some_role`.
+/// The variables that `roles.sql` reads. The value of `SOME_ROLE_PASSWORD` is `some_role`.
 fn passwords() -> impl Iterator<Item = (&'static str, String)> {
     let variables = ROLES.lines().filter_map(|line| Some(line.strip_prefix("\\getenv ")?.split_once(' ')?.1));
     variables.map(|variable| (variable, variable.trim_end_matches("_PASSWORD").to_lowercase()))

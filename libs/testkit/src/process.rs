@@ -15,7 +15,7 @@ use tokio::process::{Child, ChildStdin, Command};
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
-/// A service as a process of its own. Killed when dropped or when the process that started it dies.
+/// A service as a process. Killed when dropped, or when the process that started it dies.
 #[derive(Debug)]
 pub struct Process {
     name: String,
@@ -24,11 +24,11 @@ pub struct Process {
     log: Log,
     /// The tasks that read its output.
     readers: Vec<JoinHandle<()>>,
-    /// Its standard input. The kernel closes it when this process ends, however it ends; see [`end_with_parent`].
+    /// Its standard input. The kernel closes it when this process ends for any reason; see [`end_with_parent`].
     _held: Option<ChildStdin>,
 }
 
-/// What can be done to a process from outside.
+/// The signals for a process.
 #[derive(Clone, Copy, Debug)]
 pub enum Signal {
     /// SIGTERM: graceful shutdown.
@@ -44,12 +44,14 @@ pub enum Signal {
 /// Set for children whose standard input is a pipe that this process holds.
 const HELD_BY_PARENT: &str = "PARENT_HOLDS_STDIN";
 
-/// More than a test needs, and little for a `cargo up` that runs for days.
+/// Lines of log that are kept: more than a test needs, and little memory for a long `cargo up`.
 const LINES_KEPT: usize = 10_000;
 
 impl Process {
-    /// Starts the service `name` with this environment added. The binary is that of the service, or takes the name as its
-    /// argument. It listens on a free port of 127.0.0.1. Does not wait: see [`wait_ready`](Self::wait_ready).
+    /// Starts the service `name` from its own binary, or from one that takes the name as its argument.
+    ///
+    /// `env` is added to the environment. The service listens on a free port of 127.0.0.1. Does not wait until it is ready: see
+    /// [`wait_ready`](Self::wait_ready).
     pub fn spawn<K, V>(binary: &Path, name: &str, env: impl IntoIterator<Item = (K, V)>) -> Result<Self>
     where
         K: Into<OsString>,
@@ -58,8 +60,7 @@ impl Process {
         Self::spawn_at(binary, name, free_port(), env, |_| {})
     }
 
-    /// [`spawn`](Self::spawn) on this port, so that it can come back where it was; and `on_line` sees every line of
-    /// its log.
+    /// Does what [`spawn`](Self::spawn) does, on this port; `on_line` gets every line of the log.
     pub fn spawn_at<K, V>(
         binary: &Path,
         name: &str,
@@ -80,7 +81,7 @@ impl Process {
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
-            // Its own process group: Ctrl-C in the terminal is for this process, which stops its children in order.
+            // Its own process group: Ctrl-C in the terminal must reach only this process, which stops its children in order.
             .process_group(0)
             .kill_on_drop(true)
             .spawn()
@@ -88,27 +89,27 @@ impl Process {
         let log = Log::default();
         let stdout = log.follow(child.stdout.take().context("stdout is a pipe")?, on_line.clone());
         let stderr = log.follow(child.stderr.take().context("stderr is a pipe")?, on_line);
-        // Out of the child, because Child::wait would close it.
+        // Taken out of the child, because Child::wait would close it.
         let held = child.stdin.take();
         Ok(Self { name: name.to_owned(), port, child, log, readers: vec![stdout, stderr], _held: held })
     }
 
-    /// Where it serves HTTP, such as `http://127.0.0.1:20001`.
+    /// Its HTTP address, such as `http://127.0.0.1:20001`.
     pub fn address(&self) -> String {
         format!("http://127.0.0.1:{}", self.port)
     }
 
-    /// The port it serves HTTP on.
+    /// Its HTTP port.
     pub fn port(&self) -> u16 {
         self.port
     }
 
-    /// A client for it that is not signed in.
+    /// A client that is not signed in.
     pub fn client(&self) -> Client {
         Client::new(&self.address())
     }
 
-    /// Waits until it says that it can serve (`/readyz`). Fails at once, with the end of its log, if it ends instead.
+    /// Waits until it is ready (`/readyz`). Fails at once, with the end of its log, if it ends.
     pub async fn wait_ready(&mut self) -> Result<()> {
         let client = self.client();
         let what = format!("{self} to be ready");
@@ -117,10 +118,10 @@ impl Process {
             ready = ready => ready.map(drop),
             status = self.exited() => status.and_then(|status| bail!("it ended: {status}")),
         };
-        outcome.map_err(|reason| anyhow!("{self}: {reason:#}. It said last:\n{}", self.last_lines(30)))
+        outcome.map_err(|reason| anyhow!("{self}: {reason:#}. The end of its log:\n{}", self.last_lines(30)))
     }
 
-    /// The most memory it has ever had in use (resident set), in kB. Fails if it has ended.
+    /// Its peak memory (resident set), in kB. Fails if it has ended.
     pub fn memory_peak(&self) -> Result<u64> {
         let pid = self.child.id().with_context(|| format!("{self} has ended"))?;
         let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
@@ -142,22 +143,22 @@ impl Process {
         Ok(())
     }
 
-    /// Waits until it has ended, however long that takes.
+    /// Waits until it has ended, without a time limit.
     pub async fn exited(&mut self) -> Result<ExitStatus> {
         let status = self.child.wait().await?;
         while let Some(mut reader) = self.readers.pop() {
-            // Its last lines are still in the pipe. A child of its own may keep the pipe open.
+            // Its last lines are still in the pipe. One of its children may keep the pipe open.
             let _ = timeout(Duration::from_secs(1), &mut reader).await;
         }
         Ok(status)
     }
 
-    /// Whether it has not ended yet.
+    /// Whether it still runs.
     pub fn is_running(&mut self) -> bool {
         matches!(self.child.try_wait(), Ok(None))
     }
 
-    /// SIGTERM, and waits until it has ended; SIGKILL if that takes longer than `grace`.
+    /// Sends SIGTERM and waits until it has ended. Sends SIGKILL after `grace`.
     pub async fn stop(&mut self, grace: Duration) -> Result<ExitStatus> {
         if self.is_running() {
             self.signal(Signal::Terminate).await?;
@@ -169,7 +170,7 @@ impl Process {
         self.exited().await
     }
 
-    /// What it has printed so far, standard output and error together; the last 10,000 lines of it.
+    /// The last 10,000 lines of its standard output and error.
     pub fn logs(&self) -> String {
         self.last_lines(LINES_KEPT)
     }
@@ -212,14 +213,15 @@ impl Log {
     }
 }
 
-/// Makes this process end when the one that [spawned](Process::spawn) it dies without ending it. To be called first in
-/// the `main` of the spawned binary; does nothing in a process that was started by a person.
+/// Makes this process end when the process that [spawned](Process::spawn) it dies.
+///
+/// Call it first in the `main` of the spawned binary. It does nothing in a process that was started otherwise.
 pub fn end_with_parent() {
     if std::env::var_os(HELD_BY_PARENT).is_none() {
         return;
     }
     std::thread::spawn(|| {
-        // Nothing is ever written to it: this returns when the other end is closed, by whatever ended its holder.
+        // Nothing is written to it: this returns when the other end is closed, because its process has ended.
         let _ = std::io::stdin().read_to_end(&mut Vec::new());
         let _ = kill("TERM", std::process::id()).status();
     });

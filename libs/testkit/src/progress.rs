@@ -2,14 +2,13 @@ use std::io::{Write, stderr};
 use std::time::Duration;
 use tokio::time::{Instant, MissedTickBehavior, interval_at};
 
-/// A line for the person who waits. It reaches the terminal from inside a test, too (the harness only holds back
-/// `eprintln!`).
+/// Prints a line of progress. It is visible in tests too: the harness captures only `eprintln!`.
 pub fn say(line: &str) {
     // A closed terminal is no reason to stop.
     let _ = writeln!(stderr(), "--- {line}");
 }
 
-/// Runs `work`, and says what it is doing if it takes longer than a second, and that it still does.
+/// Runs `work`, and prints its progress repeatedly if it takes longer than a second.
 pub async fn announced<T>(what: &str, work: impl Future<Output = T>) -> T {
     let start = Instant::now();
     let mut ticks = interval_at(start + Duration::from_secs(1), Duration::from_secs(5));

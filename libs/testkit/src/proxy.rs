@@ -5,8 +5,10 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt, copy};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 
-/// A TCP proxy between clients and a server, which can hold back what clients send, or let connections die without a
-/// FIN or RST, as a network that loses every packet does. Ends when dropped.
+/// A TCP proxy between clients and a server. Ends when dropped.
+///
+/// It can hold back what clients send, and make connections dead without a FIN or RST, as a network that loses every packet
+/// does.
 #[derive(Debug)]
 pub struct Proxy {
     address: SocketAddr,
@@ -16,12 +18,12 @@ pub struct Proxy {
 #[derive(Clone, Copy, Debug, Default)]
 struct Gate {
     held: bool,
-    /// Connections made before it last rose are dead.
+    /// Connections from before its last increment are dead.
     generation: u32,
 }
 
 impl Proxy {
-    /// A proxy in front of `server`, a `host:port`.
+    /// Starts a proxy for `server`, a `host:port`.
     pub async fn to(server: &str) -> Result<Self> {
         let listener = TcpListener::bind(("127.0.0.1", free_port())).await?;
         let address = listener.local_addr()?;
@@ -40,12 +42,12 @@ impl Proxy {
         Ok(Self { address, gate })
     }
 
-    /// Where the proxy listens.
+    /// The address of the proxy.
     pub fn address(&self) -> SocketAddr {
         self.address
     }
 
-    /// From now on what clients send is held back; replies still pass.
+    /// Holds back what clients send from now on. Replies still pass.
     pub fn hold(&self) {
         self.gate.send_modify(|gate| gate.held = true);
     }
@@ -55,7 +57,7 @@ impl Proxy {
         self.gate.send_modify(|gate| gate.held = false);
     }
 
-    /// The connections there are stay open and never carry another byte; new ones work.
+    /// Makes the open connections dead: they stay open without any byte. New connections work.
     pub fn abandon(&self) {
         self.gate.send_modify(|gate| gate.generation += 1);
     }

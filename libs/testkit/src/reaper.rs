@@ -2,19 +2,19 @@ use anyhow::{Context, Result};
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, Stdio};
 
-/// Runs a command when this process ends in a way that runs no destructors: Ctrl-C, SIGKILL, abort.
+/// Runs a command when this process ends without destructors: Ctrl-C, SIGKILL, abort.
 ///
-/// It is a shell that waits for the end of its standard input, whose other end only this process holds.
+/// It is a shell that waits for the end of its standard input. Only this process holds the other end.
 #[derive(Debug)]
 pub struct Reaper(Child);
 
 impl Reaper {
-    /// To be dropped once what `command` would remove has been removed.
+    /// Drop it after the object that `command` removes was removed.
     pub fn watch<'a>(command: impl IntoIterator<Item = &'a str>) -> Result<Self> {
         let shell = Command::new("sh")
             .args(["-c", "cat; exec \"$@\"", "reaper"])
             .args(command)
-            // Its own process group: Ctrl-C in the terminal must end this process, and not the one that cleans up after it.
+            // Its own process group: Ctrl-C in the terminal must end this process, but not the one that cleans up.
             .process_group(0)
             .stdin(Stdio::piped())
             .stdout(Stdio::null())
@@ -26,7 +26,7 @@ impl Reaper {
 
 impl Drop for Reaper {
     fn drop(&mut self) {
-        // What the command would remove has been removed already.
+        // The object that the command removes was removed already.
         let _ = self.0.kill();
         let _ = self.0.wait();
     }

@@ -7,7 +7,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 /// The key that signs tokens for development and tests (`JWT_KEY` of the services). Never one for production.
 pub const JWT_KEY: &str = "a key for development only, known to everybody";
 
-/// A token for the user, as the users' service would issue it: HS256 over `{id, email, iat}`, without an end.
+/// A token of the user as an auth service issues it: HS256 over `{id, email, iat}`, without expiry.
 pub fn token(user_id: &str) -> String {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).expect("the clock is past 1970");
     let claims = json!({ "id": user_id, "email": format!("{user_id}@example.com"), "iat": now.as_secs() });

@@ -15,7 +15,7 @@ use event_bus::Bus;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// What every handler needs.
+/// The state of every handler.
 #[derive(Clone, FromRef)]
 pub struct App {
     pub bus: Bus,
@@ -24,7 +24,7 @@ pub struct App {
     pub ttl: Duration,
 }
 
-/// `/api/orders`.
+/// The routes under `/api/orders`.
 pub fn routes(app: App) -> Router {
     Router::new()
         .route("/api/orders", get(list_orders).post(create_order))
@@ -108,8 +108,10 @@ async fn cancel_order(
     Ok(StatusCode::NO_CONTENT)
 }
 
-/// A ticket that was made a moment ago may not have arrived in the replica: tickets is asked. Only tickets knows that a
-/// ticket does not exist, so without a reply the order is unavailable, not unknown.
+/// Requests a ticket that is not in the replica from tickets.
+///
+/// The event of a new ticket may not have arrived yet. Only tickets knows that a ticket does not exist: without a reply the
+/// response is 503, not 404.
 async fn learn(bus: &Bus, ticket_id: Id) -> Result<(), ApiError> {
     let ticket = bus.request(&SHOW_TICKET, &ticket_id).await.map_err(|error| {
         tracing::debug!(%ticket_id, error = format!("{error:#}"), "cannot ask tickets for a ticket");
@@ -120,9 +122,9 @@ async fn learn(bus: &Bus, ticket_id: Id) -> Result<(), ApiError> {
     Ok(replica::update(&mut db, std::iter::once(&ticket)).await?)
 }
 
-/// The ticket a body asks for. An object or an array is a bad request.
+/// Reads the id of the ticket from a body. An object or an array is a bad request.
 ///
-/// By value: a body takes a multiple of its bytes in memory, and must not wait with the handler.
+/// Takes the body by value: it needs a multiple of its bytes in memory, so the handler must not hold it while it waits.
 #[expect(clippy::needless_pass_by_value, reason = "it is dropped here")]
 fn ticket_id(body: JsonBody) -> Result<Id, ApiError> {
     let (empty, id) = match body.field("ticketId") {

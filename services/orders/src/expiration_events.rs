@@ -1,11 +1,11 @@
-//! What an external timer means to orders: the time to pay is over. They need none: see [`crate::expiry`].
+//! Applies the events of an external timer: the time to pay is over. Orders expire without it too: see [`crate::expiry`].
 
 use crate::store;
 use anyhow::Context;
 use contracts::ExpirationEvent;
 use event_bus::{Handler, Received, Transaction};
 
-/// Cancels orders that are not paid.
+/// Cancels unpaid orders.
 pub struct ExpirationEvents;
 
 impl Handler for ExpirationEvents {

@@ -1,7 +1,7 @@
-//! Orders that are not paid in time are cancelled, on the clock of Postgres, by whichever replica looks first.
+//! Cancels orders that are not paid in time, by the clock of Postgres. Every replica runs it.
 //!
-//! What if we die … before the commit: the rows are unlocked and as they were, and another replica finds them, or we do
-//! after our restart. After it: the orders are cancelled and their events are in the outbox.
+//! If the process dies before the commit, the rows are unlocked and unchanged; another replica finds them, or this one after
+//! its restart. If it dies after the commit, the orders are cancelled and their events are in the outbox.
 
 use crate::store;
 use anyhow::Context;
@@ -11,13 +11,13 @@ use std::time::Duration;
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
-/// How often to look: an order may live this much longer than its time.
+/// The time between two queries: an order may live this much longer than its time.
 const PERIOD: Duration = Duration::from_millis(500);
-/// Orders cancelled in one transaction.
+/// The most orders that one transaction cancels.
 const BATCH: usize = 256;
-/// How often to look at all orders, and not only behind the floor.
+/// The time between two queries of all orders, not only of those behind the floor.
 const SWEEP: Duration = Duration::from_mins(1);
-/// How long one transaction may take before the connection to Postgres counts as dead.
+/// The time after which a transaction fails, because the connection to Postgres counts as dead.
 const STEP: Duration = Duration::from_secs(10);
 
 /// Cancels expired orders until `stop`.
@@ -39,16 +39,17 @@ pub async fn run(bus: Bus, stop: CancellationToken) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// A time before which no order expires that is not paid: looking begins here, not at the entries of the index that orders
-/// have left behind, which stay while a backup or a report holds a snapshot open. Should an order come in below it, because
-/// the clock of Postgres was set back, the next sweep finds it.
+/// A time before which no unpaid order expires.
+///
+/// The query begins here. It skips dead index entries of ended orders, which stay while a backup or a report holds a
+/// snapshot open. If the clock of Postgres is set back, an order may expire below the floor; the next sweep finds it.
 #[derive(Default)]
 struct Floor {
     time: Option<Timestamp>,
     swept: Option<Instant>,
 }
 
-/// One transaction. Returns how many orders it cancelled, [`BATCH`] at most.
+/// Cancels expired orders in one transaction. Returns how many, [`BATCH`] at most.
 async fn cancel_expired(bus: &Bus, floor: &mut Floor) -> anyhow::Result<usize> {
     let mut tx = bus.begin_in_background().await?;
     if floor.swept.is_none_or(|last| last.elapsed() > SWEEP) {

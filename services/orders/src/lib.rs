@@ -1,9 +1,9 @@
-//! The orders service: owns orders – who has reserved which ticket, until when, and whether it was paid – and announces
-//! every version of them. Keeps a copy of what it needs to know about tickets.
+//! The orders service: owns orders, and publishes every version of them as an event.
 //!
-//! A request goes through `api` (parse, check), `order` (the rules), `store` (row and event); the event bus does the
-//! rest. Events come in through `ticket_events` (to `replica`), `payment_events` and `expiration_events`; `expiry` needs
-//! none. [`start`] is the whole wiring.
+//! An order reserves a ticket for a user until it is paid, cancelled or expired. A request goes through `api` (parse, check),
+//! `order` (the rules) and `store` (row and event); the event bus does the rest. `ticket_events` keeps the `replica` of
+//! tickets. `payment_events` and `expiration_events` apply the events of other services; `expiry` needs no events.
+//! [`start`] is the whole wiring.
 
 pub mod api;
 pub mod expiration_events;
@@ -43,18 +43,18 @@ impl AsRef<bootstrap::Config> for Config {
     }
 }
 
-/// More than a year is a typing error, and far more is none that Postgres can count.
+/// Parses a duration of at most a year: more is a typing error, and far more overflows in Postgres.
 fn order_ttl(text: &str) -> Result<Duration, String> {
     let ttl = bootstrap::config::duration(text)?;
     if ttl > Duration::from_hours(366 * 24) { Err("at most a year".to_owned()) } else { Ok(ttl) }
 }
 
-/// The tables, and what the role that the service runs as may do with them.
+/// The tables, and the rights of the service's role in them.
 pub fn schema() -> Schema {
     Schema::new("orders", sqlx::migrate!(), include_str!("../grants.sql"))
 }
 
-/// The process: runs until it is told to stop, or does one of the tasks around a service.
+/// The process: serves until a signal stops it, or runs one subcommand.
 pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     bootstrap::main(args, &schema(), start)
 }

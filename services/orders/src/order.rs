@@ -1,20 +1,20 @@
-//! What an order is and what may happen to it. Rules only: nothing here does input or output.
+//! The rules of orders. This module does no input or output.
 
 use contracts::order::{OrderSnapshot, OrderStatus, OrderedTicket};
 use contracts::{Id, OrderEvent, Price, Timestamp};
 use serde::Serialize;
 
-/// An order, as it is in the table. Written as JSON, it is what its user sees.
+/// An order as the table stores it. Its JSON form is what its user sees.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Order {
     pub id: Id,
-    /// Who ordered.
+    /// The user who ordered.
     pub user_id: String,
     pub status: OrderStatus,
-    /// Until when it must be paid.
+    /// The time until which it must be paid.
     pub expires_at: Timestamp,
-    /// What was ordered, as it was when it was ordered.
+    /// The ticket as it was when it was ordered.
     pub ticket: Ticket,
     /// Numbers the orders of this ticket: 1, 2, 3 …
     #[serde(skip)]
@@ -23,7 +23,7 @@ pub struct Order {
     pub version: i64,
 }
 
-/// A ticket, as far as orders cares.
+/// The fields of a ticket that orders uses.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Ticket {
     pub id: Id,
@@ -32,7 +32,7 @@ pub struct Ticket {
     pub version: i64,
 }
 
-/// A ticket that somebody wants, and on which terms they can have it.
+/// A ticket that a user wants to order, and the terms of its next order.
 #[derive(Debug, Clone)]
 pub struct Offer {
     pub ticket: Ticket,
@@ -58,12 +58,12 @@ pub enum CancelError {
     Complete,
 }
 
-/// What becomes of a payment.
+/// The effect of a payment.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Paid {
-    /// It completed its order; the event says so.
+    /// It completed its order.
     Completed(OrderEvent),
-    /// The order was cancelled before, or paid before: somebody has to give the money back.
+    /// The order was cancelled or paid before: the money must be refunded.
     RefundDue,
 }
 
@@ -78,8 +78,9 @@ impl Order {
         Ok(Self { id, user_id, status, expires_at, ticket, reservation, version: 0 })
     }
 
-    /// Its user gives it up. `None`: it was cancelled already, and nothing happens. That an order is not theirs is all
-    /// that others hear of it, so it comes first.
+    /// Cancels the order for its user. Returns `None` and changes nothing if it is already cancelled.
+    ///
+    /// The user is checked first: others must not learn the status.
     pub fn cancel(&mut self, user_id: &str) -> Result<Option<OrderEvent>, CancelError> {
         if self.user_id != user_id {
             return Err(CancelError::NotTheOwner);
@@ -91,12 +92,14 @@ impl Order {
         }
     }
 
-    /// Its time is over. `None`: it was cancelled or paid already, or a payment is under way.
+    /// Cancels the order because its time is over.
+    ///
+    /// Returns `None` and changes nothing if it is cancelled or paid, or if a payment is under way.
     pub fn expire(&mut self) -> Option<OrderEvent> {
         (self.status == OrderStatus::Created).then(|| self.end(OrderStatus::Cancelled))
     }
 
-    /// A payment has come in that was not there before.
+    /// Applies a payment that was not recorded before.
     pub fn pay(&mut self) -> Paid {
         match self.status {
             OrderStatus::Created | OrderStatus::AwaitingPayment => Paid::Completed(self.end(OrderStatus::Complete)),
@@ -104,7 +107,7 @@ impl Order {
         }
     }
 
-    /// What readers of events see.
+    /// The public state: what readers of events see.
     pub fn snapshot(&self) -> OrderSnapshot {
         let Ticket { id, price, version, .. } = self.ticket;
         OrderSnapshot {
@@ -117,7 +120,7 @@ impl Order {
         }
     }
 
-    /// The last change of an order: `status` is final.
+    /// Makes the last change of an order: `status` is final.
     fn end(&mut self, status: OrderStatus) -> OrderEvent {
         self.status = status;
         self.version += 1;
@@ -148,14 +151,14 @@ mod tests {
         Order { status, version: 4, ..Order::new("ann", offer(false)).unwrap() }
     }
 
-    /// `order` is in its last status, one version later; nothing else has changed, and the event tells just that.
+    /// Asserts that only status and version of `order` have changed, and that the event has this state.
     fn assert_ended(order: &Order, before: Order, status: OrderStatus, event: &OrderEvent, subject: &str) {
         assert_eq!(*order, Order { status, version: 5, ..before });
         assert_eq!((event.subject(), event.snapshot()), (subject, &order.snapshot()));
     }
 
     #[test]
-    fn an_order_takes_over_what_was_offered() {
+    fn an_order_has_the_terms_of_its_offer() {
         let order = Order::new("ann", offer(false)).unwrap();
         let ticket = json!({"id": "5f2b18a3e41d0c0012abcdef", "title": "Concert", "price": 20.5, "version": 3});
         let mut expected = json!({"id": order.id, "userId": "ann", "status": "created", "expiresAt": EXPIRES_AT,
@@ -167,12 +170,12 @@ mod tests {
     }
 
     #[test]
-    fn what_a_live_order_holds_cannot_be_ordered() {
+    fn a_ticket_with_a_live_order_cannot_be_ordered() {
         assert_eq!(Order::new("ann", offer(true)), Err(Reserved));
     }
 
     #[test]
-    fn its_user_cancels_an_order_until_it_is_complete() {
+    fn its_user_can_cancel_an_order_until_it_is_complete() {
         for status in [Created, AwaitingPayment] {
             let mut order = order(status);
             let before = order.clone();
@@ -188,7 +191,7 @@ mod tests {
     }
 
     #[test]
-    fn nobody_else_cancels_an_order() {
+    fn another_user_cannot_cancel_an_order() {
         for status in [Created, AwaitingPayment, Complete, Cancelled] {
             let mut order = order(status);
             let before = order.clone();
@@ -200,7 +203,7 @@ mod tests {
     }
 
     #[test]
-    fn only_what_nobody_has_begun_to_pay_expires() {
+    fn only_an_order_without_a_payment_under_way_expires() {
         let mut unpaid = order(Created);
         let before = unpaid.clone();
         let event = unpaid.expire().unwrap();
@@ -213,7 +216,7 @@ mod tests {
     }
 
     #[test]
-    fn a_payment_completes_what_waits_for_it_and_is_given_back_otherwise() {
+    fn a_payment_completes_an_unpaid_order_and_is_refunded_otherwise() {
         for status in [Created, AwaitingPayment] {
             let mut order = order(status);
             let before = order.clone();
@@ -228,7 +231,7 @@ mod tests {
     }
 
     #[test]
-    fn the_last_change_of_an_order_is_its_last() {
+    fn a_final_status_does_not_change() {
         let ends: [fn(&mut Order); 3] =
             [|order| drop(order.cancel("ann")), |order| drop(order.expire()), |order| drop(order.pay())];
         for end in ends {

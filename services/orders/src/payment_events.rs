@@ -1,4 +1,4 @@
-//! What payments mean to orders: they complete them.
+//! Applies payments: a payment completes its order.
 
 use crate::order::Paid;
 use crate::store;
@@ -11,11 +11,11 @@ use sqlx::PgConnection;
 
 /// Completes paid orders.
 ///
-/// Every payment is recorded with the effect it had, in the same transaction, so that one that is delivered again has
-/// none. The money must not be forgotten, so two kinds of payments become dead letters: a payment of an unknown order,
-/// because the order may be restored, and a payment with a known id whose content differs from what was recorded.
+/// Every payment is recorded in the transaction of its effect, so a redelivered payment has no effect. No money may be
+/// lost, so two kinds of payments become dead letters: a payment of an unknown order, because the order may be restored,
+/// and a payment with a known id whose content differs from the recorded one.
 pub struct PaymentEvents {
-    /// Payments that somebody has to give back.
+    /// Payments that must be refunded.
     refunds_due: Counter,
 }
 
@@ -57,7 +57,7 @@ impl Handler for PaymentEvents {
     }
 }
 
-/// Fails if one of `payments` differs from the recorded payment of the same id, in this batch or before it.
+/// Fails if one of `payments` differs from the recorded payment with the same id.
 async fn compare_with_recorded(db: &mut PgConnection, payments: &[&Payment]) -> anyhow::Result<()> {
     let recorded = store::find_payments(db, payments.iter().map(|payment| payment.id)).await?;
     for payment in payments {

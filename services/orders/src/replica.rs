@@ -1,11 +1,11 @@
-//! The copy of tickets in Postgres. Nothing writes it but what the tickets service says.
+//! The replica of tickets in Postgres. It is written only from events and replies of the tickets service.
 
 use contracts::ticket::TicketSnapshot;
 use rust_decimal::Decimal;
 use sqlx::PgConnection;
 use std::collections::BTreeMap;
 
-/// Takes over those of `tickets` that are newer than what the replica has, whatever their order and number.
+/// Writes those of `tickets` that are newer than the replica, in any order and number.
 pub async fn update<'a>(db: &mut PgConnection, tickets: impl Iterator<Item = &'a TicketSnapshot>) -> sqlx::Result<()> {
     // Sorted, so that replicas lock rows in the same order; each ticket once, since one statement cannot change a row
     // twice.

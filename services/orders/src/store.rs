@@ -1,5 +1,5 @@
-//! Orders and payments in Postgres. The only writer of orders: whoever changes a row here announces its version with one
-//! event, in the same statement.
+//! Orders and payments in Postgres. Only this module writes orders; the statement that writes a new version of a row also
+//! appends its event.
 
 use crate::order::{Offer, Order, Ticket};
 use anyhow::{Context, ensure};
@@ -107,7 +107,7 @@ pub async fn list(db: &mut PgConnection, user_id: &str, part: Part) -> anyhow::R
     rows.collect()
 }
 
-/// Those of the orders `ids` that exist, locked until the transaction ends.
+/// Locks those of the orders `ids` that exist, until the transaction ends.
 pub async fn lock(db: &mut PgConnection, ids: impl Iterator<Item = Id>) -> anyhow::Result<BTreeMap<Id, Order>> {
     let ids: Vec<String> = ids.map(|id| id.to_string()).collect();
     let rows = sqlx::query_as!(
@@ -120,17 +120,18 @@ pub async fn lock(db: &mut PgConnection, ids: impl Iterator<Item = Id>) -> anyho
     by_id(rows.fetch_all(db).await?)
 }
 
-/// When the first of the unpaid orders expires; no order that is made from now on will expire before.
+/// A time before which no unpaid order expires, including orders that are created from now on.
 pub async fn first_expiry(db: &mut PgConnection) -> sqlx::Result<Option<Timestamp>> {
-    // A minute ago: an order that is being inserted may have taken its time from the clock before this statement began.
+    // A minute ago: an order that is being inserted may have read the clock before this statement began.
     let first = sqlx::query_scalar!(
         "select least(min(expires_at), now() - interval '1 minute') from orders where status = 'created'"
     );
     Ok(first.fetch_one(db).await?.map(Timestamp))
 }
 
-/// At most `limit` orders whose time is over, `from` that time on, locked until the transaction ends. Those that another
-/// transaction has locked are left to it.
+/// Locks at most `limit` orders that expired at `from` or later, until the transaction ends.
+///
+/// Skips orders that another transaction has locked.
 pub async fn lock_expired(
     db: &mut PgConnection,
     limit: usize,
@@ -148,9 +149,10 @@ pub async fn lock_expired(
     by_id(rows.fetch_all(db).await?)
 }
 
-/// The ticket `id` as it can be ordered now, by an order that expires after `ttl`. `None`: the replica does not have it.
+/// The terms on which the ticket `id` can be ordered now, by an order that expires after `ttl`.
 ///
-/// Whether it is reserved is read from the orders, because the replica lags behind them. Nothing is locked: see [`insert`].
+/// Returns `None` if the ticket is not in the replica. Whether it is reserved is read from the orders, because the replica
+/// lags behind them. Nothing is locked: see [`insert`].
 pub async fn offer(db: &mut PgConnection, id: Id, ttl: Duration) -> anyhow::Result<Option<Offer>> {
     let row = sqlx::query!(
         r#"
@@ -172,10 +174,10 @@ pub async fn offer(db: &mut PgConnection, id: Id, ttl: Duration) -> anyhow::Resu
     }))
 }
 
-/// Writes a new order and `order.created`, in one statement. `false`: the offer is outdated – the ticket is held by
-/// another order, its next reservation number is taken, or it has changed – and nothing was done.
+/// Writes a new order and `order.created`, in one statement.
 ///
-/// The unique indexes are the lock: of any number of concurrent inserts one succeeds.
+/// Returns false and writes nothing if the offer is outdated: another order holds the ticket or has the same reservation
+/// number, or the ticket has changed. The unique indexes are the lock: of any number of concurrent inserts one succeeds.
 pub async fn insert(db: &mut PgConnection, order: &Order) -> sqlx::Result<bool> {
     let event = Outgoing::new(&OrderEvent::Created(order.snapshot()));
     let inserted = sqlx::query!(
@@ -205,9 +207,9 @@ pub async fn insert(db: &mut PgConnection, order: &Order) -> sqlx::Result<bool> 
     Ok(inserted.rows_affected() == 1)
 }
 
-/// Writes orders that were changed into their next versions, and the events that say so, in one statement; at most one
-/// event per order. Returns how many were written: an order whose version was
-/// written by another transaction first is left alone.
+/// Writes the next versions of orders and their events, in one statement; at most one event per order.
+///
+/// Returns how many were written. An order whose version another transaction has written first is not changed.
 pub async fn save(db: &mut PgConnection, events: &[OrderEvent]) -> sqlx::Result<u64> {
     let ids: Vec<String> = events.iter().map(Event::aggregate_id).collect();
     let versions: Vec<i64> = events.iter().map(Event::version).collect();
@@ -236,7 +238,7 @@ pub async fn save(db: &mut PgConnection, events: &[OrderEvent]) -> sqlx::Result<
     Ok(saved.rows_affected())
 }
 
-/// [`save`], for orders that are locked: no other transaction can have written them.
+/// Does what [`save`] does, for locked orders: no other transaction can have written them.
 pub async fn save_locked(db: &mut PgConnection, events: &[OrderEvent]) -> anyhow::Result<()> {
     if events.is_empty() {
         return Ok(());
@@ -246,7 +248,7 @@ pub async fn save_locked(db: &mut PgConnection, events: &[OrderEvent]) -> anyhow
     Ok(())
 }
 
-/// Records payments. Returns those that were not there before, each once.
+/// Records payments. Returns those that were not recorded before, each once.
 pub async fn insert_payments<'a>(db: &mut PgConnection, payments: &[&'a Payment]) -> anyhow::Result<Vec<&'a Payment>> {
     let ids: Vec<String> = payments.iter().map(|payment| payment.id.to_string()).collect();
     let orders: Vec<String> = payments.iter().map(|payment| payment.order_id.to_string()).collect();
@@ -278,7 +280,7 @@ pub async fn find_payments(
     payments.collect()
 }
 
-/// Notes that these payments must be given back.
+/// Records that these payments must be refunded.
 pub async fn owe_refunds(db: &mut PgConnection, payments: &[&Payment]) -> sqlx::Result<()> {
     if payments.is_empty() {
         return Ok(());

@@ -1,10 +1,10 @@
-//! What the events of tickets mean to orders: keep the replica.
+//! Applies the events of tickets: they update the replica.
 
 use crate::replica;
 use contracts::TicketEvent;
 use event_bus::{Handler, Received, Transaction};
 
-/// Keeps `ticket_replica`.
+/// Updates `ticket_replica`.
 pub struct TicketEvents;
 
 impl Handler for TicketEvents {

@@ -13,14 +13,14 @@ use contracts::ticket::TicketSnapshot;
 use contracts::{Id, Price};
 use event_bus::{Bus, Connection};
 
-/// What every handler needs.
+/// The state of every handler.
 #[derive(Clone, FromRef)]
 pub struct App {
     pub bus: Bus,
     pub keys: Keys,
 }
 
-/// `/api/tickets`.
+/// The routes under `/api/tickets`.
 pub fn routes(app: App) -> Router {
     Router::new()
         .route("/api/tickets", get(list_tickets).post(create_ticket))
@@ -74,15 +74,17 @@ async fn edit_ticket(
     }
 }
 
-/// What other services are told about a ticket, reserved or not.
+/// Replies to another service with the current state of a ticket, reserved or not.
 pub async fn reply(mut db: Connection, id: Id) -> anyhow::Result<Option<TicketSnapshot>> {
     Ok(store::find(&mut db, id).await?.map(Into::into))
 }
 
-/// Title and price out of a body, checked in this order. What has the wrong type altogether, or cannot be stored, is a
-/// bad request, told only when no rule is broken.
+/// Reads title and price from a body, and checks them in this order.
 ///
-/// By value: a body takes a multiple of its bytes in memory, and must not wait with the handler.
+/// A broken rule comes first. If no rule is broken, a value of the wrong type, or one that cannot be stored, is a bad
+/// request.
+///
+/// Takes the body by value: it needs a multiple of its bytes in memory, so the handler must not hold it while it waits.
 #[expect(clippy::needless_pass_by_value, reason = "it is dropped here")]
 fn draft(body: JsonBody, price_message: &'static str) -> Result<Draft, ApiError> {
     let title = match body.field("title") {

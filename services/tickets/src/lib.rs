@@ -1,7 +1,8 @@
-//! The tickets service: owns tickets – title, price, owner, and who holds them – and announces every version of them.
+//! The tickets service: owns tickets, and publishes every version of them as an event.
 //!
-//! A request goes through `api` (parse, check), `ticket` (the rules), `store` (row and event); the event bus does the
-//! rest. What orders do with tickets comes in through `order_events`. [`start`] is the whole wiring.
+//! A ticket has a title, a price, an owner, and the order that holds it. A request goes through `api` (parse, check),
+//! `ticket` (the rules) and `store` (row and event); the event bus does the rest. `order_events` applies the events of
+//! orders. [`start`] is the whole wiring.
 
 pub mod api;
 pub mod order_events;
@@ -31,12 +32,12 @@ impl AsRef<bootstrap::Config> for Config {
     }
 }
 
-/// The tables, and what the role that the service runs as may do with them.
+/// The tables, and the rights of the service's role in them.
 pub fn schema() -> Schema {
     Schema::new("tickets", sqlx::migrate!(), include_str!("../grants.sql"))
 }
 
-/// The process: runs until it is told to stop, or does one of the tasks around a service.
+/// The process: serves until a signal stops it, or runs one subcommand.
 pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     bootstrap::main(args, &schema(), start)
 }

@@ -1,11 +1,11 @@
-//! What the events of orders mean to tickets: who holds which.
+//! Applies the events of orders: which order holds which ticket.
 
 use crate::store;
 use anyhow::Context;
 use contracts::{OrderChange, TicketEvent};
 use event_bus::{Handler, Received, Transaction};
 
-/// Makes tickets follow their orders.
+/// Reserves and releases tickets.
 pub struct OrderEvents;
 
 impl Handler for OrderEvents {

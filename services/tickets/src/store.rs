@@ -1,4 +1,4 @@
-//! Tickets in Postgres. The only writer of the table: whoever changes a row here announces its version with one event.
+//! Tickets in Postgres. Only this module writes the table; each new version of a row is announced by one event.
 
 use crate::ticket::{FencingToken, Ticket};
 use anyhow::Context;
@@ -87,7 +87,7 @@ pub async fn list(db: &mut PgConnection, part: Part) -> anyhow::Result<Vec<list:
     .collect()
 }
 
-/// Those of the tickets `ids` that exist, locked until the transaction ends.
+/// Locks those of the tickets `ids` that exist, until the transaction ends.
 pub async fn lock(db: &mut PgConnection, ids: impl Iterator<Item = Id>) -> anyhow::Result<BTreeMap<Id, Ticket>> {
     let ids: Vec<String> = ids.map(|id| id.to_string()).collect();
     let tickets = sqlx::query_as!(
@@ -127,8 +127,9 @@ pub async fn insert(db: &mut PgConnection, ticket: &Ticket) -> sqlx::Result<()> 
     Ok(())
 }
 
-/// Writes a ticket that was changed into its next version, and `ticket.updated`, in one statement. `false`: another
-/// request has written that version first, and nothing was done.
+/// Writes the next version of a ticket and `ticket.updated`, in one statement.
+///
+/// Returns false and writes nothing if another request has written that version first.
 ///
 /// Optimistic locking on the version that was read: nothing is locked while the rules are checked, and there are two round
 /// trips instead of four.
@@ -155,8 +156,7 @@ pub async fn save(db: &mut PgConnection, ticket: &Ticket) -> sqlx::Result<bool> 
     Ok(saved.rows_affected() == 1)
 }
 
-/// Writes how far locked tickets have followed their orders, where they have, and appends `updates`, an event for each of
-/// the versions on the way there.
+/// Writes the locked tickets whose fencing token has grown, and appends `updates`, one event per version.
 pub async fn save_followed(
     tx: &mut Transaction,
     tickets: impl Iterator<Item = &Ticket>,

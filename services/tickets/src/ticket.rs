@@ -1,26 +1,27 @@
-//! What a ticket is and what may happen to it. Rules only: nothing here does input or output.
+//! The rules of tickets. This module does no input or output.
 
 use contracts::ticket::TicketSnapshot;
 use contracts::{Id, OrderChange, Price};
 
-/// A ticket, as it is in the table.
+/// A ticket as the table stores it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Ticket {
     pub id: Id,
     pub title: String,
     pub price: Price,
-    /// Who offers it.
+    /// The user who offers it.
     pub user_id: String,
     /// Counts saved changes, from 0.
     pub version: i64,
     /// The order that holds it.
     pub order_id: Option<Id>,
-    /// How far it has followed its orders.
+    /// The token of the newest event of its orders that was applied.
     pub fencing_token: FencingToken,
 }
 
-/// How far a ticket has followed its orders: the reservation number of an order, and the version of that order. Only an
-/// event with a greater token changes the ticket.
+/// A fencing token: the reservation number of an order, and the version of that order.
+///
+/// Only an event with a greater token changes the ticket.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct FencingToken {
     pub reservation: i64,
@@ -28,7 +29,7 @@ pub struct FencingToken {
 }
 
 impl FencingToken {
-    /// Less than that of any event.
+    /// Less than the token of any event.
     pub const NONE: Self = Self { reservation: 0, order_version: -1 };
 }
 
@@ -56,7 +57,9 @@ impl Ticket {
         Self { id, title, price, user_id, version: 0, order_id: None, fencing_token: FencingToken::NONE }
     }
 
-    /// Replaces title and price. Everybody may see that a ticket is reserved, so that is checked first.
+    /// Replaces title and price.
+    ///
+    /// The reservation is checked before the owner, because every user may see it.
     pub fn edit(&mut self, user_id: &str, draft: Draft) -> Result<(), EditError> {
         if self.order_id.is_some() {
             return Err(EditError::Reserved);
@@ -70,10 +73,10 @@ impl Ticket {
         Ok(())
     }
 
-    /// Follows one of its orders: held while the order is live, free once it is cancelled. Returns true if the holder
-    /// changed; the version is then incremented.
+    /// Applies an event of one of its orders. Returns true if the holder changed; the version is then incremented.
     ///
-    /// An event of an older order changes nothing: a newer order exists only because the older one was cancelled.
+    /// A live order holds the ticket; a cancelled order releases it. An event of an older order changes nothing: a newer
+    /// order exists only because the older one was cancelled.
     pub fn follow(&mut self, order: &OrderChange) -> bool {
         let token = FencingToken { reservation: order.ticket.reservation, order_version: order.version };
         if token <= self.fencing_token {
@@ -115,7 +118,7 @@ mod tests {
     }
 
     #[test]
-    fn an_edit_replaces_title_and_price_and_is_the_next_version() {
+    fn an_edit_replaces_title_and_price_and_increments_the_version() {
         let mut ticket = Ticket::new("ann", draft("Concert", "20"));
         ticket.edit("ann", draft("Opera", "30.5")).unwrap();
         assert_eq!((ticket.title.as_str(), ticket.price.to_string().as_str()), ("Opera", "30.5"));
@@ -123,7 +126,7 @@ mod tests {
     }
 
     #[test]
-    fn an_edit_that_changes_nothing_is_a_version_too() {
+    fn an_edit_without_changes_increments_the_version() {
         let mut ticket = Ticket::new("ann", draft("Concert", "20"));
         ticket.edit("ann", draft("Concert", "20")).unwrap();
         assert_eq!(ticket.version, 1);
@@ -150,7 +153,7 @@ mod tests {
     }
 
     #[test]
-    fn a_ticket_is_held_by_its_live_order_and_each_change_of_holder_is_a_version() {
+    fn each_change_of_holder_increments_the_version_in_any_event_order() {
         let (first, second) = (Id::generate(), Id::generate());
         let (made, given_up) = (order("order.created", first, 1, 0), order("order.cancelled", first, 1, 1));
         let (made_again, paid) = (order("order.created", second, 2, 0), order("order.completed", second, 2, 1));

@@ -1,4 +1,4 @@
-//! How NATS is reached, and what is in it.
+//! The connection to NATS, and its streams and consumers.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -9,7 +9,7 @@ use event_bus::{Authentication, NatsSettings, Topology, TopologyError};
 use super::without_credentials;
 use crate::topology;
 
-/// NATS, as a service and as `provision` needs to know it.
+/// The settings of NATS, for a service and for `provision`.
 #[derive(Args, Clone)]
 #[group(skip)]
 pub struct NatsConfig {
@@ -24,11 +24,11 @@ pub struct NatsConfig {
     )]
     pub nats_url: Vec<String>,
 
-    /// How to authenticate without user and password.
+    /// Authentication without user and password.
     #[command(flatten)]
     pub authentication: AuthenticationConfig,
 
-    /// File with the client certificate for NATS (PEM); connections are encrypted then
+    /// File with the client certificate for NATS (PEM); encrypts the connections
     #[arg(long, env, requires = "nats_key")]
     pub nats_cert: Option<PathBuf>,
 
@@ -36,19 +36,19 @@ pub struct NatsConfig {
     #[arg(long, env, requires = "nats_cert")]
     pub nats_key: Option<PathBuf>,
 
-    /// File with the certificates to check those of NATS against (PEM); connections are encrypted then
+    /// File with the certificates of the authority of NATS (PEM); encrypts the connections
     #[arg(long, env)]
     pub nats_ca: Option<PathBuf>,
 
-    /// JetStream domain, if it is not that of the servers in the URL
+    /// JetStream domain, if it differs from that of the servers in the URL
     #[arg(long, env, value_parser = domain)]
     pub nats_domain: Option<String>,
 
-    /// Servers that keep each stream, when streams are created or updated: 1, or 3 in a cluster
+    /// Number of servers that keep each stream: 1, or 3 in a cluster; applied when streams are created or updated
     #[arg(long, env, default_value = "1", value_parser = clap::value_parser!(u8).range(1..=5))]
     pub stream_replicas: u8,
 
-    /// Directory of files to use instead of the built-in streams and consumers: `TICKETS.stream.json`,
+    /// Directory with files that replace the built-in streams and consumers: `TICKETS.stream.json`,
     /// `TICKETS.orders.consumer.json`
     #[arg(long, env, value_name = "DIR", value_parser = directory)]
     pub topology: Option<Topology>,
@@ -119,7 +119,7 @@ fn server(address: &str) -> Result<String, String> {
     Ok(address.strip_prefix("http://").map_or_else(|| address.to_owned(), |host| format!("nats://{host}")))
 }
 
-/// It becomes one token of a subject.
+/// Parses a domain, which becomes one token of a subject.
 fn domain(name: &str) -> Result<String, String> {
     if name.is_empty() || name.contains(|c: char| c.is_whitespace() || ".*>".contains(c)) {
         return Err("expected a name without dots, spaces, * and >".to_owned());
@@ -127,7 +127,7 @@ fn domain(name: &str) -> Result<String, String> {
     Ok(name.to_owned())
 }
 
-/// Parsed here, so that a wrong file is reported like any other mistake in the configuration.
+/// Parsed here, so that a mistake in a file is reported like any other in the configuration.
 fn directory(path: &str) -> Result<Topology, TopologyError> {
     Topology::read(Path::new(path))
 }

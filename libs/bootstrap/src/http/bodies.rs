@@ -8,8 +8,10 @@ use tracing::debug;
 
 use crate::error::ApiError;
 
-/// The bytes of all bodies together. When a body needs more than is left, the unfinished body that began first is
-/// dropped ([`ApiError::TooSlow`]): among many slow clients, that is never a client that sends at normal speed.
+/// Limits the bytes of all bodies together.
+///
+/// When a body needs more bytes than are free, the oldest unfinished body is dropped ([`ApiError::TooSlow`]): among many
+/// slow clients, that is never the body of a client that sends at normal speed.
 pub(crate) struct Bodies {
     limit: usize,
     held: Mutex<Held>,
@@ -17,24 +19,28 @@ pub(crate) struct Bodies {
 
 #[derive(Default)]
 struct Held {
-    /// Those of unfinished bodies, and those of bodies whose handler has not ended.
+    /// The bytes of unfinished bodies, and of bodies whose handler has not ended.
     bytes: usize,
     next: u64,
-    /// The one that began first comes first. The bytes are here, so that giving up a body frees them at once.
+    /// Ordered by age, oldest first. The bytes are here, so that dropping a body frees them at once.
     unfinished: BTreeMap<u64, Unfinished>,
-    /// Segments of finished bodies, kept for the next ones until no body is unfinished. The allocator would return them
-    /// to the arena of another thread and take new ones: measured under 1,300 slow bodies, a quarter more memory.
+    /// Segments of finished bodies, reused until no body is unfinished.
+    ///
+    /// The allocator would return them to the arena of another thread and take new ones. Under 1,300 slow bodies, this took
+    /// a quarter more memory.
     free: Vec<Vec<u8>>,
 }
 
 struct Unfinished {
-    /// All full but the last. One vector that grows would leave holes of all sizes between those of other bodies:
-    /// measured under 1,300 slow bodies, a sixth more memory.
+    /// All are full except the last.
+    ///
+    /// One growing vector would leave gaps of all sizes between those of other bodies. Under 1,300 slow bodies, this took a
+    /// sixth more memory.
     segments: Vec<Vec<u8>>,
     given_up: Arc<Notify>,
 }
 
-/// Bytes of a segment. What is counted are segments.
+/// Bytes of a segment. Memory is counted in segments.
 const SEGMENT: usize = 4096;
 
 /// A body that is being received. Dropping it frees its bytes.
@@ -70,7 +76,7 @@ impl Bodies {
 }
 
 impl Held {
-    /// `false`: no unfinished body holds any bytes.
+    /// Drops the oldest unfinished body. Returns false if no unfinished body holds any bytes.
     fn give_up_oldest(&mut self) -> bool {
         let oldest = self.unfinished.iter().find(|(_, body)| !body.segments.is_empty()).map(|(number, _)| *number);
         let Some(body) = oldest.and_then(|number| self.unfinished.remove(&number)) else { return false };
@@ -116,7 +122,7 @@ impl Receiving {
         Ok(())
     }
 
-    /// Returns when the body was dropped.
+    /// Waits until the body is dropped.
     pub(crate) async fn given_up(&self) {
         self.given_up.notified().await;
     }

@@ -1,4 +1,4 @@
-//! The open connections, bounded: an idle connection never blocks a new one.
+//! A bounded number of open connections: an idle connection never blocks a new one.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -7,12 +7,13 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::debug;
 
-/// Connections beyond the limit while all others are busy: for health checks, and for 503 responses.
+/// Connections beyond the limit while all others are busy, for health checks and 503 responses.
 const SPARE: usize = 64;
 
-/// At most `limit` connections, and [`SPARE`] more while all are busy. For one more, the connection that has been idle
-/// longest is closed; if none is idle, the one that has been sending a body longest. A connection whose request is in
-/// its handler is never closed.
+/// At most `limit` connections, and [`SPARE`] more while all are busy.
+///
+/// At the limit, a new connection closes the one that has been idle longest, or, if none is idle, the one that has been
+/// sending a body longest. A connection whose request is in its handler is never closed.
 pub(crate) struct Connections {
     limit: usize,
     open: Mutex<Open>,
@@ -24,22 +25,22 @@ struct Open {
     connections: HashMap<u64, Arc<Connection>>,
 }
 
-/// What a connection does, and what closes it.
+/// The phase of a connection, and the token that closes it.
 pub(crate) struct Connection {
     phase: Mutex<Phase>,
     close: CancellationToken,
 }
 
-/// In the order in which connections are closed for others.
+/// The phases, in the order in which connections are closed for new ones.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Phase {
-    /// Between requests, before the first, or within the head of one, since then.
+    /// Since then before a request, between two, or within the head of one.
     Idle(Instant),
-    /// Within the body of a request, since then.
+    /// Since then within the body of a request.
     Receiving(Instant),
-    /// In the handler, or in the answer.
+    /// In the handler, or in the response.
     Busy,
-    /// No request is taken any more.
+    /// No new request is accepted.
     Closed,
 }
 
@@ -50,7 +51,7 @@ pub(crate) struct Entry {
     pub(crate) connection: Arc<Connection>,
 }
 
-/// A request on a connection; dropped when its answer has ended.
+/// A request on a connection; dropped when its response has ended.
 pub(crate) struct Busy(Arc<Connection>);
 
 impl Connections {
@@ -58,8 +59,9 @@ impl Connections {
         Arc::new(Self { limit, open: Mutex::default() })
     }
 
-    /// A new connection. If it is one too many, another one is closed, or itself if all others are busy and there are
-    /// many more than the limit.
+    /// Registers a new connection. Beyond the limit it closes another one.
+    ///
+    /// If all others are busy, and [`SPARE`] is used up too, the new connection itself is closed.
     pub(crate) fn open(self: &Arc<Self>) -> Entry {
         let connection =
             Arc::new(Connection { phase: Mutex::new(Phase::Idle(Instant::now())), close: CancellationToken::new() });
@@ -79,7 +81,7 @@ impl Connections {
         self.lock().close_one(None);
     }
 
-    /// Closes all, whatever they do.
+    /// Closes all connections, in any phase.
     pub(crate) fn close_all(&self) {
         for connection in self.lock().connections.values() {
             connection.close();
@@ -92,7 +94,7 @@ impl Connections {
 }
 
 impl Open {
-    /// Closes the first in the order of phases, other than `but`. `false`: all of them are busy.
+    /// Closes the first connection in the order of phases, except `but`. Returns false if all are busy.
     fn close_one(&mut self, but: Option<u64>) -> bool {
         loop {
             let others = self.connections.iter().filter(|(number, _)| Some(**number) != but);
@@ -108,7 +110,7 @@ impl Open {
 }
 
 impl Connection {
-    /// Closes it, whatever it does.
+    /// Closes the connection, in any phase.
     pub(crate) fn close(&self) {
         *self.phase() = Phase::Closed;
         self.close.cancel();
@@ -118,7 +120,7 @@ impl Connection {
         self.close.cancelled().await;
     }
 
-    /// A request begins. `None`: the connection is closed.
+    /// A request begins. Returns `None` if the connection is closed.
     pub(crate) fn begin(self: &Arc<Self>) -> Option<Busy> {
         let mut phase = self.phase();
         if *phase == Phase::Closed {

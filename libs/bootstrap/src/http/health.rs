@@ -1,5 +1,6 @@
-//! `/healthz`: the process lives. `/readyz`: it can serve. `/metrics`: what it has counted. None of them takes a permit
-//! among the requests or is logged, so they answer under overload.
+//! `/healthz`: liveness. `/readyz`: readiness. `/metrics`: counters.
+//!
+//! None of them takes a concurrency permit or is logged, so they respond under overload.
 
 use axum::extract::State;
 use axum::routing::get;
@@ -13,7 +14,7 @@ use crate::telemetry;
 
 #[derive(Clone)]
 pub(crate) struct Health {
-    /// Asked whether Postgres is ready; not for NATS, which no handler needs.
+    /// For the readiness of Postgres. NATS is not checked, because no handler needs it.
     pub(crate) bus: Bus,
     /// Once cancelled, the service is not ready: new requests go to other replicas.
     pub(crate) stop: CancellationToken,

@@ -1,4 +1,4 @@
-//! What happens to a request before and after its handler: layers of tower and axum, and a few of our own.
+//! The layers around the handlers: those of tower and axum, and a few of our own.
 
 use std::any::Any;
 use std::sync::Arc;
@@ -43,12 +43,12 @@ pub(crate) struct Middleware {
 
 /// The limits that all requests share.
 pub(crate) struct Limits {
-    /// Handlers, with or without a client that waits for them, and lists that are being written.
+    /// Running handlers, also of clients that have hung up, and lists that are being written.
     pub(crate) running: TaskTracker,
     pub(crate) connections: Arc<Connections>,
     pub(crate) bodies: Arc<Bodies>,
     pub(crate) pages: Arc<Pages>,
-    /// One for each request that is handled at a time.
+    /// The concurrency permits, one for each handler.
     permits: Arc<Semaphore>,
     rejected: AtomicU64,
 }
@@ -90,7 +90,7 @@ impl Middleware {
             )
             .map_response(with_error_body)
             .layer(from_fn_with_state(limits.clone(), run_on_own_task))
-            // On that task: a handler that waits for ever must not keep its permit and its connection.
+            // On the task of the handler: one that never ends must not keep its permit and its connection.
             .layer(TimeoutLayer::with_status_code(StatusCode::SERVICE_UNAVAILABLE, config.request_timeout))
             .layer(CatchPanicLayer::custom(|panic: Box<dyn Any + Send>| {
                 ApiError::Internal(anyhow!("the handler panicked: {}", event_bus::panic_message(&*panic)))
@@ -99,14 +99,14 @@ impl Middleware {
         Self { service: health.routes().fallback_service(layers.service(routes)), limits }
     }
 
-    /// Returns when every handler has ended, and every list was written.
+    /// Waits until every handler has ended and every list is written.
     pub(crate) async fn drained(&self) {
         self.limits.running.close();
         self.limits.running.wait().await;
     }
 }
 
-/// Keeps the request id of the caller if it fits into a log line, else generates one.
+/// Keeps the request id of the client if it is safe to log, and generates one otherwise.
 fn with_sane_request_id(mut request: Request) -> Request {
     let sane = |id: &HeaderValue| (1..=128).contains(&id.len()) && id.as_bytes().iter().all(u8::is_ascii_graphic);
     if !request.headers().get(REQUEST_ID).is_some_and(sane) {
@@ -182,8 +182,9 @@ fn log_failure(failure: Failure, latency: Duration, _: &Span) {
     }
 }
 
-/// A client that hangs up cancels nothing. The handler runs on a task of its own, in the trace context of the request,
-/// which the events that it appends carry on.
+/// Runs the handler on its own task, so that a client that hangs up cancels nothing.
+///
+/// The task has the trace context of the request, which the events that it appends carry on.
 async fn run_on_own_task(State(limits): State<Arc<Limits>>, mut request: Request, next: Next) -> Response {
     let permit = request.extensions_mut().remove::<Permit>();
     let body = request.extensions_mut().remove::<Arc<Charge>>();
@@ -201,8 +202,9 @@ async fn run_on_own_task(State(limits): State<Arc<Limits>>, mut request: Request
     answer.unwrap_or_else(|_| ApiError::Unavailable.into_response())
 }
 
-/// Adds the error body that clients expect: rejections of axum's extractors are plain text, and layers respond without
-/// a body.
+/// Adds the error body to responses without one.
+///
+/// Rejections of axum's extractors are plain text, and layers respond without a body.
 fn with_error_body(response: Response) -> Response {
     let is_json = response.headers().get(header::CONTENT_TYPE).is_some_and(|value| value == "application/json");
     match response.status() {

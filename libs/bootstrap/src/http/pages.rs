@@ -1,4 +1,4 @@
-//! The pages of lists that are in memory, bounded over all connections.
+//! A bounded number of pages of lists in memory, over all connections.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -11,19 +11,21 @@ use tracing::debug;
 
 use super::connections::Connection;
 
-/// Pages in memory at once. A page is at most 64 kB and one item, so these are 10 MB at most.
+/// Pages in memory at once. A page is at most 64 kB and one item, so all are at most 10 MB.
 const AT_ONCE: usize = 64;
 
-/// Pages that are read at once for lists that are being written: most connections to Postgres are for new requests.
+/// Concurrent reads of later pages. Most connections to Postgres are for new requests.
 const READING: usize = 4;
 
-/// How long a client may take for one page, once others wait for the room.
+/// The time in which a client must read a page while other lists wait for room.
 const PATIENCE: Duration = Duration::from_millis(100);
 
-/// Room for [`AT_ONCE`] pages. When it is full, the connection of the client that has not read its page for longest is
-/// closed. So slow clients do not block others.
+/// Room for [`AT_ONCE`] pages.
+///
+/// When it is full, the connection with the page that is unread for longest is closed, so that slow clients do not block
+/// others.
 pub(crate) struct Pages {
-    /// Held while a page that is not the first of its list is read.
+    /// A permit is held while a page that is not the first of its list is read.
     pub(crate) reading: Semaphore,
     room: Arc<Semaphore>,
     sending: Mutex<Sending>,
@@ -32,14 +34,14 @@ pub(crate) struct Pages {
 #[derive(Default)]
 struct Sending {
     next: u64,
-    /// The page that has been on its way longest comes first.
+    /// The pages that are being sent, oldest first.
     pages: BTreeMap<u64, (Instant, Arc<Connection>)>,
 }
 
 /// Room for one page, until it is dropped.
 pub(crate) struct Room {
     pages: Arc<Pages>,
-    /// Among those on their way.
+    /// Its number among the pages that are being sent.
     number: Option<u64>,
     _permit: OwnedSemaphorePermit,
 }
@@ -70,7 +72,7 @@ impl Pages {
         Room { pages: self.clone(), number: None, _permit: permit }
     }
 
-    /// Closes the connection of the client that has not taken its page for longest, if that is longer than `patience`.
+    /// Closes the connection with the page that is unread for longest, if that is longer than `patience`.
     pub(crate) fn give_up_one(&self, patience: Duration) -> bool {
         let mut sending = self.sending();
         let Some(oldest) = sending.pages.first_entry() else { return false };
@@ -89,7 +91,7 @@ impl Pages {
 }
 
 impl Room {
-    /// The page, on its way to the client of `connection`. Its room is free again when it was written or dropped.
+    /// Registers a page that is sent over `connection`. Its room is free again when the page is written or dropped.
     pub(crate) fn send(mut self, page: Vec<u8>, connection: Arc<Connection>) -> Bytes {
         let mut sending = self.pages.sending();
         let number = sending.next;

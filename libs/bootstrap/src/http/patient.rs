@@ -1,4 +1,4 @@
-//! A connection whose client has to read its responses in time.
+//! A connection that is closed if its client does not read.
 
 use std::io::{self, ErrorKind, IoSlice};
 use std::pin::Pin;
@@ -9,13 +9,13 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::time::{Sleep, sleep};
 
-/// The longest time in which a client may read no byte of its response. Then its connection is closed.
+/// The time without a byte read by the client after which its connection is closed.
 const WRITE_TIME: Duration = Duration::from_secs(30);
 
 /// A stream on which a write that makes no progress for [`WRITE_TIME`] fails.
 pub(super) struct Patient {
     stream: TcpStream,
-    /// Since when the client has read nothing.
+    /// The time since which the client has read nothing.
     stalled: Option<Pin<Box<Sleep>>>,
 }
 

@@ -26,7 +26,7 @@ use super::Middleware;
 use super::connections::{Busy, Connection, Entry};
 use super::patient::Patient;
 
-/// The time limit for the head of a request, and for the pause between two requests on one connection.
+/// The time limit for the head of a request, and for an idle connection.
 const HEADER_TIME: Duration = Duration::from_secs(10);
 
 /// Bytes that a connection reads or writes at once. It is also the largest head of a request, the same as that of Node.
@@ -35,27 +35,28 @@ const BUFFER: usize = 16 * 1024;
 /// Connections that wait to be accepted.
 const BACKLOG: u32 = 1024;
 
-/// How long to wait after `accept` has failed, for example without a free file descriptor.
+/// The pause after a failed `accept`, for example without a free file descriptor.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(200);
 
-/// How long connections and requests are still accepted after the stop began: they may have been on their way. Each
-/// response says that its connection ends. Idle connections are not closed at once, because a request may just arrive
-/// on one.
+/// The time in which connections and requests are still accepted after the stop began: they may be on their way.
+///
+/// Each response has `Connection: close`. Idle connections are not closed at once, because a request may just arrive on one.
 const STILL_ACCEPTING: Duration = Duration::from_millis(500);
 
-/// How long lists that are being written may continue after that. Shorter than the time that a service gives its
-/// requests.
+/// The time for lists that are being written after that. Shorter than the time for requests.
 const FINISH: Duration = Duration::from_secs(10);
 
-/// How long a client may take for one page of a list meanwhile. The kernel takes more bytes only when most of its
-/// buffer was read: at 20 kB/s that is every 5 s.
+/// The time for one page of a list meanwhile.
+///
+/// The kernel accepts more bytes only after most of its buffer was read: at 20 kB/s that is every 5 s.
 const STALLED: Duration = Duration::from_secs(6);
 
-/// How long the last responses may take.
+/// The time for the last responses.
 const LAST_RESPONSES: Duration = Duration::from_secs(1);
 
-/// Bytes of a response that the kernel buffers for a client that does not read. Its default is megabytes, which count
-/// against the memory limit of a container.
+/// Bytes of a response that the kernel buffers for a client that does not read.
+///
+/// The default is megabytes, which count against the memory limit of a container.
 const SEND_BUFFER: u32 = 128 * 1024;
 
 /// Listens on `address`.
@@ -68,8 +69,10 @@ pub(crate) fn listen(address: SocketAddr) -> io::Result<TcpListener> {
     socket.listen(BACKLOG)
 }
 
-/// Serves until `stop`, and [`STILL_ACCEPTING`] longer; then accepts no more, closes idle connections, and returns when
-/// the last request is answered and the last handler has ended. Dropping the future closes all connections at once.
+/// Serves until `stop`, and [`STILL_ACCEPTING`] longer; then drains.
+///
+/// Draining: it accepts no more connections, closes idle ones, and returns after the last response and the last handler.
+/// Dropping the future closes all connections at once.
 pub(crate) async fn serve(listener: TcpListener, middleware: Arc<Middleware>, stop: CancellationToken) {
     let mut connections = JoinSet::new();
     let closing = CancellationToken::new();
@@ -100,7 +103,7 @@ pub(crate) async fn serve(listener: TcpListener, middleware: Arc<Middleware>, st
     }
     // From here on the kernel refuses connections, and a load balancer tries another replica.
     drop(listener);
-    // Lists are finished, unless their clients do not read, or they take too long.
+    // Lists are completed, except those that take too long or whose client does not read.
     let begun = Instant::now();
     while timeout(LAST_RESPONSES, middleware.drained()).await.is_err() {
         while middleware.limits.pages.give_up_one(STALLED) {}
@@ -108,7 +111,7 @@ pub(crate) async fn serve(listener: TcpListener, middleware: Arc<Middleware>, st
             middleware.limits.connections.close_all();
         }
     }
-    // The last responses are sent. A client that does not read, or has not finished its request, is disconnected.
+    // The last responses are sent. Clients that do not read, or have not finished their request, are disconnected.
     let answered = async {
         while let Some(ended) = connections.join_next().await {
             report_panic(ended);
@@ -182,7 +185,7 @@ async fn answer(
     Ok(response.map(|body| Answer { body, _busy: busy }))
 }
 
-/// The body of a response. The connection is busy until it ends.
+/// The body of a response. Its connection is busy until it ends.
 struct Answer {
     body: Body,
     _busy: Busy,

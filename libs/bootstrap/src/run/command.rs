@@ -1,4 +1,4 @@
-//! The command line of a service: without a subcommand it serves, with one it does a task.
+//! The command line of a service: without a subcommand it serves, with one it runs a task.
 
 use std::ffi::{OsStr, OsString};
 
@@ -7,7 +7,7 @@ use clap::{Arg, FromArgMatches as _, Parser, Subcommand as _};
 
 use crate::task::Task;
 
-/// What a process is started to do.
+/// The command that a process runs.
 pub(super) enum Command<C> {
     Serve(C),
     Do(Task),
@@ -16,9 +16,9 @@ pub(super) enum Command<C> {
 impl<C: Parser> Command<C> {
     /// Reads the command line and the environment; ends the process with help if that fails.
     ///
-    /// A variable that is empty counts as absent, because compose files and charts pass on what is not set as empty.
+    /// An empty variable counts as absent, because compose files and charts pass unset variables as empty.
     pub(super) fn parse(args: impl IntoIterator<Item = OsString>) -> Self {
-        // Beside a task, nothing is required of the configuration.
+        // A task requires nothing of the configuration of the service.
         let command = Task::augment_subcommands(C::command()).subcommand_required(false).subcommand_negates_reqs(true);
         let command = ignore_variables(command, &|name| std::env::var_os(name).is_some_and(|value| value.is_empty()));
         let matches = command.get_matches_from(args);

@@ -15,12 +15,16 @@ use super::command::Command;
 use crate::config::Config;
 use crate::telemetry;
 
-/// Runs a service until SIGTERM or SIGINT, then stops it within the configured grace. Or does one of the tasks around it:
-/// `migrate` brings its database to `schema`, `provision` the streams to their files, `health` asks whether it can serve.
+/// Runs a service until SIGTERM or SIGINT, or runs one of its subcommands.
 ///
-/// The exit code is 0 after a clean stop or a task that is done; 130 or 143 if a second signal came while stopping, which
-/// ends the process at once; 2 if the configuration is wrong; 1 if it could not start, did not stop in time, if a part of
-/// it ended by itself, or if a task failed.
+/// A service stops within the configured grace. `migrate` applies the migrations of `schema`, `provision` creates streams and
+/// consumers, `health` checks whether the service is ready.
+///
+/// The exit code is
+/// - 0 after a clean stop or a successful subcommand;
+/// - 130 or 143 if a second signal came while stopping, which ends the process at once;
+/// - 2 if the configuration is wrong;
+/// - 1 if the service could not start, did not stop in time, or a part of it ended by itself, or if a subcommand failed.
 pub fn main<C, F>(args: impl IntoIterator<Item = OsString>, schema: &Schema, start: fn(C) -> F) -> ExitCode
 where
     C: Parser + AsRef<Config>,
@@ -51,7 +55,7 @@ where
         error!(error = format!("{error:#}"), "ended");
         ExitCode::FAILURE
     });
-    // Whatever is left by now was given up, and must not keep the process alive.
+    // Tasks that still run were aborted, and must not keep the process running.
     runtime.shutdown_background();
     code
 }
@@ -60,7 +64,7 @@ async fn live(start: impl Future<Output = anyhow::Result<Running>>) -> anyhow::R
     let mut signals = Signals::new()?;
     let mut running = tokio::select! {
         started = start => started.context("cannot start")?,
-        // Nothing was promised to anybody yet.
+        // No request has been accepted yet.
         _ = signals.next() => return Ok(ExitCode::SUCCESS),
     };
     let failure = tokio::select! {
@@ -84,7 +88,7 @@ async fn live(start: impl Future<Output = anyhow::Result<Running>>) -> anyhow::R
     Ok(ExitCode::SUCCESS)
 }
 
-/// The two polite ways to ask a process to end.
+/// The two signals that stop a process gracefully.
 struct Signals {
     terminate: Signal,
     interrupt: Signal,
@@ -95,7 +99,7 @@ impl Signals {
         Ok(Self { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
     }
 
-    /// The name of the next signal, and the exit code of a process that it ends.
+    /// Waits for the next signal. Returns its name, and the exit code of a process that it ends.
     async fn next(&mut self) -> (&'static str, u8) {
         tokio::select! {
             _ = self.terminate.recv() => ("SIGTERM", 143),

@@ -30,7 +30,7 @@ fn object_of(size: usize) -> String {
 }
 
 #[tokio::test]
-async fn only_what_is_declared_as_json_is_read() {
+async fn only_a_body_declared_as_json_is_read() {
     let running = service().await;
     for (content_type, expected) in [
         ("application/json", "Number(\"1\")"),
@@ -89,7 +89,7 @@ async fn the_limit_holds_for_a_body_without_a_length() {
 }
 
 #[tokio::test]
-async fn a_client_that_asks_first_is_told_before_it_sends() {
+async fn a_body_that_is_too_large_is_refused_before_it_is_sent() {
     let running = service().await;
     let head = "POST /echo HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: 200000\r\n\
                 expect: 100-continue\r\n\r\n";
@@ -97,9 +97,9 @@ async fn a_client_that_asks_first_is_told_before_it_sends() {
     assert!(answer.starts_with("HTTP/1.1 413"), "{answer}");
 }
 
-/// The clock is paused: it jumps on whenever nothing else is left to do.
+/// The clock is paused: it advances when all tasks are idle.
 #[tokio::test(start_paused = true)]
-async fn a_body_that_does_not_arrive_is_given_up() {
+async fn a_body_that_does_not_arrive_in_time_is_a_408() {
     let running = service().await;
     let begun = tokio::time::Instant::now();
     let request = "POST /echo HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: 20\r\n\r\n{";
@@ -118,9 +118,9 @@ async fn broken_chunks_are_a_bad_request() {
     assert!(answer.starts_with("HTTP/1.1 400"), "{answer}");
 }
 
-/// Two bodies fit, and a half.
+/// The limit is the size of two bodies and a half.
 #[tokio::test]
-async fn a_body_that_is_too_much_for_all_together_ends_the_oldest_unfinished_one() {
+async fn a_body_beyond_the_shared_limit_drops_the_oldest_unfinished_one() {
     let running = start_with(&["--max-body-bytes=250KiB"], Router::new().route("/echo", post(echo))).await;
     let body = object_of(LIMIT);
     let mut slow = Vec::new();
@@ -131,12 +131,12 @@ async fn a_body_that_is_too_much_for_all_together_ends_the_oldest_unfinished_one
              expect: 100-continue\r\n\r\n"
         );
         stream.write_all(head.as_bytes()).await.unwrap();
-        // It is being received from here on.
+        // From here on the body is being received.
         assert!(read_head(&mut stream).await.starts_with("HTTP/1.1 100"));
         stream.write_all(&body.as_bytes()[..LIMIT - 1]).await.unwrap();
         slow.push(stream);
     }
-    // Large ones, one after the other: the room of the first slow one is enough for all of them.
+    // Large bodies, one after the other: each fits into the bytes of the first slow one.
     for _ in 0..5 {
         let response = send(&running, "application/json", body.clone()).await;
         assert_eq!(response.text().await.unwrap(), format!("text {}", LIMIT - 12));

@@ -15,7 +15,7 @@ fn routes() -> Router {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_slow_head_is_cut_off() {
+async fn a_connection_with_a_slow_head_is_closed() {
     let running = start(routes()).await;
     let begun = Instant::now();
     assert_eq!(exchange(running.address, b"GET / HTTP/1.1\r\nhost:").await, "");
@@ -23,7 +23,7 @@ async fn a_slow_head_is_cut_off() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_connection_that_says_nothing_is_closed() {
+async fn a_silent_connection_is_closed() {
     let running = start(routes()).await;
     assert_eq!(exchange(running.address, b"").await, "");
 }
@@ -41,7 +41,7 @@ async fn one_connection_serves_many_requests() {
 }
 
 #[tokio::test]
-async fn what_is_no_http_is_refused_and_harms_nobody() {
+async fn input_that_is_not_http_is_refused_and_harms_no_other_client() {
     let running = start(routes()).await;
     for garbage in [b"\x16\x03\x01\x02\x00\x01\x00".as_slice(), b"hello\r\n\r\n", b"GET  HTTP/1.1\r\n\r\n"] {
         let answer = exchange(running.address, garbage).await;
@@ -55,14 +55,14 @@ async fn what_is_no_http_is_refused_and_harms_nobody() {
 }
 
 #[tokio::test]
-async fn one_connection_too_many_closes_the_one_that_is_idle_longest() {
+async fn a_connection_beyond_the_limit_closes_the_one_idle_longest() {
     let running = start_with(&["--max-connections=3"], routes()).await;
     let mut open = Vec::new();
     for part in [REQUEST, b"GET / HT", REQUEST] {
         let mut stream = TcpStream::connect(running.address).await.unwrap();
         stream.write_all(REQUEST).await.unwrap();
         read_head(&mut stream).await;
-        // The second one has begun its next request, and does not go on.
+        // The second one has begun its next request and does not finish it.
         stream.write_all(if part == REQUEST { b"" } else { part }).await.unwrap();
         open.push(stream);
     }
@@ -85,7 +85,7 @@ async fn one_connection_too_many_closes_the_one_that_is_idle_longest() {
 }
 
 #[tokio::test]
-async fn a_connection_with_a_request_in_its_handler_is_not_closed_for_others() {
+async fn a_connection_with_a_running_handler_is_not_closed_for_others() {
     let (begun, release) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
     let handler = {
         let (begun, release) = (begun.clone(), release.clone());
@@ -110,7 +110,7 @@ async fn a_connection_with_a_request_in_its_handler_is_not_closed_for_others() {
 }
 
 #[tokio::test]
-async fn health_is_answered_while_all_connections_are_busy() {
+async fn health_responds_while_all_connections_are_busy() {
     let (begun, route) = endless_route();
     let running = start_with(&["--max-connections=2"], route).await;
     let mut busy = Vec::new();

@@ -9,7 +9,7 @@ use tokio::sync::{Notify, mpsc};
 
 use crate::server::{self, start, start_with};
 
-/// A handler that says when it begins and when it has ended, and waits to be released in between.
+/// A handler that reports its begin and its end, and waits for `release` in between.
 fn slow_route(reports: mpsc::UnboundedSender<&'static str>, release: Arc<Notify>) -> Router {
     let handler = move || async move {
         reports.send("begun").unwrap();
@@ -26,7 +26,7 @@ async fn hang_up(running: &Running, reported: &mut mpsc::UnboundedReceiver<&'sta
     assert_eq!(reported.recv().await, Some("begun"));
 }
 
-/// On one thread: when another request was answered, the server has also seen that this client is gone.
+/// On one thread: after a response to another request, the server has also seen that this client has hung up.
 #[tokio::test]
 async fn a_client_that_hangs_up_cancels_nothing() {
     let (reports, mut reported) = mpsc::unbounded_channel();
@@ -42,7 +42,7 @@ async fn a_client_that_hangs_up_cancels_nothing() {
 }
 
 #[tokio::test]
-async fn stopping_waits_for_a_handler_whose_client_is_gone() {
+async fn stopping_waits_for_a_handler_whose_client_has_hung_up() {
     let (reports, mut reported) = mpsc::unbounded_channel();
     let release = Arc::new(Notify::new());
     let running = start(slow_route(reports, release.clone())).await;
@@ -58,7 +58,7 @@ async fn stopping_waits_for_a_handler_whose_client_is_gone() {
     assert_eq!(reported.recv().await, Some("ended"));
 }
 
-/// So that one that waits for what never comes holds neither its place nor its connection.
+/// A handler that never ends must keep neither its permit nor its connection.
 #[tokio::test]
 async fn a_handler_that_exceeds_the_request_timeout_is_ended() {
     let (reports, mut reported) = mpsc::unbounded_channel();

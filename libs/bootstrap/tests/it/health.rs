@@ -5,7 +5,7 @@ use testkit::UNAVAILABLE;
 use crate::server::{assert_error, get, start};
 
 #[tokio::test]
-async fn without_postgres_it_lives_but_is_not_ready() {
+async fn without_postgres_a_service_is_alive_and_not_ready() {
     let running = start(Router::new()).await;
     let response = get(&running, "/healthz").await;
     assert_eq!(response.status(), StatusCode::OK);
@@ -26,7 +26,7 @@ async fn metrics_are_text_and_need_no_postgres() {
 }
 
 #[tokio::test]
-async fn health_can_only_be_read() {
+async fn health_accepts_only_get() {
     let running = start(Router::new()).await;
     let response = Client::new().post(format!("http://{}/healthz", running.address)).send().await.unwrap();
     assert_error(response, StatusCode::NOT_FOUND, "Not Found").await;

@@ -35,7 +35,7 @@ async fn service(key_option: &str) -> Running {
     start(Router::new().route("/me", get(whoami)).with_state(keys)).await
 }
 
-/// Who the service takes the sender of these headers for.
+/// The user that the service derives from these headers.
 async fn identified(running: &Running, headers: &[(&str, &[u8])]) -> Option<String> {
     let mut request = Client::new().get(format!("http://{}/me", running.address));
     for (name, value) in headers {
@@ -69,7 +69,7 @@ fn seconds_from_now(seconds: i64) -> i64 {
 }
 
 #[tokio::test]
-async fn a_token_counts_only_if_every_claim_and_the_algorithm_are_right() {
+async fn a_token_is_valid_only_with_valid_claims_and_algorithm() {
     let running = service("--jwt-key=key").await;
     let hs256 = |claims: Value| token(Algorithm::HS256, "key", &claims);
     let unsigned = |header: &str| {
@@ -112,7 +112,7 @@ async fn a_token_counts_only_if_every_claim_and_the_algorithm_are_right() {
 }
 
 #[tokio::test]
-async fn a_token_arrives_in_many_shapes() {
+async fn a_token_is_read_from_each_cookie_and_header() {
     let running = service("--jwt-key=key").await;
     let (one, two) = (token_of("one"), token_of("two"));
     // Padded with spaces until base64 needs `=` to fill up.
@@ -153,7 +153,7 @@ async fn the_url_safe_alphabet_is_read_too() {
 }
 
 #[tokio::test]
-async fn garbage_is_nobody_and_never_an_error() {
+async fn malformed_tokens_make_a_request_anonymous() {
     let running = service("--jwt-key=key").await;
     let token = token_of("u");
     let wrong_name = format!("sessions={}; Session={0}; xsession={0}", BASE64_STANDARD.encode(session(&token)));
@@ -190,7 +190,7 @@ async fn public_keys_verify_their_own_algorithm_only() {
     for (public, good, bad) in [(ED25519.1, &eddsa, &es256), (P256.1, &es256, &eddsa)] {
         for pem in [public.to_owned(), public.replace('\n', "\\n")] {
             let running = service(&format!("--jwt-public-key={pem}")).await;
-            // Who takes the public key for an HS256 secret signs with it: the oldest trick.
+            // The known attack: a token signed with the public key as an HS256 secret.
             let forged = token(Algorithm::HS256, public, &claims);
             for (token, expected) in [(good, Some("u a@b.c")), (bad, None), (&forged, None)] {
                 let bearer = format!("Bearer {token}");

@@ -1,4 +1,4 @@
-//! The crate's promises, kept by a real server on a free port. Each file is one behaviour.
+//! The guarantees of the crate, tested on a real server on a free port. Each file tests one behaviour.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 

@@ -39,7 +39,7 @@ async fn requests_beyond_the_limit_are_refused_at_once() {
 }
 
 #[tokio::test]
-async fn a_panic_gives_its_place_back() {
+async fn a_handler_that_panics_releases_its_permit() {
     let handler = || async { panic_now() };
     let running = start_with(&["--max-requests=1"], Router::new().route("/panic", get(handler))).await;
     for _ in 0..3 {
@@ -52,7 +52,7 @@ fn panic_now() {
 }
 
 #[tokio::test]
-async fn a_client_that_sends_its_body_slowly_takes_no_place() {
+async fn a_client_that_sends_its_body_slowly_takes_no_permit() {
     let routes = Router::new().route("/", get(|| async {}).post(|_: bootstrap::JsonBody| async {}));
     let running = start_with(&["--max-requests=1"], routes).await;
     let mut slow = TcpStream::connect(running.address).await.unwrap();

@@ -1,4 +1,4 @@
-//! The example `hello` as a process of its own. `cargo test` builds it.
+//! The example `hello` as a process. `cargo test` builds it.
 
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::TcpStream;
@@ -35,7 +35,7 @@ fn kill(child: &Child, signal: &str) {
 }
 
 #[test]
-fn one_signal_stops_it_cleanly() {
+fn the_first_signal_stops_a_service_cleanly() {
     for signal in ["-TERM", "-INT"] {
         let mut child = hello(&["--jwt-key=key"]).spawn().unwrap();
         let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
@@ -47,7 +47,7 @@ fn one_signal_stops_it_cleanly() {
 }
 
 #[test]
-fn a_second_signal_ends_it_at_once() {
+fn a_second_signal_ends_a_service_at_once() {
     for (signal, code) in [("-TERM", 143), ("-INT", 130)] {
         let mut child = hello(&["--jwt-key=key"]).spawn().unwrap();
         let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
@@ -60,7 +60,7 @@ fn a_second_signal_ends_it_at_once() {
 }
 
 #[test]
-fn a_request_that_never_ends_is_given_up_with_a_failure() {
+fn a_request_that_never_ends_makes_the_stop_fail() {
     let mut child = hello(&["--jwt-key=key", "--stop-grace=200ms"]).spawn().unwrap();
     let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
     let _client = begin_endless_request(&mut lines);

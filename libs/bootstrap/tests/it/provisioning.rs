@@ -41,7 +41,7 @@ impl Drop for Directory {
     }
 }
 
-/// What the server says of its streams and their consumers.
+/// The streams and their consumers, as the server reports them.
 async fn streams(nats: &Nats) -> Vec<Value> {
     let monitoring = Client::new(&nats.monitoring_url());
     let path = "/jsz?accounts=true&streams=true&consumers=true&config=true";
@@ -66,14 +66,14 @@ async fn provision_uses_the_files_of_the_directory() {
     assert_eq!(stream(&nats, "TICKETS").await["config"]["max_bytes"], 4096 * 1024);
     assert_eq!(streams(&nats).await.len(), 4);
 
-    // An empty variable is as good as none.
+    // An empty variable counts as absent.
     let output = provision("");
     assert!(output.status.success(), "{output:?}");
     assert_eq!(stream(&nats, "TICKETS").await["config"]["max_bytes"], 2_147_483_648_u64);
 }
 
 #[test]
-fn a_file_that_breaks_a_guarantee_is_refused_before_anything_is_done() {
+fn a_file_that_breaks_a_guarantee_is_refused_before_any_change() {
     let directory = Directory::new("refused");
     directory.set("ORDERS.tickets.consumer.json", "max_deliver", json!(5));
     let output = hello(&["provision", "--topology", directory.0.to_str().unwrap()], &[]);
@@ -81,7 +81,7 @@ fn a_file_that_breaks_a_guarantee_is_refused_before_anything_is_done() {
 }
 
 #[tokio::test]
-async fn provision_fails_after_it_has_done_all_that_the_server_allows() {
+async fn provision_applies_what_the_server_permits_and_then_fails() {
     let nats = Nats::start().await.unwrap();
     let url = nats.url_of("provisioner");
     let directory = Directory::new("unchangeable");

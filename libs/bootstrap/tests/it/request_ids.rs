@@ -5,7 +5,7 @@ use reqwest::Client;
 use crate::server::start;
 
 #[tokio::test]
-async fn a_sane_request_id_is_returned_and_another_is_replaced() {
+async fn a_request_id_that_is_safe_to_log_is_kept_another_is_replaced() {
     let running = start(Router::new()).await;
     let longest = "x".repeat(128);
     let too_long = "x".repeat(129);
@@ -21,7 +21,7 @@ async fn a_sane_request_id_is_returned_and_another_is_replaced() {
 }
 
 #[tokio::test]
-async fn a_handler_works_under_the_trace_context_of_its_request() {
+async fn a_handler_has_the_trace_context_of_its_request() {
     let running =
         start(Router::new().route("/", get(|| async { event_bus::trace::current().unwrap_or_default() }))).await;
     let valid = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";

@@ -1,4 +1,4 @@
-//! A service with the routes a test wants, and clients for it.
+//! A service with the routes of a test, and clients for it.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -28,7 +28,7 @@ pub fn config(options: &[&str]) -> Config {
     Cli::parse_from(fixed.iter().chain(key).chain(options)).service
 }
 
-/// Nothing listens there: what needs Postgres finds it unreachable.
+/// A bus without servers: Postgres and NATS are unreachable.
 pub async fn no_bus() -> Bus {
     Bus::open(config(&["--nats-url=127.0.0.1:1"]).bus("test"), Schema::new("test", Migrator::DEFAULT, ""))
         .await
@@ -47,7 +47,7 @@ pub async fn get(running: &Running, path: &str) -> Response {
     reqwest::get(format!("http://{}{path}", running.address)).await.unwrap()
 }
 
-/// Asserts on an error answer: its status, and a body of one entry with this message.
+/// Asserts the status of an error response, and its body of one entry with this message.
 pub async fn assert_error(response: Response, status: StatusCode, message: &str) {
     assert_eq!(response.status(), status);
     assert_eq!(response.headers()["content-type"], "application/json");
@@ -58,7 +58,7 @@ pub async fn assert_error(response: Response, status: StatusCode, message: &str)
 /// A request without a body, on a connection that stays open.
 pub const REQUEST: &[u8] = b"GET / HTTP/1.1\r\nhost: x\r\n\r\n";
 
-/// The route of [`REQUEST`] with a handler that never ends, and a notification for each request that reaches it.
+/// The route of [`REQUEST`], whose handler never ends. The notification reports each request.
 pub fn endless_route() -> (Arc<Notify>, Router) {
     let begun = Arc::new(Notify::new());
     let handler = {
@@ -84,7 +84,7 @@ pub async fn read_all(mut stream: TcpStream) -> String {
     String::from_utf8(answer).unwrap()
 }
 
-/// Reads one answer without a body off a connection that stays open.
+/// Reads one response without a body from a connection that stays open.
 pub async fn read_head(stream: &mut TcpStream) -> String {
     let mut head = Vec::new();
     while !head.ends_with(b"\r\n\r\n") {

@@ -14,7 +14,7 @@ fn ready_route() -> Router {
 }
 
 #[tokio::test]
-async fn the_last_request_is_answered_and_only_then_background_tasks_are_stopped() {
+async fn background_tasks_are_stopped_after_the_last_response() {
     let order = Arc::new(Mutex::new(Vec::new()));
     let (begun, release) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
     let handler = {
@@ -66,7 +66,7 @@ async fn idle_connections_are_closed() {
 }
 
 #[tokio::test]
-async fn stopping_does_not_wait_beyond_its_grace() {
+async fn a_stop_ends_within_its_grace() {
     let (begun, route) = endless_route();
     let running = start_with(&["--stop-grace=100ms"], route).await;
     let mut stream = TcpStream::connect(running.address).await.unwrap();
@@ -122,9 +122,9 @@ async fn a_port_that_is_taken_is_an_error() {
     assert!(second.err().unwrap().to_string().contains("cannot listen on"));
 }
 
-/// Neither half a request nor an answer that nobody takes may keep a service from ending.
+/// Neither an incomplete request nor an unread response may keep a service running.
 #[tokio::test]
-async fn clients_that_would_not_end_are_cut_off() {
+async fn clients_that_do_not_finish_are_disconnected() {
     let running = start_with(&["--stop-grace=5s"], ready_route()).await;
     let mut stream = TcpStream::connect(running.address).await.unwrap();
     stream.write_all(b"GET /ap").await.unwrap();

@@ -1,4 +1,4 @@
-//! What the binary of a service does beside serving, as commands of their own.
+//! The subcommands of a service.
 
 use std::process::{Command, Output};
 
@@ -26,7 +26,7 @@ pub fn assert_fails(output: &Output, code: i32, reason: &str) {
 }
 
 #[tokio::test]
-async fn migrate_needs_nothing_but_the_database_and_can_be_repeated() {
+async fn migrate_needs_only_the_database_and_is_idempotent() {
     let postgres = Postgres::shared().await.unwrap();
     let url = postgres.database("tasks").await.unwrap();
     for _ in 0..2 {
@@ -38,7 +38,7 @@ async fn migrate_needs_nothing_but_the_database_and_can_be_repeated() {
 }
 
 #[tokio::test]
-async fn migrate_waits_for_postgres_for_a_while_and_for_nothing_else() {
+async fn migrate_waits_for_postgres_until_its_patience_ends() {
     let url = format!("postgres://127.0.0.1:{}/none", free_port());
     let begun = std::time::Instant::now();
     let output = hello(&["migrate", "--database-url", &url, "--patience", "1s"], &[]);
@@ -51,7 +51,7 @@ async fn migrate_waits_for_postgres_for_a_while_and_for_nothing_else() {
 }
 
 #[test]
-fn provision_says_what_it_waited_for() {
+fn provision_reports_the_server_it_waited_for() {
     let url = format!("127.0.0.1:{}", free_port());
     let output = hello(&["provision", "--nats-url", &url, "--patience", "1s"], &[]);
     assert_fails(&output, 1, "NATS is not connected");
@@ -60,11 +60,11 @@ fn provision_says_what_it_waited_for() {
 }
 
 #[tokio::test]
-async fn health_is_that_of_the_service_at_the_address() {
+async fn health_checks_the_service_at_the_address() {
     let nobody = format!("127.0.0.1:{}", free_port());
     assert_fails(&hello(&["health"], &[("HTTP_ADDR", &nobody)]), 1, "nothing answers");
 
-    // Without Postgres it lives, and cannot serve.
+    // Without Postgres a service is alive and not ready.
     let running = crate::server::start(axum::Router::new()).await;
     let port = running.address.port().to_string();
     let ask = move |host: &str| hello(&["health", "--http-addr", &format!("{host}:{port}")], &[]);
@@ -75,7 +75,7 @@ async fn health_is_that_of_the_service_at_the_address() {
 }
 
 #[test]
-fn a_task_that_does_not_exist_is_a_mistake_and_help_lists_those_that_do() {
+fn an_unknown_subcommand_fails_and_help_lists_the_known_ones() {
     assert_fails(&hello(&["upgrade"], &[]), 2, "unrecognized subcommand");
     let help = text(&hello(&["--help"], &[]).stdout);
     assert!(help.starts_with("Greets"), "{help}");

@@ -1,4 +1,4 @@
-//! The disk of NATS is full, and has room again: Compose restarts the server, and only then.
+//! The disk of NATS is full, then has room again: only then Compose restarts the server.
 
 use crate::Compose;
 use crate::small_disk::SmallDisk;
@@ -8,7 +8,7 @@ use std::time::Duration;
 use testkit::{eventually_within, nats_url};
 
 #[tokio::test]
-async fn compose_restarts_a_server_with_a_frozen_stream_once_there_is_room() -> Result<()> {
+async fn compose_restarts_a_server_with_a_frozen_stream_if_there_is_room() -> Result<()> {
     let disk = SmallDisk::new(format!("stack-compose-disk-{}", std::process::id())).await?;
     let changes = format!("volumes: {{nats: {{external: true, name: {}}}}}", disk.volume);
     let up = Compose::up("frozen", &changes, &["nats"]).await?;

@@ -1,7 +1,7 @@
-//! `docker-compose.yml` as it is: the system that it starts sells tickets, and survives restarts and stops.
+//! The system of `docker-compose.yml` sells tickets, and survives restarts and stops.
 //!
-//! With `IMAGES=built` it takes the images that `infra/docker/build` made, and looks at them; `.ci/run` does that.
-//! Otherwise it makes one of the binary that is compiled for tests anyway.
+//! With `IMAGES=built`, as in `.ci/run`, it uses and checks the images that `infra/docker/build` made. Otherwise it builds an
+//! image of the binary that is compiled for tests anyway.
 
 #![allow(clippy::disallowed_methods, reason = "tests look into tables, and publish what no relay would")]
 
@@ -31,14 +31,14 @@ use tokio::task::spawn_blocking;
 
 const ROOT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../..");
 
-/// A project of its own, on ports of its own, for each variable that the file has for one.
+/// A compose project with its own ports: one for each variable of the file that is a port.
 #[derive(Clone)]
 struct Compose {
     command: Vec<String>,
     ports: [(&'static str, u16); 5],
 }
 
-/// Takes everything away at the end, also that of a test that fails or is killed.
+/// Removes everything at the end, also after a test that fails or is killed.
 struct Up {
     compose: Compose,
     changed: String,
@@ -46,7 +46,7 @@ struct Up {
 }
 
 impl Compose {
-    /// Starts these services, or all, with what `changes` (another file of Compose's) makes different.
+    /// Starts these services, or all, with the additional compose file `changes`.
     async fn up(name: &str, changes: &str, services: &[&str]) -> Result<Up> {
         tokio::try_join!(images::ensure(Image::Postgres), images::ensure(Image::Nats))?;
         let plugin =
@@ -84,7 +84,7 @@ impl Compose {
         command
     }
 
-    /// Where the port of that variable leads.
+    /// The address of the port of this variable.
     fn address(&self, variable: &str) -> String {
         let port = self.ports.iter().find(|(name, _)| *name == variable).map_or(0, |(_, port)| *port);
         format!("127.0.0.1:{port}")
@@ -94,7 +94,7 @@ impl Compose {
         Client::new(&format!("http://{}", self.address(variable)))
     }
 
-    /// What Docker knows about the container of a service.
+    /// The description of the container of a service by Docker.
     async fn inspect(&self, service: &str) -> Result<Value> {
         let id = self.run(&["ps", "--quiet", service]).await?.trim().to_owned();
         let output = tokio::process::Command::new("docker").args(["inspect", &id]).output().await?;
@@ -122,7 +122,7 @@ impl Drop for Up {
     }
 }
 
-/// The image of all services that differ from the file, unless they are to be those that were built for it.
+/// The compose file that sets the image of all services, unless they use the built ones.
 async fn changed_images() -> Result<String> {
     if are_built() {
         return Ok("volumes: {nats: {}}".to_owned());
@@ -138,13 +138,13 @@ async fn changed_images() -> Result<String> {
     Ok(format!("services:\n{}{changes}", change("provision", TICKETS.name)))
 }
 
-/// Whether the images are those that `infra/docker/build` made.
+/// Whether the test uses the images that `infra/docker/build` made.
 fn are_built() -> bool {
     std::env::var("IMAGES").is_ok_and(|images| images == "built")
 }
 
 #[tokio::test]
-async fn the_compose_file_makes_a_system_that_loses_nothing_while_each_container_is_restarted() -> Result<()> {
+async fn restarts_of_every_container_of_compose_lose_nothing() -> Result<()> {
     let up = Compose::up("all", &changed_images().await?, &[]).await?;
     let compose = &up.compose;
     for service in ["postgres", "nats", "tickets", "orders"] {
@@ -164,7 +164,7 @@ async fn the_compose_file_makes_a_system_that_loses_nothing_while_each_container
     let load = Load::new(clients("TICKETS_PORT"), clients("ORDERS_PORT"), &nats).await?;
     let restarts = async {
         for service in ["tickets", "orders", "nats", "postgres", "tickets"] {
-            tokio::time::sleep(Duration::from_secs(2)).await; // as long as the load lets it live
+            tokio::time::sleep(Duration::from_secs(2)).await; // under load
             announced(&format!("restarting {service}"), compose.run(&["restart", service])).await?;
             compose.healthy(service).await?;
         }
@@ -174,7 +174,7 @@ async fn the_compose_file_makes_a_system_that_loses_nothing_while_each_container
     records.settled().await?;
     load.was_told_the_truth(&records, 20).await?;
 
-    // As after an update of the file: the tasks run again, and everything is still there.
+    // As after an update of the file: the tasks run again, and no data is lost.
     let before = records.tickets_rows().await?;
     compose.run(&["up", "--detach", "--no-build", "--force-recreate"]).await?;
     compose.healthy("tickets").await?;
@@ -182,8 +182,9 @@ async fn the_compose_file_makes_a_system_that_loses_nothing_while_each_container
     records.settled().await
 }
 
-/// A service runs as nobody, can write nowhere and become nobody else; its image is small and has no shell. That of a test
-/// is not small.
+/// A service runs as an unprivileged user on a read-only file system, without ways to gain rights.
+///
+/// Its image is small and has no shell. The image of a test is not small.
 async fn the_services_are_closed(compose: &Compose) -> Result<()> {
     for service in SERVICES.map(|service| service.name) {
         let container = compose.inspect(service).await?;
@@ -205,7 +206,7 @@ async fn the_services_are_closed(compose: &Compose) -> Result<()> {
     Ok(())
 }
 
-/// What `cargo up` prints works here too, and so does the token that the README has for those who cannot run it.
+/// The session that `cargo up` prints works here too, and so does the token of the README.
 async fn the_session_works(compose: &Compose) -> Result<()> {
     let [tickets, orders] = ["TICKETS_PORT", "ORDERS_PORT"].map(|port| format!("http://{}", compose.address(port)));
     let session = stack::session(&tickets, &orders);

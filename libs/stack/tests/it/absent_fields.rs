@@ -1,6 +1,6 @@
-//! Events without the fields that their reader does not need, and events without a field that it needs.
+//! Events without fields that their reader does not need, and events without a field that it needs.
 //!
-//! Each body is published to the real stream as the user that may publish it. The publishing service does not run.
+//! Each body is published to the real stream, as the user with the right to publish it. The publishing service does not run.
 
 use crate::records::count;
 use crate::system::System;
@@ -23,7 +23,7 @@ fn without(body: &Value, path: &str) -> Value {
     body
 }
 
-/// `body` as it is, without each of `unused`, and without all of them.
+/// `body` unchanged, without each field of `unused`, and without all of them.
 fn forms(body: &Value, unused: &[&str]) -> Vec<Value> {
     let mut forms = vec![body.clone()];
     forms.extend(unused.iter().map(|path| without(body, path)));
@@ -106,7 +106,7 @@ async fn follows(system: &System, subject: &'static str, event: &Value, held: bo
 async fn order_events_without_unused_fields_hold_and_release_their_ticket() -> Result<()> {
     let system = System::start(1, 0).await?;
     let mut forms = forms(&order(""), UNUSED_OF_ORDERS);
-    // The order of an older publisher, which neither numbers reservations nor names the version of the ticket.
+    // The event of an older publisher, without the reservation number and the version of the ticket.
     forms.push(without(&without(&order(""), "ticket.version"), "ticket.reservation"));
     for form in forms {
         for (last, version, held) in [("order.cancelled", 1, false), ("order.completed", 1, true)] {

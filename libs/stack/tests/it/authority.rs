@@ -1,10 +1,10 @@
-//! Certificates.
+//! Certificates for the tests of encrypted connections.
 
 use anyhow::Result;
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair};
 use std::path::PathBuf;
 
-/// An authority of its own for a server at 127.0.0.1; its certificate is a file that ends with the test.
+/// A new authority, and a certificate for a server at 127.0.0.1. Its file is removed with the test.
 pub struct Authority {
     pub file: PathBuf,
     pub certificate: Vec<u8>,
@@ -14,7 +14,7 @@ pub struct Authority {
 impl Authority {
     pub fn new() -> Result<Self> {
         let mut params = CertificateParams::default();
-        // Not the name of the certificate below: OpenSSL would take that for one that signs itself.
+        // Another name than the certificate below: with the same one, OpenSSL takes that for self-signed.
         params.distinguished_name.push(DnType::CommonName, "authority");
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         let authority = CertifiedIssuer::self_signed(params, KeyPair::generate()?)?;

@@ -1,4 +1,4 @@
-//! Who may do what at NATS. `infra/nats/users.conf` says it; the server is asked.
+//! The rights of the users of NATS, by `infra/nats/users.conf`, tested on the server.
 
 use anyhow::{Context, Result, bail, ensure};
 use stack::provision;
@@ -6,19 +6,19 @@ use testkit::Nats;
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::net::TcpStream;
 
-/// What a user tries: to publish to a subject, or to subscribe to one.
+/// An attempt of a user: to publish to a subject, or to subscribe to one.
 #[derive(Clone, Copy, Debug)]
 enum Try {
     Publish(&'static str),
     Subscribe(&'static str),
-    /// As a member of the queue group.
+    /// Subscribes as a member of a queue group.
     Join(&'static str, &'static str),
 }
 
 use Try::{Join, Publish, Subscribe};
 
 const REFUSED: [(&str, Try); 65] = [
-    // The events of others, and those that are nobody's.
+    // events of other services, and subjects without a publisher
     ("orders", Publish("ticket.created")),
     ("orders", Publish("ticket.updated")),
     ("orders", Publish("payment.created")),
@@ -35,7 +35,7 @@ const REFUSED: [(&str, Try); 65] = [
     ("expiration", Publish("payment.created")),
     ("provisioner", Publish("ticket.created")),
     ("monitor", Publish("ticket.created")),
-    // What is stored.
+    // stored messages
     ("orders", Publish("$JS.API.STREAM.PURGE.ORDERS")),
     ("orders", Publish("$JS.API.STREAM.PURGE.TICKETS")),
     ("orders", Publish("$JS.API.STREAM.DELETE.ORDERS")),
@@ -54,7 +54,7 @@ const REFUSED: [(&str, Try); 65] = [
     ("tickets", Publish("_INBOX_provisioner.one")),
     ("monitor", Publish("$JS.API.STREAM.PURGE.TICKETS")),
     ("monitor", Publish("$JS.API.STREAM.DELETE.TICKETS")),
-    // Streams and consumers: a user that may create consumers can read every stream.
+    // streams and consumers: a user that may create consumers can read every stream
     ("orders", Publish("$JS.API.STREAM.CREATE.MINE")),
     ("orders", Publish("$JS.API.STREAM.UPDATE.ORDERS")),
     ("orders", Publish("$JS.API.CONSUMER.CREATE.TICKETS")),
@@ -69,7 +69,7 @@ const REFUSED: [(&str, Try); 65] = [
     ("monitor", Publish("$JS.API.CONSUMER.CREATE.TICKETS")),
     ("monitor", Publish("$JS.API.CONSUMER.DELETE.TICKETS.orders")),
     ("provisioner", Publish("$JS.API.CONSUMER.DELETE.TICKETS.orders")),
-    // The places of others.
+    // consumers of other services
     ("orders", Publish("$JS.API.CONSUMER.MSG.NEXT.ORDERS.tickets")),
     ("orders", Publish("$JS.ACK.ORDERS.tickets.1.1.1.1.0")),
     ("tickets", Publish("$JS.API.CONSUMER.MSG.NEXT.TICKETS.orders")),
@@ -77,21 +77,21 @@ const REFUSED: [(&str, Try); 65] = [
     ("tickets", Publish("$JS.ACK._.account.TICKETS.orders.1.1.1.1.0")),
     ("monitor", Publish("$JS.API.CONSUMER.MSG.NEXT.TICKETS.orders")),
     ("monitor", Publish("$JS.ACK.TICKETS.orders.1.1.1.1.0")),
-    // What others are told.
+    // inboxes of other users
     ("orders", Subscribe("_INBOX_tickets.>")),
     ("orders", Subscribe("_INBOX.>")),
     ("orders", Subscribe("ticket.created")),
     ("orders", Subscribe(">")),
     ("orders", Join("tickets.show", "tickets")),
     ("tickets", Subscribe("_INBOX_orders.>")),
-    // Beside the queue group it would hear every question and answer it twice.
+    // without the queue group each request would get two replies
     ("tickets", Subscribe("tickets.show")),
     ("tickets", Subscribe("order.*")),
     ("monitor", Subscribe("_INBOX_orders.>")),
     ("payments", Subscribe("_INBOX_monitor.>")),
 ];
 
-/// Without these, refusing everything would do.
+/// Rights that a user must have: a server that refuses everything must fail the test.
 const ALLOWED: [(&str, Try); 23] = [
     ("tickets", Publish("ticket.created")),
     ("tickets", Publish("ticket.updated")),
@@ -119,7 +119,7 @@ const ALLOWED: [(&str, Try); 23] = [
     ("admin", Publish("$JS.API.STREAM.MSG.DELETE.ORDERS")),
 ];
 
-/// A connection on which NATS' own words are spoken: a client library would hide its answers.
+/// A connection with the plain protocol of NATS: a client library would hide the errors.
 struct Wire(BufReader<TcpStream>);
 
 impl Wire {
@@ -133,7 +133,7 @@ impl Wire {
         Self::open(nats, &format!(r#"{{"verbose": false, "user": "{user}", "pass": "{user}"}}"#)).await
     }
 
-    /// Every error until the server has dealt with `command`.
+    /// Sends `command` and returns every error until the server has processed it.
     async fn errors(&mut self, command: &str) -> Result<Vec<String>> {
         self.0.get_mut().write_all(format!("{command}PING\r\n").as_bytes()).await?;
         let (mut errors, mut line) = (Vec::new(), String::new());
@@ -162,7 +162,7 @@ async fn violations(nats: &Nats, user: &str, what: Try) -> Result<Vec<String>> {
 }
 
 #[tokio::test]
-async fn nobody_may_do_more_than_his_work() -> Result<()> {
+async fn each_user_has_only_the_rights_it_needs() -> Result<()> {
     let nats = Nats::start().await?;
     provision(&nats.server(), 1).await?;
     let mut surprises = Vec::new();
@@ -182,9 +182,9 @@ async fn nobody_may_do_more_than_his_work() -> Result<()> {
     Ok(())
 }
 
-/// Somebody who may not delete a stream asks tickets a question, and wants the answer to go to where streams are deleted.
+/// The reply subject of a request deletes a stream, for which the sender has no right.
 #[tokio::test]
-async fn a_question_cannot_have_tickets_do_what_the_asker_may_not() -> Result<()> {
+async fn a_reply_subject_cannot_use_the_rights_of_tickets() -> Result<()> {
     let nats = Nats::start().await?;
     provision(&nats.server(), 1).await?;
     let mut tickets = Wire::user(&nats, "tickets").await?;
@@ -197,12 +197,12 @@ async fn a_question_cannot_have_tickets_do_what_the_asker_may_not() -> Result<()
             .await?
             .is_empty()
     );
-    let mut question = String::new();
-    while !question.starts_with("MSG") {
-        question.clear();
-        ensure!(tickets.0.read_line(&mut question).await? > 0, "the question did not arrive");
+    let mut request = String::new();
+    while !request.starts_with("MSG") {
+        request.clear();
+        ensure!(tickets.0.read_line(&mut request).await? > 0, "the request did not arrive");
     }
-    ensure!(question.contains(delete), "{question}");
+    ensure!(request.contains(delete), "{request}");
 
     let errors = tickets.errors(&format!("PUB {delete} 0\r\n\r\n")).await?;
     ensure!(errors.iter().any(|error| error.contains("Permissions Violation")), "{errors:?}");
@@ -211,7 +211,7 @@ async fn a_question_cannot_have_tickets_do_what_the_asker_may_not() -> Result<()
 }
 
 #[tokio::test]
-async fn nobody_connects_without_a_name_and_its_password() -> Result<()> {
+async fn no_client_connects_without_a_user_and_its_password() -> Result<()> {
     let nats = Nats::start().await?;
     for who in [
         "{}",

@@ -1,12 +1,11 @@
-//! Who may do what in Postgres: `infra/postgres/roles.sql` and the `grants.sql` of the services say it; the server is
-//! asked.
+//! The rights in Postgres, by `infra/postgres/roles.sql` and the `grants.sql` of the services, tested on the server.
 
 use anyhow::{Context, Result, ensure};
 use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection};
 use std::path::Path;
 use testkit::{JWT_KEY, Postgres, Process, eventually, free_port};
 
-/// Insufficient privilege.
+/// The state "insufficient privilege".
 const REFUSAL: &str = "42501";
 
 const REFUSED: [(&str, &str); 31] = [
@@ -51,7 +50,7 @@ async fn migrated() -> Result<Postgres> {
     Ok(postgres)
 }
 
-/// The service, as its own role.
+/// Starts tickets with its own role.
 fn spawn_tickets(postgres: &Postgres) -> Result<Process> {
     let env = [
         ("DATABASE_URL", postgres.url("tickets", "tickets")),
@@ -61,13 +60,13 @@ fn spawn_tickets(postgres: &Postgres) -> Result<Process> {
     Process::spawn(Path::new(env!("CARGO_BIN_EXE_stack")), "tickets", env)
 }
 
-/// The state that Postgres answers with.
+/// The SQLSTATE of an error.
 fn state(error: &sqlx::Error) -> Option<String> {
     Some(error.as_database_error()?.code()?.into_owned())
 }
 
 #[tokio::test]
-async fn a_service_can_do_nothing_but_its_work() -> Result<()> {
+async fn a_service_has_only_the_rights_it_needs() -> Result<()> {
     let postgres = migrated().await?;
     let mut surprises = Vec::new();
     for (role, sql) in REFUSED {
@@ -77,7 +76,7 @@ async fn a_service_can_do_nothing_but_its_work() -> Result<()> {
             surprises.push(format!("{role}: {sql}: {outcome:?}"));
         }
     }
-    // It sees its tables, or the refusals above would say nothing.
+    // It has access to its tables; without it, the refusals above would prove nothing.
     for (role, sql) in [("tickets", "select from tickets, bus.outbox"), ("orders", "select from orders, payments")] {
         let mut db = PgConnection::connect(&postgres.url(role, role)).await?;
         db.execute(sql).await.context(sql)?;
@@ -87,7 +86,7 @@ async fn a_service_can_do_nothing_but_its_work() -> Result<()> {
 }
 
 #[tokio::test]
-async fn no_role_of_a_service_gets_into_the_database_of_another() -> Result<()> {
+async fn a_role_cannot_connect_to_the_database_of_another_service() -> Result<()> {
     let postgres = migrated().await?;
     for (role, database) in
         [("tickets", "orders"), ("tickets_owner", "orders"), ("orders", "tickets"), ("orders_owner", "tickets")]
@@ -100,7 +99,7 @@ async fn no_role_of_a_service_gets_into_the_database_of_another() -> Result<()> 
 }
 
 #[tokio::test]
-async fn a_forgotten_session_of_a_service_ends_by_itself() -> Result<()> {
+async fn sessions_of_a_service_have_time_limits() -> Result<()> {
     let postgres = Postgres::start().await?;
     for role in ["tickets", "orders"] {
         let mut db = PgConnection::connect(&postgres.url(role, role)).await?;
@@ -114,9 +113,9 @@ async fn a_forgotten_session_of_a_service_ends_by_itself() -> Result<()> {
     Ok(())
 }
 
-/// It cannot migrate, and waits for the owner.
+/// The service has no right to migrate, and waits for the owner.
 #[tokio::test]
-async fn a_service_that_is_started_too_early_says_what_is_missing_and_becomes_ready_when_it_is_there() -> Result<()> {
+async fn a_service_started_before_its_migration_reports_it_and_waits() -> Result<()> {
     let postgres = Postgres::start().await?;
     let mut tickets = spawn_tickets(&postgres)?;
     eventually("the advice", async || tickets.logs().contains("run the service's command `migrate` as its owner"))
@@ -127,9 +126,9 @@ async fn a_service_that_is_started_too_early_says_what_is_missing_and_becomes_re
     tickets.wait_ready().await
 }
 
-/// The tables may be there already, and the grants not yet.
+/// During a migration the tables may exist before the grants.
 #[tokio::test]
-async fn a_service_is_not_ready_while_somebody_migrates() -> Result<()> {
+async fn a_service_is_not_ready_during_a_migration() -> Result<()> {
     let postgres = migrated().await?;
     let mut owner = PgConnection::connect(&postgres.url("tickets_owner", "tickets")).await?;
     owner.execute("select pg_advisory_lock(hashtext('migrate'))").await?;
@@ -140,9 +139,9 @@ async fn a_service_is_not_ready_while_somebody_migrates() -> Result<()> {
     tickets.wait_ready().await
 }
 
-/// A release may need less than the one before.
+/// A release may need fewer rights than the previous one.
 #[tokio::test]
-async fn migrating_takes_away_what_a_service_does_not_need_any_more() -> Result<()> {
+async fn a_migration_revokes_rights_that_are_no_longer_granted() -> Result<()> {
     let postgres = migrated().await?;
     let mut owner = PgConnection::connect(&postgres.url("tickets_owner", "tickets")).await?;
     owner.execute("grant delete on tickets to tickets; grant update (id) on tickets to tickets").await?;
@@ -157,7 +156,7 @@ async fn migrating_takes_away_what_a_service_does_not_need_any_more() -> Result<
 
 /// As if the image of another service were started as orders.
 #[tokio::test]
-async fn a_database_with_the_tables_of_another_service_is_neither_migrated_nor_used() -> Result<()> {
+async fn a_database_of_another_service_is_neither_migrated_nor_used() -> Result<()> {
     let postgres = migrated().await?;
     let url = postgres.url("tickets_owner", "tickets");
     let reason = "the database holds the tables of the service tickets, and this is orders";

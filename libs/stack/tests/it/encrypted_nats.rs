@@ -1,4 +1,4 @@
-//! What is optional at NATS: encrypted connections, and an encrypted store.
+//! The options of NATS: encrypted connections, and an encrypted store.
 
 use crate::authority::Authority;
 use anyhow::{Context, Result, ensure};
@@ -8,13 +8,13 @@ use std::path::Path;
 use testkit::{Nats, NatsSetup, Postgres, Process, eventually};
 use tokio::process::Command;
 
-/// A server that has a certificate of this authority.
+/// Starts a server with a certificate of this authority.
 async fn server_of(authority: &Authority) -> Result<Nats> {
     let certificates = Some((authority.certificate.clone(), authority.key.clone(), authority.file.clone()));
     Nats::start_with(NatsSetup { configuration: Some("tls.conf"), certificates, ..NatsSetup::default() }).await
 }
 
-/// The binary of the services, asked to do a task.
+/// A task of the binary of the services.
 fn task(name: &str, service: &str, nats_url: &str, authority: &Path) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_stack"));
     command.args([service, name]).envs([("NATS_URL", nats_url), ("PATIENCE", "5s")]).env("NATS_CA", authority);
@@ -22,7 +22,7 @@ fn task(name: &str, service: &str, nats_url: &str, authority: &Path) -> Command 
 }
 
 #[tokio::test]
-async fn services_and_provisioning_work_over_encrypted_connections_and_over_no_others() -> Result<()> {
+async fn services_and_provisioning_use_only_encrypted_connections() -> Result<()> {
     let (authority, stranger) = (Authority::new()?, Authority::new()?);
     let (postgres, nats) = tokio::try_join!(Postgres::start(), server_of(&authority))?;
     stack::migrate(&postgres).await?;
@@ -69,7 +69,7 @@ async fn stored_as_text(nats: &Nats, words: &str) -> Result<bool> {
 }
 
 #[tokio::test]
-async fn with_a_key_the_store_is_unreadable_and_survives_a_restart() -> Result<()> {
+async fn an_encrypted_store_is_unreadable_and_survives_a_restart() -> Result<()> {
     let words = "words that nobody else shall read";
     ensure!(stored_as_text(&Nats::start().await?, words).await?, "the test looks in the wrong place");
 

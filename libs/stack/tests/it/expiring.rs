@@ -1,4 +1,4 @@
-//! Orders that nobody pays.
+//! Orders that are not paid.
 
 use crate::records::count;
 use crate::system::System;
@@ -10,7 +10,7 @@ use testkit::{Signal, eventually_within};
 const ORDERS: usize = 500;
 
 #[tokio::test]
-async fn five_hundred_orders_expire_once_each_at_three_replicas_and_their_tickets_are_free() -> Result<()> {
+async fn five_hundred_orders_expire_once_each_at_three_replicas() -> Result<()> {
     let system = System::start_with(2, 3, "2s").await?;
     let tickets = system.tickets(ORDERS).await?;
     let orders: Vec<String> = stream::iter(tickets.iter().enumerate())
@@ -37,7 +37,7 @@ async fn five_hundred_orders_expire_once_each_at_three_replicas_and_their_ticket
 }
 
 #[tokio::test]
-async fn what_expires_while_every_replica_is_dead_is_cancelled_after_the_restart() -> Result<()> {
+async fn orders_that_expire_without_a_replica_are_cancelled_after_a_restart() -> Result<()> {
     let mut system = System::start_with(1, 2, "2s").await?;
     let ticket = system.tickets(1).await?.remove(0);
     system.order(0, "buyer", &ticket).await?;
@@ -57,7 +57,7 @@ async fn what_expires_while_every_replica_is_dead_is_cancelled_after_the_restart
         anyhow::Ok(())
     })
     .await?;
-    ensure!(system.see(&ticket).await?["orderId"].is_string(), "nobody was there to cancel it");
+    ensure!(system.see(&ticket).await?["orderId"].is_string(), "it was cancelled without a replica of orders");
     system.orders.clear();
     system.add(0, 1).await?;
     testkit::eventually("the ticket to be free", async || {

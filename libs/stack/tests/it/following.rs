@@ -1,5 +1,6 @@
-//! What tickets make of order events that come twice, late, or in the wrong order. There is no orders service here: the
-//! test publishes what one might have.
+//! Tickets applies events of orders that arrive twice, late, or in the wrong order.
+//!
+//! The test publishes the events; there is no orders service.
 
 use crate::system::{System, id};
 use anyhow::{Result, ensure};
@@ -20,7 +21,7 @@ fn order(number: u8) -> String {
 }
 
 impl News {
-    /// The order of this number is its ticket's reservation of this number, unless the publisher knows of none.
+    /// The number is also the reservation number, unless the publisher has no `reservations`.
     fn event(self, ticket: &str, reservations: bool) -> (&'static str, Value) {
         let (subject, status, number, version) = match self {
             Made(number) => ("order.created", "created", number, 0),
@@ -38,7 +39,7 @@ impl News {
     }
 }
 
-/// Publishes `news` to a ticket of its own; it must end with this holder and version.
+/// Publishes `news` about a new ticket, which must end with this holder and version.
 async fn ends(system: &System, news: &[News], reservations: bool, holder: Option<u8>, version: i64) -> Result<()> {
     let ticket = system.ticket().await?;
     for news in news {
@@ -54,7 +55,7 @@ async fn ends(system: &System, news: &[News], reservations: bool, holder: Option
 }
 
 #[tokio::test]
-async fn a_ticket_ends_held_by_its_live_order_or_free_whatever_comes_when() -> Result<()> {
+async fn order_events_in_any_order_leave_a_ticket_to_its_live_order() -> Result<()> {
     let system = System::start(1, 0).await?;
     eventually("the stream", async || {
         system.jetstream().await?.get_stream("ORDERS").await.map_err(anyhow::Error::from)
@@ -69,13 +70,13 @@ async fn a_ticket_ends_held_by_its_live_order_or_free_whatever_comes_when() -> R
         // The creation is delivered again after the cancel.
         (&[Made(1), Cancelled(1), Made(1)], None, 2),
         (&[Made(1), Cancelled(1), Made(1), Cancelled(1)], None, 2),
-        // The cancel of an old order is delivered after a new one was made.
+        // The cancel of an old order is delivered after the creation of a new one.
         (&[Made(1), Cancelled(1), Made(2), Cancelled(1)], Some(2), 3),
-        // The new one is delivered before the old one's cancel.
+        // The creation of a new order is delivered before the cancel of the old one.
         (&[Made(1), Made(2), Cancelled(1)], Some(2), 2),
         (&[Made(2), Made(1), Cancelled(1)], Some(2), 1),
         (&[Made(2), Cancelled(2), Made(1), Cancelled(1)], None, 2),
-        // Paid is held for good.
+        // A paid order holds its ticket for good.
         (&[Made(1), Paid(1), Made(1)], Some(1), 1),
         (&[Paid(1), Made(1)], Some(1), 1),
         (&[Cancelled(1), Made(3), Paid(3), Cancelled(2), Made(2)], Some(3), 1),
@@ -86,7 +87,7 @@ async fn a_ticket_ends_held_by_its_live_order_or_free_whatever_comes_when() -> R
 }
 
 #[tokio::test]
-async fn an_older_publisher_without_reservations_reserves_and_releases_a_ticket_with_a_single_order() -> Result<()> {
+async fn an_order_without_a_reservation_number_holds_and_releases_its_ticket() -> Result<()> {
     let system = System::start(1, 0).await?;
     eventually("the stream", async || {
         system.jetstream().await?.get_stream("ORDERS").await.map_err(anyhow::Error::from)
@@ -99,7 +100,7 @@ async fn an_older_publisher_without_reservations_reserves_and_releases_a_ticket_
 }
 
 #[tokio::test]
-async fn each_change_of_the_holder_is_announced_and_nothing_else_is() -> Result<()> {
+async fn only_a_change_of_the_holder_publishes_an_event() -> Result<()> {
     let system = System::start(1, 0).await?;
     let ticket = system.ticket().await?;
     eventually("the stream", async || {

@@ -1,5 +1,6 @@
-//! The disk of NATS is full: its stream freezes, and stays frozen when there is room. Kubernetes has to restart the server
-//! then, and not before. What compose does is tested in `tests/compose`.
+//! The disk of NATS is full: its stream freezes, and stays frozen after space is freed.
+//!
+//! Kubernetes must restart the server then, and not before. `tests/compose` tests the same for compose.
 
 use crate::small_disk::{SmallDisk, docker};
 use crate::system::System;
@@ -29,7 +30,7 @@ async fn the_liveness_probe_fails_only_when_a_restart_unfreezes_the_stream() -> 
     ensure!(is_live(&nats).await?, "a restart cannot help while the disk is full");
     nats.kill().await?;
     nats.start_again().await?;
-    ensure!(is_live(&nats).await?, "a server that starts on a full disk would be restarted for ever");
+    ensure!(is_live(&nats).await?, "a server that starts on a full disk would be restarted again and again");
     eventually("the stream to freeze again", async || {
         ensure!(publish(&jetstream).await.is_err(), "an event was stored on a full disk");
         health(&nats).await?.expect(503)
@@ -37,11 +38,8 @@ async fn the_liveness_probe_fails_only_when_a_restart_unfreezes_the_stream() -> 
     .await?;
 
     disk.free().await?;
-    ensure!(
-        publish(&jetstream).await.is_err(),
-        "room is enough: the server recovers by itself, and no probe is needed"
-    );
-    ensure!(!is_live(&nats).await?, "the stream is frozen, there is room, and nobody restarts the server");
+    ensure!(publish(&jetstream).await.is_err(), "the server recovers without a restart: no probe is needed");
+    ensure!(!is_live(&nats).await?, "the stream is frozen, there is room, and the probe does not fail");
     nats.restart().await?;
     eventually("an event to be stored", async || publish(&jetstream).await).await?;
     ensure!(is_live(&nats).await?, "the restarted server is not live");
@@ -57,7 +55,7 @@ async fn health(nats: &Nats) -> Result<testkit::Answer> {
     testkit::Client::new(&nats.monitoring_url()).get("/healthz").await
 }
 
-/// What the kubelet would find out: the manifest's own command, in the container.
+/// Runs the liveness command of the manifest in the container, as the kubelet does.
 async fn is_live(nats: &Nats) -> Result<bool> {
     let manifest = std::fs::read_to_string(MANIFEST)?;
     let command = manifest.lines().find_map(|line| {
@@ -70,7 +68,7 @@ async fn is_live(nats: &Nats) -> Result<bool> {
 }
 
 #[tokio::test]
-async fn the_log_of_a_service_names_the_full_disk_and_everything_is_published_once_there_is_room() -> Result<()> {
+async fn full_disk_is_logged_and_events_are_published_after_space_is_freed() -> Result<()> {
     let disk = SmallDisk::new(format!("stack-full-log-{}", std::process::id())).await?;
     let nats = NatsSetup { name: Some(disk.volume.clone()), ..NatsSetup::default() };
     let (postgres, nats) = futures::try_join!(Postgres::start(), Nats::start_with(nats))?;

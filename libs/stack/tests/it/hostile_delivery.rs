@@ -1,4 +1,4 @@
-//! A network between the services that delivers everything twice and shuffled.
+//! A network between the services that delivers every event twice, in random order.
 
 use crate::records::Records;
 use crate::system::{System, id};
@@ -15,12 +15,12 @@ use tokio::time::{Instant, timeout_at};
 
 const ROUNDS: usize = 50;
 const TICKETS: usize = 20;
-/// How often the network delivers each message.
+/// Deliveries of each message.
 const COPIES: u64 = 2;
-/// Deliveries that wait for their confirmation at a time.
+/// Concurrent deliveries without an ack.
 const AT_ONCE: usize = 128;
 
-/// One direction of the network: brings each message of a stream from one server to the other twice, shuffled.
+/// One direction of the network: delivers each message of a stream to the other server twice, in random order.
 struct Road {
     stream: &'static str,
     from: String,
@@ -33,7 +33,7 @@ impl Road {
         Self { stream, from: from.url(), to: to.url(), delivered: AtomicU64::new(0) }
     }
 
-    /// At any moment half of what is under way is delivered, in random order, so that messages overtake each other by far.
+    /// Delivers a random half of the messages in transit, repeatedly. So messages overtake many others.
     async fn carry(&self) -> Result<()> {
         let source = jetstream::new(testkit::connect(&self.from).await?).get_stream(self.stream).await?;
         let target = jetstream::new(testkit::connect(&self.to).await?);
@@ -62,7 +62,7 @@ impl Road {
         self.delivered.load(Relaxed)
     }
 
-    /// Everything that is in the stream was delivered, and nothing is under way.
+    /// Checks that every message of the stream was delivered, and that none is in transit.
     async fn is_idle(&self) -> Result<()> {
         let source = jetstream::new(testkit::connect(&self.from).await?).get_stream(self.stream).await?;
         let expected = COPIES * source.cached_info().state.last_sequence;
@@ -73,9 +73,9 @@ impl Road {
 
 /// Two servers, and the network between them.
 struct Network {
-    /// What happens to tickets, on its way to orders.
+    /// The events of tickets, to orders.
     tickets: Road,
-    /// What happens to orders, on its way to tickets.
+    /// The events of orders, to tickets.
     orders: Road,
     /// The server of orders.
     far: Records,
@@ -90,7 +90,7 @@ impl Network {
         self.tickets.delivered() + self.orders.delivered()
     }
 
-    /// Nothing moves: whatever is delivered was applied, what this caused was published, and all of it was delivered.
+    /// Checks that the network is at rest: all events are applied, their effects are published, and all are delivered.
     async fn is_quiet(&self, system: &System) -> Result<()> {
         let before = self.delivered();
         system.is_caught_up("ORDERS", "tickets").await?;
@@ -98,13 +98,13 @@ impl Network {
         system.relayed_and_applied().await?;
         self.tickets.is_idle().await?;
         self.orders.is_idle().await?;
-        // What moved on while it was looked at came to a reader again.
+        // A message that moved during the checks was delivered to a reader.
         ensure!(self.delivered() == before, "messages were delivered meanwhile");
         Ok(())
     }
 
-    /// Waits until nothing moves. The clock starts again with every message that the network delivers: on a busy machine
-    /// the network may take long, and that says nothing about the system.
+    /// Waits until the network is at rest. Every delivery restarts the deadline, because the network of this test may be slow
+    /// on a busy machine.
     async fn quiet(&self, system: &System) -> Result<()> {
         loop {
             let before = self.delivered();
@@ -117,7 +117,7 @@ impl Network {
     }
 }
 
-/// Orders and cancels, each time as another user at another replica, while the seller keeps trying to edit.
+/// Orders and cancels, each time as another user at another replica, while the seller edits.
 async fn fifty_rounds(system: &System, number: usize, ticket: &str) -> Result<()> {
     for round in 0..ROUNDS {
         let buyer = system.buyer(round + number, &format!("user {round}"));
@@ -125,7 +125,7 @@ async fn fifty_rounds(system: &System, number: usize, ticket: &str) -> Result<()
         let edit = json!({"title": "Concert", "price": round + 1});
         let edited = system.seller(round).put(&format!("/api/tickets/{ticket}"), edit).await?;
         ensure!([200, 400].contains(&edited.status), "{}: {}", edited.status, edited.body);
-        // Every second ticket is sold in the end.
+        // Every second ticket is reserved at the end.
         if round + 1 < ROUNDS || number.is_multiple_of(2) {
             buyer.delete(&format!("/api/orders/{order}")).await?.expect(204)?;
         }
@@ -134,9 +134,8 @@ async fn fifty_rounds(system: &System, number: usize, ticket: &str) -> Result<()
 }
 
 #[tokio::test]
-async fn fifty_rounds_of_order_and_cancel_on_twenty_tickets_end_with_every_ticket_held_by_its_live_order() -> Result<()>
-{
-    // Each service has a server of its own, and the test is the network between them.
+async fn duplicated_and_shuffled_events_leave_each_ticket_to_its_live_order() -> Result<()> {
+    // Each service has its own server, and the test is the network between them.
     let mut system = System::start(2, 0).await?;
     let far = Nats::start().await?;
     stack::provision(&far.server(), 1).await?;
@@ -157,7 +156,7 @@ async fn fifty_rounds_of_order_and_cancel_on_twenty_tickets_end_with_every_ticke
         .await?;
         try_join_all(tickets.iter().enumerate().map(|(number, ticket)| fifty_rounds(&system, number, ticket))).await?;
         network.quiet(&system).await?;
-        // Nothing is on its way any more, so it stays as it is.
+        // No message is in transit, so the state is final.
         system.copies_agree().await
     };
     let outcome = select(Box::pin(network.run()), Box::pin(story)).await.factor_first().0;

@@ -1,5 +1,7 @@
-//! Each image holds the service it is named after. Skaffold keeps images by build command and sources, not by name:
-//! with one command for two images, its second run deploys one of them twice. Nothing is compiled here.
+//! Each image contains the service it is named after.
+//!
+//! Skaffold caches images by build command and sources, not by name: with one command for two images, its second run deploys
+//! one of them twice. Nothing is compiled here.
 
 use anyhow::{Context, Result, ensure};
 use std::collections::BTreeSet;
@@ -10,7 +12,7 @@ use std::process::{Command, Output};
 
 const ROOT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../..");
 
-/// `infra/docker/build` in a repository where compiling makes nothing, and docker prints what it is asked for.
+/// Runs `infra/docker/build` in a repository where nothing is compiled, and docker prints its arguments.
 struct Build(PathBuf);
 
 impl Build {
@@ -40,7 +42,7 @@ impl Drop for Build {
     }
 }
 
-/// Of every artifact, and of every profile that pushes.
+/// The build commands of every artifact, and of every profile that pushes.
 fn build_commands() -> Result<Vec<String>> {
     let skaffold = fs::read_to_string(Path::new(ROOT).join("skaffold.yaml"))?;
     let fields = skaffold.lines().map(|line| line.trim().trim_start_matches("- "));
@@ -49,7 +51,7 @@ fn build_commands() -> Result<Vec<String>> {
 }
 
 #[test]
-fn each_artifact_and_profile_of_skaffold_has_a_build_command_of_its_own() -> Result<()> {
+fn each_artifact_and_profile_of_skaffold_has_its_own_build_command() -> Result<()> {
     let commands = build_commands()?;
     let different: BTreeSet<_> = commands.iter().collect();
     ensure!(commands.len() == 4, "two images, for development and for production: {commands:?}");
@@ -58,7 +60,7 @@ fn each_artifact_and_profile_of_skaffold_has_a_build_command_of_its_own() -> Res
 }
 
 #[test]
-fn an_image_is_built_of_the_service_it_is_named_after() -> Result<()> {
+fn an_image_contains_the_service_it_is_named_after() -> Result<()> {
     let build = Build::new("named")?;
     for command in build_commands()? {
         let service = command.rsplit(' ').next().unwrap_or_default().to_owned();

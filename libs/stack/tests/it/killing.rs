@@ -1,4 +1,4 @@
-//! Everything at once, while services die.
+//! A mixed load on both services while replicas are killed at random.
 
 use crate::load::Load;
 use crate::system::System;
@@ -11,7 +11,7 @@ const KILLS: usize = 20;
 
 async fn kill_at_random(system: &mut System) -> Result<()> {
     for _ in 0..KILLS {
-        sleep(Duration::from_millis(rand::random_range(50..500))).await; // as long as the load lets it live
+        sleep(Duration::from_millis(rand::random_range(50..500))).await; // under load
         let victim = rand::random_range(0..system.tickets.len() + system.orders.len());
         let mut services: Vec<_> = system.tickets.iter_mut().chain(&mut system.orders).collect();
         let service = services.swap_remove(victim);
@@ -27,7 +27,7 @@ async fn kill_at_random(system: &mut System) -> Result<()> {
 }
 
 #[tokio::test]
-async fn twenty_kills_during_a_mixed_load_lose_double_and_confuse_nothing() -> Result<()> {
+async fn twenty_kills_under_mixed_load_lose_and_double_nothing() -> Result<()> {
     let mut system = System::start(2, 2).await?;
     let clients = |services: &[Process]| services.iter().map(Process::client).collect();
     let load = Load::new(clients(&system.tickets), clients(&system.orders), &system.nats.server()).await?;

@@ -1,4 +1,4 @@
-//! Events as large as the server takes them, more than fit into memory.
+//! A backlog of events of the largest permitted size, larger than the memory of a process.
 
 use crate::system::System;
 use anyhow::{Result, ensure};
@@ -26,7 +26,7 @@ async fn a_backlog_of_events_of_a_megabyte_is_applied_in_little_memory() -> Resu
         };
         try_join_all((first..first + 16).map(publish)).await?;
     }
-    // The relay of tickets reads them: they are where its own event belongs.
+    // The relay of tickets reads them: they are at the position of its own event.
     system.ticket().await?;
     system.orders.push(system.spawn_orders()?);
     system.orders[0].wait_ready().await?;

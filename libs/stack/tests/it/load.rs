@@ -1,4 +1,4 @@
-//! Users who do everything at once, and remember what they were told.
+//! A mixed load of concurrent users, which records every successful response.
 
 use crate::records::{Records, id};
 use anyhow::{Context, Result, ensure};
@@ -16,14 +16,14 @@ use tokio::time::sleep;
 
 const USERS: usize = 8;
 
-/// What clients were told with 2xx, and what the broker confirmed to the payments service.
+/// The 2xx responses, and the payments that the broker confirmed.
 #[derive(Default)]
 struct Seen {
-    /// As the body of the answer was.
+    /// The bodies of the responses.
     tickets: Vec<Value>,
     orders: Vec<Value>,
     cancelled: Vec<String>,
-    /// Payment and order are named alike.
+    /// Each payment has the id of its order.
     paid: Vec<String>,
 }
 
@@ -36,13 +36,13 @@ pub struct Load {
 }
 
 impl Load {
-    /// At these replicas, and at these servers of NATS (`host:port`, comma-separated).
+    /// A load on these replicas and these servers of NATS (`host:port`, comma-separated).
     pub async fn new(tickets: Vec<Client>, orders: Vec<Client>, nats: &str) -> Result<Self> {
         let payments = jetstream::new(testkit::connect(&nats_url("payments", nats)).await?);
         Ok(Self { tickets, orders, payments, seen: Mutex::default(), stop: AtomicBool::new(false) })
     }
 
-    /// Users do what users do, until `fault` is over.
+    /// Runs the load until `fault` ends.
     pub async fn during(&self, fault: impl Future<Output = Result<()>>) -> Result<()> {
         let names: Vec<_> = (0..USERS).map(|number| format!("user {number}")).collect();
         let users = try_join_all(names.iter().map(|name| self.user(name)));
@@ -54,10 +54,10 @@ impl Load {
         futures::try_join!(users, fault).map(drop)
     }
 
-    /// One user, who does this and that at random replicas until told to stop. Whatever fails has failed.
+    /// One user, with random requests to random replicas until the stop. A failed request is not repeated.
     async fn user(&self, name: &str) -> Result<()> {
         while !self.stop.load(Ordering::Relaxed) {
-            // A service that is down answers at once; let it come back.
+            // Connecting to a dead service fails at once: give it time to restart.
             if self.act(name).await.is_err() {
                 sleep(Duration::from_millis(10)).await;
             }
@@ -110,7 +110,7 @@ impl Load {
         what(&mut self.seen.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// Whatever a client was told is true, in a system that has settled; of each kind there were enough.
+    /// Checks every recorded response against a system at rest, and that there were enough of each kind.
     pub async fn was_told_the_truth(self, records: &Records, at_least: usize) -> Result<()> {
         let Seen { tickets, orders, cancelled, paid } = self.seen.into_inner().unwrap_or_else(PoisonError::into_inner);
         for (what, seen) in [
@@ -119,9 +119,9 @@ impl Load {
             ("cancels", cancelled.len()),
             ("payments", paid.len()),
         ] {
-            ensure!(seen >= at_least, "only {seen} {what}: this test tests nothing");
+            ensure!(seen >= at_least, "too few {what}: {seen}");
         }
-        // Every version that a client was shown is what the stream, which agrees with the table, holds under its number.
+        // Every version in a response equals the event with its number. `settled` has compared the stream with the table.
         let stream = records.stream().await?;
         let announced: HashMap<_, _> =
             stream.iter().map(|stored| ((&*stored.id, stored.version), &stored.body)).collect();

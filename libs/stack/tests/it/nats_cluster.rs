@@ -1,4 +1,4 @@
-//! NATS as three servers: one may die at any moment, and all of them one after the other.
+//! NATS as a cluster of three: the leader dies, and all nodes restart one after the other.
 
 use crate::system::System;
 use anyhow::{Context, Result, ensure};
@@ -10,18 +10,19 @@ use std::time::Duration;
 use testkit::{Nats, Postgres, eventually_within};
 use tokio::time::sleep;
 
-/// How soon events must be published again when a stream has a leader again.
+/// The time in which events must be published again after an election.
 const RESUMES: Duration = Duration::from_secs(3);
-/// How long an event may wait in all when a server has died. NATS elects a leader within 4 to 9 s, and holds a second
-/// election if the first one is a tie. An event that was on its way to a reader through the dead server is delivered
-/// again after `ack_wait`, 30 s: `settled` waits for it.
+/// The longest wait of an event in the outbox after a node has died.
+///
+/// NATS elects a leader within 4 to 9 s, and holds a second election if the first one is a tie. An event that the dead node was
+/// delivering is redelivered after `ack_wait`, 30 s: `settled` waits for it.
 const ELECTED: Duration = Duration::from_secs(20);
-/// The same when servers are stopped one after the other: a leader that is stopped steps down before it ends.
+/// The longest wait in a rolling restart: a leader that is stopped steps down before it ends.
 const STEPS_DOWN: Duration = Duration::from_secs(10);
 
 struct Cluster {
     system: System,
-    /// Those that the system does not hold.
+    /// The nodes that are not in `system`.
     others: Vec<Nats>,
 }
 
@@ -39,7 +40,7 @@ impl Cluster {
         std::iter::once(&self.system.nats).chain(&self.others)
     }
 
-    /// The server that decides what is stored in `stream`.
+    /// The node that is the leader of `stream`.
     async fn leader(&self, stream: &str) -> Result<&Nats> {
         let info = self.system.jetstream().await?.get_stream(stream).await?.cached_info().clone();
         let leader = info.cluster.and_then(|cluster| cluster.leader).context("there is no leader")?;
@@ -50,7 +51,7 @@ impl Cluster {
         Ok(self.system.jetstream().await?.get_stream(stream).await?.cached_info().state.last_sequence)
     }
 
-    /// Waits until a server that is not `dead` is the leader of `stream`, then until the stream takes events again.
+    /// Waits until a node other than `dead` is the leader of `stream`, then until it stores events again.
     async fn resumes_without(&self, stream: &str, dead: &str) -> Result<()> {
         eventually_within(ELECTED, "another leader", async || {
             ensure!(self.leader(stream).await?.name() != dead, "it is still {dead}");
@@ -59,13 +60,13 @@ impl Cluster {
         .await?;
         let before = self.last_sequence(stream).await?;
         eventually_within(RESUMES, "events to be published again", async || {
-            ensure!(self.last_sequence(stream).await? > before, "none has come since the election");
+            ensure!(self.last_sequence(stream).await? > before, "no event since the election");
             anyhow::Ok(())
         })
         .await
     }
 
-    /// Waits until every server has everything again.
+    /// Waits until every node has caught up.
     async fn complete(&self) -> Result<()> {
         eventually_within(Duration::from_mins(1), "all copies to be current", async || {
             for stream in ["TICKETS", "ORDERS", "PAYMENTS", "EXPIRATION"] {
@@ -88,12 +89,12 @@ impl Cluster {
                 let seconds: Option<f64> = sqlx::query_scalar(oldest).fetch_one(&mut db).await?;
                 longest = longest.max(seconds.unwrap_or_default());
             }
-            sleep(Duration::from_millis(100)).await; // often enough to see what takes seconds
+            sleep(Duration::from_millis(100)).await; // short against waits of seconds
         }
         Ok(Duration::from_secs_f64(longest))
     }
 
-    /// Creates, changes, orders and cancels at all replicas; every answer must be a success.
+    /// Creates, changes, orders and cancels at all replicas. Every write of a ticket must succeed.
     async fn write(&self, writer: usize, stop: &AtomicBool) -> Result<usize> {
         let mut written = 0_usize;
         while !stop.load(Ordering::Relaxed) {
@@ -103,7 +104,7 @@ impl Cluster {
             let edit = json!({"title": "Concert", "price": 6});
             seller.put(&format!("/api/tickets/{ticket}"), edit).await?.expect(200)?;
             written += 2;
-            // One whose ticket is not known yet, and cannot be asked for, is a 503: HTTP does not wait for NATS.
+            // An order of a ticket that orders does not know yet is a 503 without a reply of tickets.
             let buyer = self.system.buyer(writer, "buyer");
             let ordered = buyer.post("/api/orders", json!({"ticketId": ticket})).await?;
             ensure!([201, 503].contains(&ordered.status), "{}: {}", ordered.status, ordered.body);
@@ -115,27 +116,26 @@ impl Cluster {
         Ok(written)
     }
 
-    /// `fault`, in the middle of a load during which no request fails, and after which nothing is missing: how long events
-    /// waited to be published.
+    /// Runs `fault` under load. No write of a ticket fails, and no event is lost. Returns the longest wait of an event.
     async fn survives(&self, fault: impl AsyncFnOnce() -> Result<()>) -> Result<Duration> {
         let stop = AtomicBool::new(false);
         let writers = futures::future::try_join_all((0..4).map(|writer| self.write(writer, &stop)));
         let faults = async {
             sleep(Duration::from_secs(2)).await; // in the middle of the load
             let outcome = fault().await;
-            sleep(Duration::from_secs(2)).await; // and the load goes on
+            sleep(Duration::from_secs(2)).await; // the load continues
             stop.store(true, Ordering::Relaxed);
             outcome
         };
         let (written, longest, ()) = futures::try_join!(writers, self.longest_wait(&stop), faults)?;
-        ensure!(written.iter().sum::<usize>() > 50, "there was hardly any load: {written:?}");
+        ensure!(written.iter().sum::<usize>() > 50, "too few writes: {written:?}");
         self.system.settled().await?;
         Ok(longest)
     }
 }
 
 #[tokio::test]
-async fn a_cluster_keeps_every_stream_three_times() -> Result<()> {
+async fn a_cluster_keeps_every_stream_on_three_nodes() -> Result<()> {
     let cluster = Cluster::start().await?;
     cluster.complete().await?;
     cluster.leader("TICKETS").await?;
@@ -143,7 +143,7 @@ async fn a_cluster_keeps_every_stream_three_times() -> Result<()> {
 }
 
 #[tokio::test]
-async fn the_death_of_the_leader_and_a_rolling_restart_lose_double_and_fail_nothing() -> Result<()> {
+async fn leader_killed_and_nodes_restarted_under_load_lose_no_event() -> Result<()> {
     let cluster = Cluster::start().await?;
     cluster.complete().await?;
     let longest = cluster
@@ -169,9 +169,9 @@ async fn the_death_of_the_leader_and_a_rolling_restart_lose_double_and_fail_noth
     Ok(())
 }
 
-/// In a cluster the end of a request may come before its last messages.
+/// In a cluster the end of a pull request may overtake its last messages.
 #[tokio::test]
-async fn a_backlog_in_a_cluster_is_delivered_once_and_at_once() -> Result<()> {
+async fn a_backlog_in_a_cluster_is_delivered_once_without_redelivery() -> Result<()> {
     const EVENTS: usize = 3000;
     let cluster = Cluster::start().await?;
     let place = cluster.system.place("TICKETS", "orders").await?;
@@ -196,6 +196,6 @@ async fn a_backlog_in_a_cluster_is_delivered_once_and_at_once() -> Result<()> {
         "delivered more than once: {place:?}"
     );
     let failures = cluster.system.orders.iter().filter(|orders| orders.logs().contains("the server ended the request"));
-    ensure!(failures.count() == 0, "a request was taken for lost");
+    ensure!(failures.count() == 0, "a complete pull request counted as lost");
     Ok(())
 }

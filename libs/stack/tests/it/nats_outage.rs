@@ -1,4 +1,4 @@
-//! NATS goes away. HTTP must not notice.
+//! NATS is killed, frozen, or loses its data. HTTP continues.
 
 use crate::system::System;
 use anyhow::{Result, ensure};
@@ -9,7 +9,7 @@ use tokio::time::Instant;
 
 const OUTAGE: Duration = Duration::from_secs(20);
 
-/// Writes until `until`; every single answer must be a success.
+/// Writes until `until`. Every response must be a success.
 async fn write_until(system: &System, writer: usize, until: Instant) -> Result<usize> {
     let mut writes = 0;
     while Instant::now() < until {
@@ -24,25 +24,25 @@ async fn write_until(system: &System, writer: usize, until: Instant) -> Result<u
 }
 
 #[tokio::test]
-async fn twenty_seconds_without_nats_are_invisible_over_http_and_everything_arrives_afterwards() -> Result<()> {
+async fn nats_killed_for_20_s_under_load_fails_no_write_and_loses_no_event() -> Result<()> {
     let system = System::start(2, 2).await?;
     let until = Instant::now() + OUTAGE + Duration::from_secs(2);
     let outage = async {
-        tokio::time::sleep(Duration::from_secs(1)).await; // the outage comes in the middle of the load
+        tokio::time::sleep(Duration::from_secs(1)).await; // in the middle of the load
         system.nats.kill().await?;
-        tokio::time::sleep(OUTAGE).await; // its length is the point
+        tokio::time::sleep(OUTAGE).await; // the outage
         system.nats.start_again().await
     };
     let writers = futures::future::try_join_all((0..8).map(|writer| write_until(&system, writer, until)));
     let (writes, ()) = futures::try_join!(writers, outage)?;
     system.settled().await?;
     let (written, stored) = (writes.iter().sum::<usize>(), system.stream().await?.len());
-    ensure!(written == stored, "{written} writes were answered with success, {stored} are in the stream");
+    ensure!(written == stored, "{written} writes succeeded, {stored} events are in the stream");
     Ok(())
 }
 
 #[tokio::test]
-async fn a_server_that_freezes_without_a_word_stops_nothing_for_good() -> Result<()> {
+async fn frozen_nats_fails_no_write_and_all_events_arrive_afterwards() -> Result<()> {
     let system = System::start(1, 1).await?;
     write_until(&system, 0, Instant::now() + Duration::from_secs(1)).await?;
     system.nats.pause().await?;
@@ -53,7 +53,7 @@ async fn a_server_that_freezes_without_a_word_stops_nothing_for_good() -> Result
 }
 
 #[tokio::test]
-async fn a_broker_that_lost_its_data_is_reported_as_an_error_and_http_goes_on() -> Result<()> {
+async fn lost_stream_is_logged_as_an_error_and_http_continues() -> Result<()> {
     let system = System::start(1, 1).await?;
     write_until(&system, 0, Instant::now() + Duration::from_millis(300)).await?;
     system.settled().await?;
@@ -74,7 +74,7 @@ async fn a_broker_that_lost_its_data_is_reported_as_an_error_and_http_goes_on() 
 }
 
 #[tokio::test]
-async fn a_consumer_that_was_deleted_is_made_anew_by_services_that_may_and_catches_up() -> Result<()> {
+async fn deleted_consumer_is_created_again_by_a_service_with_the_rights() -> Result<()> {
     let mut system = System { nats_user: Some("admin"), ..System::prepared().await? };
     system.add(1, 1).await?;
     write_until(&system, 0, Instant::now() + Duration::from_millis(300)).await?;
@@ -85,13 +85,13 @@ async fn a_consumer_that_was_deleted_is_made_anew_by_services_that_may_and_catch
     system.settled().await
 }
 
-/// Lines of a log at the level of warnings, or above.
+/// The lines of a log with the level of a warning or an error.
 fn warnings(log: &str) -> Vec<&str> {
     log.lines().filter(|line| line.contains(" WARN ") || line.contains("ERROR")).collect()
 }
 
 #[tokio::test]
-async fn an_outage_is_logged_when_it_begins_and_when_it_ends_however_many_ask() -> Result<()> {
+async fn an_outage_is_logged_once_when_it_begins_and_once_when_it_ends() -> Result<()> {
     let system = System::start(1, 1).await?;
     system.nats.pause().await?;
     let until = Instant::now() + Duration::from_secs(12);
@@ -106,11 +106,11 @@ async fn an_outage_is_logged_when_it_begins_and_when_it_ends_however_many_ask() 
     futures::future::try_join_all((0..8).map(ask)).await?;
     let log = system.orders[0].logs();
     let warned = warnings(&log);
-    // Asking, three subscriptions, the relay and the client of NATS have a line each.
+    // The request, three subscriptions, the relay and the NATS client log one line each.
     ensure!((1..=10).contains(&warned.len()), "{} warnings:\n{}", warned.len(), warned.join("\n"));
     system.nats.unpause().await?;
     system.settled().await?;
-    // A reply that takes longer than 300 ms on a busy machine is a 503 once more.
+    // On a busy machine a reply may take longer than 300 ms, which is a 503.
     eventually("tickets to be asked again", async || {
         let unknown = json!({"ticketId": "ffffffffffffffffffffffff"});
         system.buyer(0, "later").post("/api/orders", unknown).await?.expect(404)
@@ -120,7 +120,7 @@ async fn an_outage_is_logged_when_it_begins_and_when_it_ends_however_many_ask() 
 }
 
 #[tokio::test]
-async fn a_consumer_that_was_deleted_is_named_once_with_what_to_do() -> Result<()> {
+async fn deleted_consumer_is_logged_once_with_the_command_to_run() -> Result<()> {
     let system = System::start(1, 1).await?;
     system.jetstream().await?.get_stream("TICKETS").await?.delete_consumer("orders").await?;
     let named = || {
@@ -132,7 +132,7 @@ async fn a_consumer_that_was_deleted_is_named_once_with_what_to_do() -> Result<(
             .collect()
     };
     eventually("the warning", async || !Vec::<String>::is_empty(&named())).await?;
-    tokio::time::sleep(Duration::from_secs(8)).await; // time for more of them
+    tokio::time::sleep(Duration::from_secs(8)).await; // time for more warnings
     let lines: Vec<String> = named();
     ensure!(lines.len() == 1 && lines[0].contains("run the command `provision`"), "{}", lines.join("\n"));
     stack::provision(&system.nats.server(), 1).await?;

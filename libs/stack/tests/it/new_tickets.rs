@@ -1,4 +1,4 @@
-//! A ticket that was made a moment ago can be ordered, however far behind the stream is.
+//! A new ticket can be ordered at once, however large the lag of the stream is.
 
 use crate::records::count;
 use crate::system::System;
@@ -10,7 +10,7 @@ use std::time::Duration;
 use testkit::{Client, Signal, eventually};
 use tokio::time::{Instant, timeout};
 
-/// While this is held, nothing that tickets commits is published.
+/// Locks the relay of tickets: while the connection is held, no event is published.
 async fn hold_relay(system: &System) -> Result<PgConnection> {
     let mut holder = PgConnection::connect(&system.tickets_db).await?;
     eventually("the relay's row", async || {
@@ -23,7 +23,7 @@ async fn hold_relay(system: &System) -> Result<PgConnection> {
     Ok(holder)
 }
 
-/// Orders a ticket that does not exist. Returns how long the answer took.
+/// Orders a ticket that does not exist. Returns the response time.
 async fn order_nothing(buyer: &Client, status: u16) -> Result<Duration> {
     let begun = Instant::now();
     let answer = buyer.post("/api/orders", json!({"ticketId": "ffffffffffffffffffffffff"})).await?;
@@ -33,14 +33,14 @@ async fn order_nothing(buyer: &Client, status: u16) -> Result<Duration> {
     Ok(elapsed)
 }
 
-/// Asks all replicas of tickets, as `nats micro` does.
+/// Sends a request to all replicas of tickets, as `nats micro` does.
 async fn micro(system: &System, verb: &str) -> Result<Vec<Value>> {
     let nats = system.nats.connect().await?;
     let inbox = nats.new_inbox();
     let mut answers = nats.subscribe(inbox.clone()).await?;
     nats.publish_with_reply(format!("$SRV.{verb}.tickets"), inbox, "".into()).await?;
     let mut replicas = Vec::new();
-    // Nobody knows how many there are: it is over when no more come.
+    // The number of replicas is unknown: it ends when no more replies come.
     while let Ok(answer) = timeout(Duration::from_secs(1), answers.next()).await {
         replicas.push(serde_json::from_slice(&answer.context("the subscription ended")?.payload)?);
     }
@@ -48,13 +48,13 @@ async fn micro(system: &System, verb: &str) -> Result<Vec<Value>> {
 }
 
 #[tokio::test]
-async fn a_ticket_that_no_event_has_told_of_can_be_ordered_at_once() -> Result<()> {
+async fn a_ticket_whose_event_has_not_arrived_can_be_ordered_at_once() -> Result<()> {
     let system = System::start(2, 2).await?;
     let holder = hold_relay(&system).await?;
     for number in 0..20 {
         let body = json!({"title": format!("Ticket {number}"), "price": 20 + number});
         let ticket = system.seller(number).post("/api/tickets", body).await?.expect(201)?;
-        // A machine that is busy with other tests may be late, and then the buyer tries again.
+        // On a busy machine a reply may be late; then the buyer tries again.
         let order = eventually("the order", async || {
             let body = json!({"ticketId": ticket["id"]});
             system.buyer(number, "buyer").post("/api/orders", body).await?.expect(201)
@@ -63,9 +63,9 @@ async fn a_ticket_that_no_event_has_told_of_can_be_ordered_at_once() -> Result<(
         let expected = json!({"id": ticket["id"], "title": ticket["title"], "price": ticket["price"], "version": 0});
         ensure!(order["ticket"] == expected, "{order}");
     }
-    ensure!(system.stream().await?.is_empty(), "the stream does not lag: this test tests nothing");
+    ensure!(system.stream().await?.is_empty(), "the stream does not lag");
 
-    // Each question went to one replica, and both had their share.
+    // Each request went to one replica, and both got some.
     let stats = micro(&system, "STATS").await?;
     let shares: Vec<_> = stats.iter().map(|replica| replica["endpoints"][0]["num_requests"].as_u64()).collect();
     ensure!(shares.len() == 2 && shares.iter().all(|share| *share > Some(0)), "{shares:?}");
@@ -74,7 +74,7 @@ async fn a_ticket_that_no_event_has_told_of_can_be_ordered_at_once() -> Result<(
 }
 
 #[tokio::test]
-async fn the_endpoint_is_shown_by_natss_own_tools() -> Result<()> {
+async fn the_endpoint_is_listed_by_the_tools_of_nats() -> Result<()> {
     let system = System::start(2, 0).await?;
     let replicas = eventually("both replicas", async || {
         let replicas = micro(&system, "INFO").await?;
@@ -91,15 +91,15 @@ async fn the_endpoint_is_shown_by_natss_own_tools() -> Result<()> {
 }
 
 #[tokio::test]
-async fn a_ticket_is_not_found_only_if_tickets_says_so_and_unavailable_otherwise() -> Result<()> {
+async fn unknown_ticket_is_404_only_by_a_reply_of_tickets_and_503_otherwise() -> Result<()> {
     let system = System::start(1, 1).await?;
     let buyer = system.buyer(0, "buyer");
-    eventually("tickets to answer questions", async || {
+    eventually("tickets to reply to requests", async || {
         ensure!(!micro(&system, "PING").await?.is_empty());
         anyhow::Ok(())
     })
     .await?;
-    // Tickets replies that there is none. A busy machine may be late, which is a 503, as below.
+    // Tickets replies that it does not exist. On a busy machine the reply may be late, which is a 503.
     eventually("a reply of tickets", async || order_nothing(&buyer, 404).await).await?;
     // Tickets replies with an error: its table is gone.
     let mut db = PgConnection::connect(&system.tickets_db).await?;
@@ -113,7 +113,7 @@ async fn a_ticket_is_not_found_only_if_tickets_says_so_and_unavailable_otherwise
         anyhow::Ok(())
     })
     .await?;
-    // Tickets is dead: NATS says that nobody listens.
+    // Tickets is dead: NATS reports that there is no responder.
     system.tickets[0].signal(Signal::Kill).await?;
     eventually("NATS to notice", async || {
         ensure!(order_nothing(&buyer, 503).await? < Duration::from_millis(300));

@@ -1,4 +1,4 @@
-//! A database that comes back older than what it has published: restored from last night's backup.
+//! A database that was restored from a backup is older than the events it has published.
 
 use crate::system::System;
 use anyhow::{Context, Result, ensure};
@@ -35,7 +35,7 @@ async fn replica_is_sold_at(system: &System, price: &str) -> Result<()> {
 }
 
 #[tokio::test]
-async fn a_restored_database_publishes_nothing_and_says_so_also_when_nobody_writes() -> Result<()> {
+async fn restored_older_database_is_reported_and_publishes_nothing() -> Result<()> {
     let system = System::start(1, 1).await?;
     let seller = system.seller(0);
     let path = format!("/api/tickets/{}", system.ticket().await?); // at 20
@@ -49,11 +49,11 @@ async fn a_restored_database_publishes_nothing_and_says_so_also_when_nobody_writ
     in_postgres(&system, "psql -U postgres --quiet --set ON_ERROR_STOP=1 tickets < /tmp/backup.sql").await?;
     is_reported(&system, Duration::from_secs(50)).await?;
 
-    // Version 1 for the second time.
+    // This is the second event with version 1.
     let edited =
         eventually("an edit", async || seller.put(&path, json!({"title": "Concert", "price": 40})).await?.expect(200));
     ensure!(edited.await?["version"] == 1);
-    tokio::time::sleep(Duration::from_secs(3)).await; // time to do wrong
+    tokio::time::sleep(Duration::from_secs(3)).await; // time for a wrong publish
     ensure!(system.stream().await? == published, "something was published");
     replica_is_sold_at(&system, "30.0000").await
 }

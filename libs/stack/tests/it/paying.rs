@@ -1,4 +1,4 @@
-//! What a payments service says, and what an external timer says.
+//! The events of the payments service and of an external timer.
 
 use crate::records::count;
 use crate::system::System;
@@ -26,7 +26,7 @@ impl Story {
         self.system.buyer(0, "buyer").get(&format!("/api/orders/{}", self.order)).await?.expect(200)
     }
 
-    /// Publishes the payment of this number, and waits until it was applied.
+    /// Publishes the payment with this number, and waits until it is applied.
     async fn pay(&self, number: u8) -> Result<()> {
         let payment =
             json!({"id": format!("{number:024x}"), "orderId": self.order, "stripeId": format!("pi_{number}")});
@@ -61,7 +61,7 @@ impl Story {
 async fn a_payment_completes_its_order_and_the_ticket_stays_held() -> Result<()> {
     let story = Story::start().await?;
     story.pay(1).await?;
-    // Delivered again, and over after it was paid.
+    // The payment is delivered again, and the order expires after it was paid.
     story.pay(1).await?;
     story.expire().await?;
     let order = story.order().await?;
@@ -74,7 +74,7 @@ async fn a_payment_completes_its_order_and_the_ticket_stays_held() -> Result<()>
     ensure!(last["status"] == "complete" && last["ticket"]["reservation"] == 1, "{last}");
     ensure!(story.refunds_due().await? == (0, "0".to_owned(), 0), "{:?}", story.refunds_due().await?);
 
-    // Somebody has paid twice.
+    // A user has paid twice.
     story.pay(2).await?;
     ensure!(story.order().await? == order);
     ensure!(story.refunds_due().await? == (1, "1".to_owned(), 1), "{:?}", story.refunds_due().await?);
@@ -82,7 +82,7 @@ async fn a_payment_completes_its_order_and_the_ticket_stays_held() -> Result<()>
 }
 
 #[tokio::test]
-async fn a_payment_for_a_cancelled_order_changes_nothing_and_is_a_refund_that_is_due_once() -> Result<()> {
+async fn a_payment_of_a_cancelled_order_is_one_refund_and_changes_nothing() -> Result<()> {
     let story = Story::start().await?;
     story.cancel().await?;
     let cancelled = story.order().await?;
@@ -95,7 +95,7 @@ async fn a_payment_for_a_cancelled_order_changes_nothing_and_is_a_refund_that_is
 }
 
 #[tokio::test]
-async fn an_external_timer_cancels_what_is_still_created_and_nothing_else() -> Result<()> {
+async fn an_external_timer_cancels_only_orders_in_status_created() -> Result<()> {
     let story = Story::start().await?;
     story.expire().await?;
     story.expire().await?;
@@ -117,7 +117,7 @@ async fn an_external_timer_cancels_what_is_still_created_and_nothing_else() -> R
 }
 
 #[tokio::test]
-async fn a_payment_for_an_unknown_order_is_retried_and_then_a_dead_letter_that_holds_up_nobody() -> Result<()> {
+async fn a_payment_of_an_unknown_order_is_retried_then_a_dead_letter() -> Result<()> {
     let story = Story::start().await?;
     let stray = json!({"id": format!("{:024x}", 9), "orderId": "ffffffffffffffffffffffff", "stripeId": "pi_9"});
     story.system.publish("payment.created", stray).await?;

@@ -1,4 +1,4 @@
-//! Payments with the id of another payment. Nothing may get lost: a person has to see the one that was not recorded.
+//! Payments with the id of another payment. The one that is not recorded must become a dead letter.
 
 use crate::records::count;
 use crate::system::System;
@@ -41,7 +41,7 @@ async fn statuses(system: &System, orders: &[String; 3]) -> Result<Vec<Value>> {
     Ok(statuses)
 }
 
-/// Waits until exactly these payments are dead letters, each with the content that was recorded before it.
+/// Waits until exactly these payments are dead letters, each with the content of the recorded payment.
 async fn refused(system: &System, expected: &[(&Value, &Value)]) -> Result<()> {
     let mut db = PgConnection::connect(&system.orders_db).await?;
     let letters = eventually_within(Duration::from_mins(1), "the dead letters", async || {
@@ -87,7 +87,7 @@ async fn a_payment_that_differs_from_the_recorded_one_becomes_a_dead_letter() ->
     publish(&system, &[other_order.clone(), other_name.clone()]).await?;
     refused(&system, &[(&other_order, &first), (&other_name, &second)]).await?;
 
-    // The same payment once more changes nothing, and does not close the dead letter of the other.
+    // A second delivery of the recorded payment changes nothing, and does not close the dead letter of the other one.
     publish(&system, &[first.clone(), second.clone()]).await?;
     system.caught_up("PAYMENTS", "orders").await?;
     refused(&system, &[(&other_order, &first), (&other_name, &second)]).await?;
@@ -99,10 +99,10 @@ async fn a_payment_that_differs_from_the_recorded_one_becomes_a_dead_letter() ->
 }
 
 #[tokio::test]
-async fn payments_that_differ_in_one_batch_are_a_record_and_a_dead_letter() -> Result<()> {
+async fn of_two_differing_payments_in_a_batch_one_becomes_a_dead_letter() -> Result<()> {
     let mut system = System::start(1, 1).await?;
     let orders = orders(&system).await?;
-    // All of it waits before orders starts again, so that it comes in one batch.
+    // All payments are in the stream before orders starts again, so that they are one batch.
     system.orders[0].stop(Duration::from_secs(30)).await?;
     let first = payment(FIRST, &orders[0], "pi_1");
     let other_order = payment(FIRST, &orders[2], "pi_1");
@@ -125,7 +125,7 @@ async fn payments_that_differ_in_one_batch_are_a_record_and_a_dead_letter() -> R
 }
 
 #[tokio::test]
-async fn a_redelivered_payment_leaves_the_refusal_of_its_namesake_open() -> Result<()> {
+async fn redelivery_does_not_close_the_dead_letter_of_the_other_payment() -> Result<()> {
     let system = System::start(1, 1).await?;
     let orders = orders(&system).await?;
     let first = payment(FIRST, &orders[0], "pi_1");

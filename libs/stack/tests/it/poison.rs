@@ -1,4 +1,4 @@
-//! Messages in the stream that are no events, and events that come twice or in the wrong order.
+//! Malformed messages in the stream, and events that arrive twice or in the wrong order.
 
 use crate::records::count;
 use crate::system::System;
@@ -29,7 +29,7 @@ async fn publish(system: &System, subject: &'static str, bodies: impl IntoIterat
 }
 
 #[tokio::test]
-async fn poison_in_the_middle_of_a_batch_becomes_a_dead_letter_and_its_neighbours_are_applied() -> Result<()> {
+async fn malformed_events_in_a_batch_become_dead_letters_and_others_apply() -> Result<()> {
     let mut system = System::start(1, 0).await?;
     let wrong_version = String::from_utf8(event(9, 0, "x"))?.replace("\"version\":0", "\"version\":\"0\"").into_bytes();
     let poison = [
@@ -39,7 +39,7 @@ async fn poison_in_the_middle_of_a_batch_becomes_a_dead_letter_and_its_neighbour
         Vec::new(),
         b"[".repeat(100_000),
     ];
-    // All of it waits before orders starts, so that it comes in one batch.
+    // All messages are in the stream before orders starts, so that they are one batch.
     publish(&system, "ticket.created", (0..20).map(|number| event(number, 0, "before"))).await?;
     publish(&system, "ticket.updated", poison.clone()).await?;
     publish(&system, "ticket.created", (20..40).map(|number| event(number, 0, "after"))).await?;
@@ -66,7 +66,7 @@ async fn poison_in_the_middle_of_a_batch_becomes_a_dead_letter_and_its_neighbour
     }
     ensure!(system.consumer().await?.num_redelivered == 0, "poison is being redelivered");
 
-    // The relay finds its stream written to by a stranger, and goes on behind that.
+    // The relay finds messages of another publisher in its stream, and continues after them.
     system.seller(0).post("/api/tickets", json!({"title": "Real", "price": 5})).await?.expect(201)?;
     system.caught_up("TICKETS", "orders").await?;
     eventually("the real ticket", async || {
@@ -77,9 +77,9 @@ async fn poison_in_the_middle_of_a_batch_becomes_a_dead_letter_and_its_neighbour
 }
 
 #[tokio::test]
-async fn an_event_that_the_database_refuses_is_retried_and_then_a_dead_letter() -> Result<()> {
+async fn an_event_that_postgres_refuses_is_retried_then_a_dead_letter() -> Result<()> {
     let system = System::start(1, 1).await?;
-    // A title that no Postgres can store: it decodes, and its handler fails on it every time.
+    // Postgres cannot store this title: the event decodes, and its handler fails every time.
     publish(&system, "ticket.created", [event(1, 0, "before"), event(2, 0, "\0"), event(3, 0, "after")]).await?;
     let dead = "select count(*) from bus.dead_letters where status = 'dead' and attempts = 5";
     testkit::eventually_within(std::time::Duration::from_mins(1), "the dead letter", async || {
@@ -90,7 +90,7 @@ async fn an_event_that_the_database_refuses_is_retried_and_then_a_dead_letter() 
     system.caught_up("TICKETS", "orders").await?;
     ensure!(system.replica_rows().await?.len() == 2, "its neighbours were not applied");
 
-    // A newer version of the same ticket makes up for it.
+    // A newer version of the same ticket supersedes it.
     publish(&system, "ticket.updated", [event(2, 1, "fine")]).await?;
     let open = "select count(*) from bus.dead_letters where status <> 'superseded'";
     eventually("the newer version", async || {
@@ -124,7 +124,7 @@ async fn events_replayed_doubled_and_shuffled_leave_the_replica_unchanged() -> R
         let subject = if update { "ticket.updated" } else { "ticket.created" };
         replays.extend([(subject, message.payload.clone()), (subject, message.payload)]);
     }
-    // A shuffle that is the same in every run: by the hash of the position.
+    // The order is by the hash of the position, so it is the same in every run.
     let mut shuffled: Vec<_> = replays.into_iter().enumerate().collect();
     shuffled.sort_by_key(|(position, _)| BuildHasherDefault::<DefaultHasher>::default().hash_one(position));
     for (_, (subject, body)) in shuffled {
@@ -137,7 +137,7 @@ async fn events_replayed_doubled_and_shuffled_leave_the_replica_unchanged() -> R
 }
 
 #[tokio::test]
-async fn a_newer_version_that_arrives_first_wins_and_the_older_is_acknowledged_without_effect() -> Result<()> {
+async fn an_older_version_that_arrives_later_is_acknowledged_without_effect() -> Result<()> {
     let system = System::start(1, 1).await?;
     publish(&system, "ticket.updated", [event(1, 2, "newest")]).await?;
     system.caught_up("TICKETS", "orders").await?;

@@ -1,4 +1,4 @@
-//! Two things happen to an order at the same instant: one wins, and everybody hears of the same.
+//! Two concurrent changes of an order: one wins, and all services agree on it.
 
 use crate::system::System;
 use anyhow::{Result, ensure};
@@ -19,19 +19,19 @@ async fn expire(system: &System, order: &str) -> Result<()> {
     system.publish("expiration.complete", json!({"orderId": order})).await
 }
 
-/// `None`: its user has cancelled it; else it was complete already.
+/// Cancels the order as its user. Returns the error if the order was already complete.
 async fn cancel(system: &System, replica: usize, order: &str) -> Result<Option<Value>> {
     let answer = system.buyer(replica, "buyer").delete(&format!("/api/orders/{order}")).await?;
     ensure!([204, 400].contains(&answer.status), "{}: {}", answer.status, answer.body);
     Ok((answer.status == 400).then_some(answer.body))
 }
 
-/// A little later in some rounds than in others, so that now the one comes first and now the other.
+/// A delay that varies between rounds, so that either change may come first.
 async fn lag(round: usize) {
     sleep(Duration::from_millis(round as u64 % 20)).await;
 }
 
-/// All orders and whether a refund is due for their payment, once everything has settled: `(complete, cancelled)`.
+/// Waits until the system is at rest, and checks every order and its refund. Returns `(complete, cancelled)`.
 async fn outcome(system: &System) -> Result<(usize, usize)> {
     system.settled().await?;
     let mut db = PgConnection::connect(&system.orders_db).await?;
@@ -49,7 +49,7 @@ async fn outcome(system: &System) -> Result<(usize, usize)> {
     Ok((complete, ROUNDS - complete))
 }
 
-/// With an order of its own each.
+/// Runs all rounds, each with its own order.
 async fn rounds(system: &System, at_once: usize, round: impl AsyncFn(usize, &str) -> Result<()>) -> Result<()> {
     let tickets = system.tickets(ROUNDS).await?;
     stream::iter(tickets.iter().enumerate())
@@ -60,7 +60,7 @@ async fn rounds(system: &System, at_once: usize, round: impl AsyncFn(usize, &str
 }
 
 #[tokio::test]
-async fn pay_and_cancel() -> Result<()> {
+async fn a_payment_and_a_cancel_have_one_winner() -> Result<()> {
     let system = System::start(1, 2).await?;
     rounds(&system, 8, async |number, order| {
         let late = async {
@@ -85,7 +85,7 @@ async fn pay_and_cancel() -> Result<()> {
 }
 
 #[tokio::test]
-async fn pay_and_expire() -> Result<()> {
+async fn a_payment_and_an_expiration_event_have_one_winner() -> Result<()> {
     let system = System::start(1, 2).await?;
     rounds(&system, 8, async |_, order| {
         futures::try_join!(pay(&system, order), expire(&system, order))?;
@@ -98,7 +98,7 @@ async fn pay_and_expire() -> Result<()> {
 }
 
 #[tokio::test]
-async fn expire_and_cancel() -> Result<()> {
+async fn an_expiration_event_and_a_cancel_have_one_winner() -> Result<()> {
     let system = System::start(1, 2).await?;
     rounds(&system, 8, async |number, order| {
         let late = async {
@@ -106,7 +106,7 @@ async fn expire_and_cancel() -> Result<()> {
             cancel(&system, number, order).await
         };
         let (refused, ()) = futures::try_join!(late, expire(&system, order))?;
-        ensure!(refused.is_none(), "an order that was never paid is said to be complete");
+        ensure!(refused.is_none(), "an unpaid order is complete");
         Ok(())
     })
     .await?;
@@ -115,12 +115,12 @@ async fn expire_and_cancel() -> Result<()> {
     Ok(())
 }
 
-/// The same with our own clock: what is paid about when its time is over.
+/// The same with the clock of the service: each order is paid about when its time is over.
 #[tokio::test]
-async fn pay_when_the_clock_runs_out() -> Result<()> {
+async fn a_payment_and_an_expiry_by_the_clock_have_one_winner() -> Result<()> {
     let system = System::start_with(1, 3, "2s").await?;
     rounds(&system, 64, async |number, order| {
-        // Before the time is over, and after it, when somebody may or may not have noticed.
+        // Before the time is over, and after it, when the expiry may or may not have run.
         sleep(Duration::from_millis(1700 + 6 * number as u64 % 1200)).await;
         pay(&system, order).await
     })

@@ -1,4 +1,4 @@
-//! What services have written, and where: in their databases and in the streams.
+//! The rows and events that services have written, in their databases and in the streams.
 
 use anyhow::{Context, Result, ensure};
 use async_nats::jetstream::{self, consumer};
@@ -6,11 +6,11 @@ use futures::TryStreamExt;
 use serde_json::Value;
 use sqlx::{AssertSqlSafe, Connection, PgConnection};
 
-/// Whose place is in which stream.
+/// The streams and the service that consumes each.
 pub const PLACES: [(&str, &str); 4] =
     [("TICKETS", "orders"), ("ORDERS", "tickets"), ("PAYMENTS", "orders"), ("EXPIRATION", "orders")];
 
-/// Everything is looked at with all rights.
+/// Access to all databases and streams, with all rights.
 #[derive(Clone)]
 pub struct Records {
     /// Servers, comma-separated, with user and password.
@@ -19,7 +19,7 @@ pub struct Records {
     pub orders_db: String,
 }
 
-/// One message of a stream of ours.
+/// An event in a stream.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Stored {
     pub subject: String,
@@ -41,18 +41,18 @@ impl Records {
         Ok(jetstream::new(testkit::connect(&self.nats_url).await?))
     }
 
-    /// Publishes past all services, as their neighbours do.
+    /// Publishes directly to NATS, as external services do.
     pub async fn publish(&self, subject: &'static str, body: Value) -> Result<()> {
         self.jetstream().await?.publish(subject, body.to_string().into()).await?.await?;
         Ok(())
     }
 
-    /// Everything that is in the stream of tickets, in order.
+    /// All events in the stream `TICKETS`, in order.
     pub async fn stream(&self) -> Result<Vec<Stored>> {
         self.stored("TICKETS").await
     }
 
-    /// Everything that our services have published to `stream`, in order.
+    /// All events that the services have published to `stream`, in order.
     pub async fn stored(&self, stream: &str) -> Result<Vec<Stored>> {
         let stream = self.jetstream().await?.get_stream(stream).await?;
         let count = usize::try_from(stream.cached_info().state.messages)?;
@@ -74,23 +74,23 @@ impl Records {
         Ok(stored)
     }
 
-    /// The place of orders in the stream of tickets.
+    /// The state of the consumer of orders in the stream `TICKETS`.
     pub async fn consumer(&self) -> Result<consumer::Info> {
         self.place("TICKETS", "orders").await
     }
 
-    /// The place of a service in a stream.
+    /// The state of the consumer of a service in a stream.
     pub async fn place(&self, stream: &str, service: &str) -> Result<consumer::Info> {
         Ok(self.jetstream().await?.get_stream(stream).await?.consumer_info(service).await?)
     }
 
-    /// Waits until a service has applied all that is in a stream.
+    /// Waits until a service has applied all events of a stream.
     pub async fn caught_up(&self, stream: &str, service: &str) -> Result<()> {
         let what = format!("{service} to catch up with {stream}");
         testkit::eventually(&what, async || self.is_caught_up(stream, service).await).await
     }
 
-    /// An error if a service has not applied all that is in a stream.
+    /// Fails if a service has not applied all events of a stream.
     pub async fn is_caught_up(&self, stream: &str, service: &str) -> Result<()> {
         let place = self.place(stream, service).await?;
         let (pending, unacked) = (place.num_pending, place.num_ack_pending);
@@ -99,7 +99,7 @@ impl Records {
     }
 }
 
-/// What a copy must have in common with its source, one text per ticket.
+/// The columns of a ticket that a copy shares with its source, one text per ticket.
 async fn rows(database_url: &str, table: &str) -> Result<Vec<String>> {
     let mut db = PgConnection::connect(database_url).await?;
     let sql = format!("select concat_ws('|', id, title, price, user_id, version, order_id) from {table} order by id");

@@ -1,4 +1,4 @@
-//! A relay that dies or freezes at the worst moment, with its events in the stream but not yet out of the outbox.
+//! A relay that dies or freezes between the publish of its events and their deletion from the outbox.
 
 use crate::records::count;
 use crate::system::System;
@@ -16,8 +16,7 @@ async fn create(seller: &Client, count: usize) -> Result<()> {
     Ok(())
 }
 
-/// Holds the rows of the outbox, so that a relay that has published them cannot delete them, and waits until it has
-/// published them.
+/// Locks the rows of the outbox, and waits until the relay has published them. The relay cannot delete them.
 async fn published_but_not_deleted(system: &System, events: u64) -> Result<PgConnection> {
     let mut holder = PgConnection::connect(&system.tickets_db).await?;
     sqlx::query("begin").execute(&mut holder).await?;
@@ -55,7 +54,7 @@ async fn kill_nine_between_publish_and_delete_loses_and_doubles_nothing() -> Res
 }
 
 #[tokio::test]
-async fn a_single_event_that_was_published_before_the_crash_is_not_published_again() -> Result<()> {
+async fn a_single_event_published_before_a_crash_is_not_published_again() -> Result<()> {
     let mut system = System::start(1, 1).await?;
     create(&system.seller(0), 1).await?;
     system.settled().await?;
@@ -74,7 +73,7 @@ async fn a_single_event_that_was_published_before_the_crash_is_not_published_aga
 }
 
 #[tokio::test]
-async fn two_tickets_processes_that_relay_at_once_publish_each_event_once() -> Result<()> {
+async fn concurrent_relays_of_three_replicas_publish_each_event_once() -> Result<()> {
     let system = System::start(3, 1).await?;
     let sellers: Vec<Client> = (0..3).map(|replica| system.seller(replica)).collect();
     futures::future::try_join_all(sellers.iter().map(|seller| create(seller, 200))).await?;
@@ -83,7 +82,7 @@ async fn two_tickets_processes_that_relay_at_once_publish_each_event_once() -> R
     Ok(())
 }
 
-/// Frozen after its batch was stored, through the takeover by another replica that goes on publishing, then thawed.
+/// The relay is frozen after its batch was stored. It continues after another replica has taken over.
 #[tokio::test]
 async fn a_relay_frozen_after_publishing_is_taken_over_and_harmless_when_it_thaws() -> Result<()> {
     let mut system = System::start(1, 1).await?;

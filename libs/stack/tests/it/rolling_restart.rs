@@ -1,5 +1,5 @@
-//! A new release, as Kubernetes brings it: a new replica is ready before an old one is told to leave, and an old one is
-//! told only after nobody sends it anything new.
+//! A rolling update as by Kubernetes: a new replica is ready before an old one stops, and an old one stops only after it gets
+//! no new requests.
 
 use crate::system::System;
 use anyhow::{Context, Result, ensure};
@@ -12,10 +12,10 @@ use std::time::Duration;
 use testkit::Client;
 use tokio::time::sleep;
 
-/// `preStop: sleep` of the manifests, shorter: here the balancer forgets a replica at once.
+/// Shorter than `preStop: sleep` of the manifests, because this balancer removes a replica at once.
 const PRE_STOP: Duration = Duration::from_millis(300);
 
-/// The replicas that are sent requests.
+/// The replicas that get requests.
 #[derive(Default)]
 struct Balancer(Mutex<Vec<Client>>);
 
@@ -29,7 +29,7 @@ impl Balancer {
         replicas.choose(&mut rand::rng()).cloned().context("there is no replica")
     }
 
-    /// Writes and reads until `stop`; every answer must be a success.
+    /// Writes and reads until `stop`. Every response must be a success.
     async fn load(&self, stop: &AtomicBool) -> Result<usize> {
         let mut requests = 0;
         while !stop.load(Ordering::Relaxed) {
@@ -57,13 +57,13 @@ async fn no_request_fails_during_a_rolling_restart() -> Result<()> {
             balancer.set(system.tickets.iter().map(testkit::Process::client).collect());
             sleep(PRE_STOP).await; // as Kubernetes does
             let status = old.stop(Duration::from_secs(10)).await?;
-            ensure!(status.success(), "it did not end well:\n{}", old.last_lines(20));
+            ensure!(status.success(), "the stop failed:\n{}", old.last_lines(20));
         }
         stop.store(true, Ordering::Relaxed);
         anyhow::Ok(())
     };
     let (requests, ()) = futures::try_join!(try_join_all((0..8).map(|_| balancer.load(&stop))), restart)?;
-    ensure!(requests.iter().sum::<usize>() > 200, "there was hardly any load: {requests:?}");
+    ensure!(requests.iter().sum::<usize>() > 200, "too few requests: {requests:?}");
     system.settled().await?;
     ensure!(system.stream().await?.len() == requests.iter().sum::<usize>() / 2);
     Ok(())

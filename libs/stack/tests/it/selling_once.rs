@@ -1,4 +1,4 @@
-//! Many want the same ticket.
+//! Many users order the same ticket.
 
 use crate::records::count;
 use crate::system::{System, id};
@@ -31,7 +31,7 @@ async fn of_two_hundred_users_at_three_replicas_one_gets_the_ticket() -> Result<
     })
     .await?;
 
-    // Reserved is not for sale, and not to be edited.
+    // A reserved ticket is not listed, and cannot be edited.
     let list = system.seller(0).get("/api/tickets").await?.expect(200)?;
     ensure!(list == json!([]), "{list}");
     let edit = json!({"title": "Other", "price": 1});

@@ -1,4 +1,4 @@
-//! What must be true once nothing moves any more: nothing is lost, doubled or stuck, and everybody agrees.
+//! The invariants of a system at rest: no event is lost, doubled or stuck, and all copies agree.
 
 use crate::records::{PLACES, Records, Stored, count};
 use anyhow::{Result, ensure};
@@ -9,9 +9,11 @@ use std::time::Duration;
 use testkit::eventually_within;
 
 impl Records {
-    /// Waits until nothing moves any more: outboxes empty, subscriptions caught up, no dead letters, the replica equal to
-    /// its source row by row, each ticket held by its live order and by no other. Then every version of every ticket and
-    /// order must be in its stream, once, in order, and said to be what it is.
+    /// Waits until the system is at rest, then checks its invariants.
+    ///
+    /// At rest: outboxes are empty, subscriptions have caught up, there are no dead letters, the replica equals its source row
+    /// by row, and each ticket is held by its live order and by no other. Then every version of every ticket and order must be
+    /// in its stream once, in order, and under the right subject.
     pub async fn settled(&self) -> Result<()> {
         let jetstream = self.jetstream().await?;
         eventually_within(Duration::from_mins(1), "the system to settle", async || self.quiet(&jetstream).await)
@@ -55,12 +57,12 @@ impl Records {
         for (stream, service) in PLACES {
             let place = jetstream.get_stream(stream).await?.consumer_info(service).await?;
             let (pending, unacked) = (place.num_pending, place.num_ack_pending);
-            ensure!(pending == 0 && unacked == 0, "{stream}: {pending} to deliver, {unacked} to acknowledge");
+            ensure!(pending == 0 && unacked == 0, "{stream}: {pending} events to deliver, {unacked} to acknowledge");
         }
         self.copies_agree().await
     }
 
-    /// No outbox holds anything, and there is no dead letter.
+    /// Checks that all outboxes are empty, and that there is no open dead letter.
     pub async fn relayed_and_applied(&self) -> Result<()> {
         for (name, db) in [("tickets", &self.tickets_db), ("orders", &self.orders_db)] {
             let waiting = count(db, "select count(*) from bus.outbox").await?;
@@ -71,7 +73,7 @@ impl Records {
         Ok(())
     }
 
-    /// The replica has what tickets has, and each ticket is held by its live order.
+    /// Checks that the replica equals tickets, and that each ticket is held by its live order.
     pub async fn copies_agree(&self) -> Result<()> {
         let (source, replica) = (self.tickets_rows().await?, self.replica_rows().await?);
         ensure!(source == replica, "the replica has {} of {} tickets, or older ones", replica.len(), source.len());
@@ -83,7 +85,7 @@ impl Records {
         Ok(())
     }
 
-    /// Ticket → order.
+    /// Pairs of ticket and order.
     async fn holders(&self, sql: &str, database_url: &str) -> Result<BTreeMap<String, String>> {
         let pairs = columns::<(String, String)>(database_url, sql).await?;
         let count = pairs.len();
@@ -93,7 +95,8 @@ impl Records {
     }
 }
 
-/// The last event of every aggregate, if each was announced with every version once, in order, under its name.
+/// Checks that a stream has every version of each aggregate once, in order, under the right subject. Returns the last
+/// event of each aggregate.
 fn history(stream: &[Stored], subject: impl Fn(&Stored) -> &'static str) -> Result<HashMap<String, &Stored>> {
     let mut last: HashMap<String, &Stored> = HashMap::new();
     for stored in stream {

@@ -5,11 +5,12 @@ use testkit::Reaper;
 use testkit::images::Image;
 use tokio::process::Command;
 
-/// More than the room that `infra/nats/frozen.sh` asks for.
+/// More than the free space that `infra/nats/frozen.sh` requires.
 const SIZE: &str = "128m";
 
-/// A volume of Docker's. Docker forgets what is in memory when no container uses it: a container that sleeps keeps it.
-/// To be dropped after what uses it.
+/// A Docker volume in memory.
+///
+/// Docker deletes its content when no container uses it, so a sleeping container keeps it. Drop it after its users.
 pub struct SmallDisk {
     /// The volume's name.
     pub volume: String,
@@ -31,12 +32,12 @@ impl SmallDisk {
         Ok(Self { volume, holder, remove, _reaper: reaper })
     }
 
-    /// Leaves no room at all.
+    /// Fills the volume completely.
     pub async fn fill(&self) -> Result<()> {
         self.run("dd if=/dev/zero of=/data/filler bs=4096; test $(df -P /data | awk 'END { print $4 }') -eq 0").await
     }
 
-    /// Gives back what [`fill`](Self::fill) took.
+    /// Frees the space that [`fill`](Self::fill) took.
     pub async fn free(&self) -> Result<()> {
         self.run("rm /data/filler").await
     }
@@ -55,7 +56,7 @@ impl Drop for SmallDisk {
     }
 }
 
-/// What this command prints.
+/// Runs docker and returns its output.
 pub async fn docker(arguments: &[&str]) -> Result<String> {
     let output = Command::new("docker").args(arguments).output().await?;
     ensure!(output.status.success(), "docker {arguments:?}: {}", String::from_utf8_lossy(&output.stderr));

@@ -1,4 +1,4 @@
-//! SIGTERM under load, and services that are there before what they need.
+//! SIGTERM under load, and services that start before Postgres and NATS.
 
 use crate::system::System;
 use anyhow::{Result, ensure};
@@ -9,7 +9,7 @@ use tokio::time::Instant;
 
 const GRACE: Duration = Duration::from_secs(20);
 
-/// Creates tickets until `until`, or until the service says that it closes the connection. Every request must succeed.
+/// Creates tickets until `until`, or until a response closes the connection. Every request must succeed.
 async fn create_until(system: &System, until: Instant) -> Result<usize> {
     let (seller, mut created) = (system.seller(0), 0);
     while Instant::now() < until {
@@ -37,13 +37,13 @@ async fn a_stop_under_load_leaves_nothing_to_redeliver() -> Result<()> {
         };
         let writers = futures::future::try_join_all((0..8).map(|_| create_until(&system, until)));
         let (created, status) = futures::try_join!(writers, stop)?;
-        ensure!(created.iter().sum::<usize>() > 100, "hardly a load: {created:?}");
+        ensure!(created.iter().sum::<usize>() > 100, "too few tickets: {created:?}");
         ensure!(status.success(), "orders ended with {status}");
-        ensure!(system.consumer().await?.num_ack_pending == 0, "events are still to be acknowledged after the stop");
+        ensure!(system.consumer().await?.num_ack_pending == 0, "events are not acknowledged after the stop");
 
         system.orders.push(system.spawn_orders()?);
         system.settled().await?;
-        ensure!(system.consumer().await?.num_redelivered == 0, "the restart was delivered events again");
+        ensure!(system.consumer().await?.num_redelivered == 0, "events were redelivered after the restart");
         let (delivered, stored) = (system.consumer().await?.delivered, system.stream().await?.len() as u64);
         ensure!(delivered.consumer_sequence == stored, "{} deliveries of {stored}", delivered.consumer_sequence);
     }
@@ -51,7 +51,7 @@ async fn a_stop_under_load_leaves_nothing_to_redeliver() -> Result<()> {
 }
 
 #[tokio::test]
-async fn requests_that_were_taken_are_answered_before_the_service_ends() -> Result<()> {
+async fn accepted_requests_get_a_response_before_the_service_ends() -> Result<()> {
     let mut system = System::start(1, 1).await?;
     let until = Instant::now() + Duration::from_secs(30);
     let stop = async {
@@ -60,9 +60,9 @@ async fn requests_that_were_taken_are_answered_before_the_service_ends() -> Resu
     };
     let writers = futures::future::try_join_all((0..16).map(|_| create_until(&system, until)));
     let (created, ()) = futures::try_join!(writers, stop)?;
-    ensure!(Instant::now() < until, "nobody was told that the service stops");
+    ensure!(Instant::now() < until, "no response said that the service stops");
     ensure!(system.tickets[0].exited().await?.success(), "it failed:\n{}", system.tickets[0].last_lines(20));
-    // It has published what it confirmed before it ended.
+    // Before it ended, it has published every event that it confirmed.
     system.settled().await?;
     ensure!(system.stream().await?.len() == created.iter().sum::<usize>());
     Ok(())
@@ -75,7 +75,7 @@ async fn a_stop_ends_in_time_while_nats_is_frozen() -> Result<()> {
     system.settled().await?;
     system.nats.pause().await?;
     system.seller(0).post("/api/tickets", json!({"title": "During", "price": 5})).await?.expect(201)?;
-    tokio::time::sleep(Duration::from_secs(3)).await; // the relay waits for an answer, the subscription has missed one
+    tokio::time::sleep(Duration::from_secs(3)).await; // the relay waits for an ack, the subscription has missed a heartbeat
     for service in system.tickets.iter_mut().chain(&mut system.orders) {
         ensure!(service.stop(Duration::from_secs(10)).await?.success(), "it failed:\n{}", service.last_lines(20));
     }
@@ -106,7 +106,7 @@ async fn services_started_before_postgres_and_nats_become_ready_when_those_do() 
     for service in system.tickets.iter_mut().chain(&mut system.orders) {
         service.wait_ready().await?;
     }
-    // Without NATS still: everything HTTP promises works.
+    // Still without NATS: HTTP works.
     system.seller(0).post("/api/tickets", json!({"title": "On time", "price": 5})).await?.expect(201)?;
     system.nats.start_again().await?;
     stack::provision(&system.nats.server(), 1).await?;

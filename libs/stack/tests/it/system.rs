@@ -1,4 +1,4 @@
-//! Both services with replicas, their servers, and what is in them. What must be true of it: see `settled`.
+//! Both services with replicas, their servers, and their records. Its invariants: see `settled`.
 
 pub use crate::records::id;
 use crate::records::{PLACES, Records};
@@ -13,33 +13,33 @@ use testkit::{Client, Nats, Postgres, Process, free_port, nats_url};
 pub struct System {
     pub postgres: Postgres,
     pub nats: Nats,
-    /// Read through the system: `system.stream()`.
+    /// Used through the system: `system.stream()`.
     pub records: Records,
     pub tickets: Vec<Process>,
     pub orders: Vec<Process>,
-    /// Where tickets reach NATS: `host:port`, or several of them, comma-separated.
+    /// The servers of NATS for tickets (`host:port`, comma-separated).
     pub tickets_nats: String,
-    /// Where orders do.
+    /// The servers of NATS for orders.
     pub orders_nats: String,
-    /// Who the services are to NATS, if not themselves.
+    /// The NATS user of the services, instead of their own.
     pub nats_user: Option<&'static str>,
     pub order_ttl: &'static str,
 }
 
 impl System {
-    /// This many replicas of each service, ready.
+    /// Starts this many replicas of each service, and waits until they are ready.
     pub async fn start(tickets: usize, orders: usize) -> Result<Self> {
         Self::start_with(tickets, orders, "15m").await
     }
 
-    /// The same, with orders that expire after `order_ttl`.
+    /// Does the same, with orders that expire after `order_ttl`.
     pub async fn start_with(tickets: usize, orders: usize, order_ttl: &'static str) -> Result<Self> {
         let mut system = Self { order_ttl, ..Self::prepared().await? };
         system.add(tickets, orders).await?;
         Ok(system)
     }
 
-    /// Databases and streams, and no service yet.
+    /// Starts the servers with databases and streams, without services.
     pub async fn prepared() -> Result<Self> {
         let (postgres, nats) = tokio::try_join!(Postgres::start(), Nats::start())?;
         stack::prepare(&postgres, &nats).await?;
@@ -47,7 +47,7 @@ impl System {
         Ok(Self::new(postgres, nats, &servers))
     }
 
-    /// No service yet, and NATS at `servers`: `host:port`, or several of them, comma-separated.
+    /// A system without services, with NATS at `servers` (`host:port`, comma-separated).
     pub fn new(postgres: Postgres, nats: Nats, servers: &str) -> Self {
         let records = Records {
             nats_url: nats_url("admin", servers),
@@ -67,7 +67,7 @@ impl System {
         }
     }
 
-    /// This many more replicas of each service, ready.
+    /// Adds this many replicas of each service, and waits until they are ready.
     pub async fn add(&mut self, tickets: usize, orders: usize) -> Result<()> {
         for _ in 0..tickets {
             self.tickets.push(self.spawn_tickets()?);
@@ -78,30 +78,30 @@ impl System {
         for service in self.tickets.iter_mut().chain(&mut self.orders) {
             service.wait_ready().await?;
         }
-        // Ready says nothing of NATS.
+        // Readiness does not include NATS.
         for (stream, service) in PLACES {
             testkit::eventually("streams and consumers", async || self.place(stream, service).await).await?;
         }
         Ok(())
     }
 
-    /// One more replica of tickets.
+    /// Starts another replica of tickets.
     pub fn spawn_tickets(&self) -> Result<Process> {
         self.spawn_at(&TICKETS, free_port())
     }
 
-    /// One more replica of orders.
+    /// Starts another replica of orders.
     pub fn spawn_orders(&self) -> Result<Process> {
         self.spawn_at(&ORDERS, free_port())
     }
 
-    /// Whatever listened on `port` comes back there.
+    /// Starts the replica that listened on `port` again.
     pub fn respawn(&self, port: u16) -> Result<Process> {
         let is_tickets = self.tickets.iter().any(|process| process.port() == port);
         self.spawn_at(if is_tickets { &TICKETS } else { &ORDERS }, port)
     }
 
-    /// As every deployment starts it, with the rights of the service and no others.
+    /// Starts a service as every deployment does, with only the rights it needs.
     fn spawn_at(&self, service: &Service, port: u16) -> Result<Process> {
         let servers = if service.name == TICKETS.name { &self.tickets_nats } else { &self.orders_nats };
         let database_url = self.postgres.url(service.database_user, service.database);
@@ -109,29 +109,29 @@ impl System {
         env.extend([
             ("PROVISION", self.nats_user.is_some().to_string()),
             ("ORDER_TTL", self.order_ttl.to_owned()),
-            // There are many services on this machine, and every connection costs its start some time.
+            // Many services run on this machine, and each connection takes time at the start.
             ("DATABASE_CONNECTIONS", "6".to_owned()),
             ("RUST_LOG", "info,event_bus=debug".to_owned()),
         ]);
         Process::spawn_at(Path::new(env!("CARGO_BIN_EXE_stack")), service.name, port, env, |_| {})
     }
 
-    /// The seller, at one of the replicas of tickets.
+    /// A client of the seller, at one of the replicas of tickets.
     pub fn seller(&self, replica: usize) -> Client {
         self.tickets[replica % self.tickets.len()].client().signed_in("seller")
     }
 
-    /// A user, at one of the replicas of orders.
+    /// A client of a user, at one of the replicas of orders.
     pub fn buyer(&self, replica: usize, user: &str) -> Client {
         self.orders[replica % self.orders.len()].client().signed_in(user)
     }
 
-    /// A new ticket of the seller.
+    /// Creates a ticket of the seller.
     pub async fn ticket(&self) -> Result<String> {
         id(&self.seller(0).post("/api/tickets", json!({"title": "Concert", "price": 20})).await?.expect(201)?)
     }
 
-    /// This many new tickets of the seller, in no order, once orders knows them all.
+    /// Creates this many tickets, and waits until they are in the replica. Their order is arbitrary.
     pub async fn tickets(&self, count: usize) -> Result<Vec<String>> {
         let tickets = stream::iter(0..count).map(|_| self.ticket()).buffer_unordered(8).try_collect().await?;
         testkit::eventually("orders to know all tickets", async || {
@@ -142,12 +142,12 @@ impl System {
         Ok(tickets)
     }
 
-    /// The order of this ticket by this user, at one of the replicas of orders.
+    /// Orders this ticket as this user, at one of the replicas of orders.
     pub async fn order(&self, replica: usize, user: &str, ticket: &str) -> Result<String> {
         id(&self.buyer(replica, user).post("/api/orders", json!({"ticketId": ticket})).await?.expect(201)?)
     }
 
-    /// The ticket, as anybody sees it.
+    /// The ticket as every user sees it.
     pub async fn see(&self, ticket: &str) -> Result<Value> {
         self.seller(0).get(&format!("/api/tickets/{ticket}")).await?.expect(200)
     }

@@ -1,4 +1,4 @@
-//! What `cargo up` prints to try.
+//! The session that `cargo up` prints.
 
 use crate::system::System;
 use anyhow::{Context, Result, ensure};
@@ -6,9 +6,9 @@ use serde_json::Value;
 use tokio::process::Command;
 
 #[tokio::test]
-async fn the_session_that_is_printed_tells_the_whole_story() -> Result<()> {
+async fn every_command_of_the_printed_session_has_the_described_result() -> Result<()> {
     let system = System::start(1, 1).await?;
-    system.tickets(1).await?; // it is over its start
+    system.tickets(1).await?; // waits until the services have started
     let session = stack::session(&system.tickets[0].address(), &system.orders[0].address());
     let output = Command::new("bash").args(["-ec", &session]).output().await.context("cannot run bash")?;
     let (printed, complaints) = (String::from_utf8(output.stdout)?, String::from_utf8(output.stderr)?);

@@ -1,4 +1,4 @@
-//! The files beside the overlays that have to agree with them.
+//! The files beside the overlays that must agree with them.
 
 use crate::overlay::ROOT;
 use anyhow::{Context, Result};

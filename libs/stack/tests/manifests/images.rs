@@ -1,4 +1,4 @@
-//! Images have the same names for everything that builds, pulls or runs them.
+//! Checks that images have the same names wherever they are built, pulled or run.
 
 use crate::files::Files;
 use crate::overlay::{Overlay, items, text};
@@ -25,12 +25,12 @@ pub fn check(files: &Files, overlays: &[Overlay], errors: &mut Vec<String>) {
     forwards(skaffold, overlays, errors);
 }
 
-/// Images of ours have another tag in each place.
+/// The name of an image without its tag: the images of services have a different tag in each place.
 fn untagged<'a>(image: &'a str, all: &BTreeSet<&str>) -> &'a str {
     image.split_once(':').map(|(name, _)| name).filter(|name| all.contains(name)).unwrap_or(image)
 }
 
-/// What skaffold forwards is there. It would only warn.
+/// Checks that the services that skaffold forwards exist. Skaffold itself would only warn.
 fn forwards(skaffold: &Value, overlays: &[Overlay], errors: &mut Vec<String>) {
     for forward in items(&skaffold["portForward"]) {
         let (service, port) = (text(&forward["resourceName"]), forward["port"].as_u64().unwrap_or_default());

@@ -1,4 +1,5 @@
-//! What is deployed: the overlays as they are rendered, and the files that have to agree with them.
+//! The rendered overlays, and the files that must agree with them.
+//!
 //! Needs kubectl, and no cluster. `infra/k8s/check` runs it, and checks the fields of the objects.
 
 mod files;
@@ -39,7 +40,9 @@ fn manifests_are_complete_and_agree_with_each_other() -> Result<()> {
     Ok(())
 }
 
-/// An overlay, an object, what is set in it (`null` removes it, an empty path the object), and a part of the error.
+/// An overlay, an object, a path, its new value, and a part of the error.
+///
+/// `null` removes the value; an empty path removes the object.
 const MISTAKES: &str = r#"
 dev | Deployment/orders-depl | metadata/namespace | "default" | metadata/namespace
 dev | Deployment/orders-depl | POD/automountServiceAccountToken | null | automountServiceAccountToken
@@ -143,7 +146,7 @@ fn each_image_under_another_name_is_an_error() -> Result<()> {
     Ok(())
 }
 
-/// What is changed, and a part of the error.
+/// A change, and a part of the error.
 type Mistake = (fn(&mut Files), &'static str);
 
 #[test]

@@ -1,13 +1,13 @@
-//! The network policies of production allow the connections that something needs, and no others.
+//! Checks that the network policies of production permit exactly the connections that are needed.
 
 use crate::overlay::{Overlay, items, selects, text};
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
 
-/// From, to, protocol, port. A pod of ours is its name, others are `namespace/pod`.
+/// From, to, protocol, port. A pod of this system is its name, others are `namespace/pod`.
 type Connection = (String, String, String, u64);
 
-/// Whatever is outside of the cluster, such as Postgres.
+/// Any address outside of the cluster, such as Postgres.
 const ANYWHERE: &str = "anywhere";
 
 const DNS: &str = "kube-system/kube-dns";
@@ -33,7 +33,7 @@ pub fn check(overlay: &Overlay, errors: &mut Vec<String>) {
     }
 }
 
-/// What the objects say: the URLs in variables, the backends of the ingress, ports with metrics; and DNS for every pod.
+/// The connections that the objects need: URLs in variables, backends of the ingress, ports with metrics; DNS for every pod.
 fn needed(overlay: &Overlay, errors: &mut Vec<String>) -> BTreeSet<Connection> {
     let mut found = BTreeSet::new();
     let mut need = |from: &str, to: &str, protocol: &str, port| {
@@ -79,7 +79,7 @@ fn addresses(value: &str) -> impl Iterator<Item = (&str, u64)> {
     })
 }
 
-/// What the rules of all policies say. The port of a rule without ports is 0.
+/// The connections that all policies permit. The port of a rule without ports is 0.
 fn allowed(overlay: &Overlay, kind: &str, rules: &str, peers: &str) -> BTreeSet<Connection> {
     let mut found = BTreeSet::new();
     let policies = overlay.of("NetworkPolicy").map(|policy| &policy["spec"]);
@@ -101,7 +101,7 @@ fn allowed(overlay: &Overlay, kind: &str, rules: &str, peers: &str) -> BTreeSet<
     found
 }
 
-/// Who is meant by `to` or `from`: our pods, those of another namespace, or everyone.
+/// The peers of `to` or `from`: pods of this system, pods of another namespace, or any address.
 fn names(overlay: &Overlay, peers: &Value) -> Vec<String> {
     let mut found: Vec<_> = peers.is_null().then(|| ANYWHERE.to_owned()).into_iter().collect();
     for peer in items(peers) {

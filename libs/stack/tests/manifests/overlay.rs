@@ -12,11 +12,11 @@ pub const ROOT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../..");
 pub struct Overlay {
     pub name: &'static str,
     pub objects: Vec<Value>,
-    /// The secrets that the cluster has to contain already, as comments list them: `name/key`.
+    /// The secrets that must exist in the cluster, as comments list them: `name/key`.
     pub documented: BTreeSet<String>,
 }
 
-/// The template of pods. Each of ours has one container.
+/// A template of pods. Each has one container.
 pub struct Pod<'a> {
     pub name: &'a str,
     pub labels: &'a Value,
@@ -62,7 +62,7 @@ impl Overlay {
     }
 }
 
-/// The lines `#   name: KEY, KEY` of the kustomizations that ask for secrets.
+/// The lines `#   name: KEY, KEY` of the kustomizations that need secrets.
 fn documented(overlay: &str) -> Result<BTreeSet<String>> {
     let parts: &[_] = match overlay {
         "dev" => &[],
@@ -86,7 +86,7 @@ pub fn items(value: &Value) -> impl Iterator<Item = &Value> {
     value.as_array().into_iter().flatten()
 }
 
-/// Whether the labels have what `matchLabels`, or the selector of a service, asks for.
+/// Whether the labels match `matchLabels` or the selector of a service.
 pub fn covers(labels: &Value, wanted: &Value) -> bool {
     wanted.as_object().into_iter().flatten().all(|(key, value)| labels[key] == *value)
 }

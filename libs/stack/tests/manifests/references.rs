@@ -1,4 +1,4 @@
-//! What objects refer to is there: pods, ports, secrets, config maps, variables.
+//! Checks that everything that objects refer to exists: pods, ports, secrets, config maps, variables.
 
 use crate::overlay::{Overlay, covers, items, selects, text};
 use serde_json::Value;
@@ -10,7 +10,7 @@ pub fn check(overlay: &Overlay, errors: &mut Vec<String>) {
     variables(overlay, errors);
 }
 
-/// Each selector matches the pods of one owner, and a service's ports are theirs.
+/// Checks that each selector matches the pods of one owner, which have the service's ports.
 fn selectors(overlay: &Overlay, errors: &mut Vec<String>) {
     for object in overlay.objects.iter().filter(|object| object["spec"].get("selector").is_some()) {
         let (kind, selector) = (&object["kind"], &object["spec"]["selector"]);
@@ -33,7 +33,7 @@ fn selectors(overlay: &Overlay, errors: &mut Vec<String>) {
     }
 }
 
-/// Every key that is used is there, and every key that is there is used: `kind name/key`.
+/// Checks that every key that is used exists, and that every key is used: `kind name/key`.
 fn keys(overlay: &Overlay, errors: &mut Vec<String>) {
     let (mut there, mut used) = (BTreeSet::new(), BTreeSet::new());
     for object in overlay.of("Secret").chain(overlay.of("ConfigMap")) {
@@ -50,7 +50,7 @@ fn keys(overlay: &Overlay, errors: &mut Vec<String>) {
     errors.extend(there.difference(&used).map(|key| format!("{key} is there, and nothing uses it")));
 }
 
-/// All references, wherever in an object they are. One that names no key uses all of them.
+/// All references in an object, at any depth. A reference without a key uses all keys.
 fn used_keys(value: &Value, there: &BTreeSet<String>, used: &mut BTreeSet<String>) {
     items(value).for_each(|value| used_keys(value, there, used));
     for (field, inner) in value.as_object().into_iter().flatten() {
@@ -73,7 +73,7 @@ fn used_keys(value: &Value, there: &BTreeSet<String>, used: &mut BTreeSet<String
     }
 }
 
-/// The variables that the configuration files of a server read are in its environment.
+/// Checks that the environment of a server has the variables that its configuration files read.
 fn variables(overlay: &Overlay, errors: &mut Vec<String>) {
     for pod in overlay.pods() {
         let maps = items(&pod.spec["volumes"]).filter_map(|volume| volume["configMap"]["name"].as_str());

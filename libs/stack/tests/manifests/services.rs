@@ -1,4 +1,4 @@
-//! Everything that repeats which services there are agrees with `stack::services`.
+//! Checks that every file that repeats the list of services agrees with `stack::services`.
 
 use crate::files::Files;
 use crate::overlay::{Overlay, items, text};
@@ -185,7 +185,7 @@ fn variable<'a>(overlay: &'a Overlay, pod: &str, name: &str) -> &'a Value {
     items(env).find(|variable| variable["name"] == name).unwrap_or(&Value::Null)
 }
 
-/// What a `secretKeyRef` refers to.
+/// The secret and key of a `secretKeyRef`.
 fn secret_value(overlay: &Overlay, reference: &Value) -> String {
     let data = &overlay.find("Secret", text(&reference["name"]))["data"][text(&reference["key"])];
     // A long value is wrapped.

@@ -1,10 +1,10 @@
-//! The settings that objects must have: no right that a pod does not need, limits, probes, a graceful shutdown.
+//! The settings that objects must have: least privilege, limits, probes, a graceful shutdown.
 
 use crate::overlay::{Overlay, Pod, items, text};
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
 
-/// A pattern for a setting that must be there, whatever it is.
+/// A pattern for a setting that must exist, with any value.
 const ANY: &str = "(any)";
 
 pub fn check(overlay: &Overlay, errors: &mut Vec<String>) {
@@ -32,7 +32,7 @@ pub fn check(overlay: &Overlay, errors: &mut Vec<String>) {
     }
 }
 
-/// What an object of this kind and name must contain.
+/// The settings that an object of this kind and name must have.
 fn patterns(kind: &str, name: &str, is_prod: bool) -> Vec<Value> {
     let probe = |path: &str| json!({"httpGet": {"path": path, "port": "http"}});
     let pod = json!({"spec": {"template": {"spec": {
@@ -67,7 +67,7 @@ fn patterns(kind: &str, name: &str, is_prod: bool) -> Vec<Value> {
             "securityContext": {"fsGroup": ANY, "fsGroupChangePolicy": "OnRootMismatch"},
             "containers": [{"startupProbe": ANY, "livenessProbe": ANY, "readinessProbe": ANY}],
         }}}}),
-        // Each node has an address of its own, also before it is ready.
+        // Each node has its own address, also before it is ready.
         ("Service", "nats-srv") => json!({"spec": {"clusterIP": "None", "publishNotReadyAddresses": true}}),
         ("Ingress", _) if is_prod => json!({"spec": {"tls": ANY}}),
         _ => json!({}),
@@ -76,7 +76,7 @@ fn patterns(kind: &str, name: &str, is_prod: bool) -> Vec<Value> {
     vec![json!({"metadata": {"namespace": "ticketing"}}), pod, own]
 }
 
-/// Objects of a pattern may have less than what is found, lists must be equally long.
+/// Compares a value with a pattern: objects may have additional fields, lists must have the same length.
 fn compare(path: &str, pattern: &Value, found: &Value, errors: &mut Vec<String>) {
     match (pattern, found) {
         (Value::Object(pattern), _) => {
@@ -97,7 +97,7 @@ fn shutdown(pod: &Pod, errors: &mut Vec<String>) {
     let grace = pod.spec["terminationGracePeriodSeconds"].as_u64().unwrap_or(30);
     let enough = match text(&pod.owner["kind"]) {
         "Deployment" => sleep.zip(stop).is_some_and(|(sleep, stop)| grace > sleep + stop),
-        // 30 s in which clients leave, and the time to close the store
+        // 30 s in which clients disconnect, and the time to close the store
         "StatefulSet" => grace >= 60,
         _ => true,
     };
@@ -107,7 +107,7 @@ fn shutdown(pod: &Pod, errors: &mut Vec<String>) {
     }
 }
 
-/// Kubernetes replaces `$(NAME)` only if NAME is defined before it, and leaves it as it is otherwise.
+/// Checks that each `$(NAME)` is defined before its use: Kubernetes does not replace it otherwise.
 fn interpolation(pod: &Pod, errors: &mut Vec<String>) {
     let mut known = BTreeSet::new();
     let variables = items(&pod.container["env"]).map(|variable| (text(&variable["name"]), text(&variable["value"])));

@@ -1,5 +1,6 @@
-//! How much memory a service needs with clients that are slow on purpose, and that other clients are served meanwhile.
-//! Apart from the other tests, and one at a time: how promptly others are served depends on what else the machine does.
+//! The memory of a service under slow clients, while it serves other clients.
+//!
+//! These tests run separately and one at a time, because the response times depend on the load of the machine.
 
 #![allow(clippy::disallowed_methods, reason = "tests write into tables")]
 
@@ -17,15 +18,15 @@ use tokio::net::{TcpSocket, TcpStream};
 use tokio::sync::{Mutex, MutexGuard};
 use tokio::task::JoinSet;
 
-/// What no service may exceed.
+/// The memory that a service must not exceed.
 const LIMIT_KB: u64 = 64 * 1024;
 
-/// How long another client may wait for its answer meanwhile, on a machine that does many other things.
+/// The time limit for the responses to other clients, on a busy machine.
 const PROMPT: Duration = Duration::from_secs(5);
 
 const LARGE: usize = 100_000;
 
-/// A tickets service as production runs it: no setting but those that have no default.
+/// A tickets service with the settings of production: all defaults.
 struct Tickets {
     process: Process,
     database_url: String,
@@ -53,11 +54,11 @@ impl Tickets {
         Ok(TcpStream::connect(("127.0.0.1", self.process.port())).await?)
     }
 
-    /// Another client is served: one that asks whether the service lives, one that reads, one that sends a large body.
+    /// Checks that other clients are served: one of `/healthz`, one that reads, one that sends a large body.
     async fn serves_others(&self) -> Result<()> {
         let title = "y".repeat(LARGE);
         for _ in 0..5 {
-            // Each on a connection of its own.
+            // Each on its own connection.
             let prompt = async |what: &str, answer: &mut (dyn Future<Output = Result<testkit::Answer>> + Unpin)| {
                 let begun = Instant::now();
                 let answer = answer.await.with_context(|| format!("{what} was not answered"))?;
@@ -82,7 +83,7 @@ impl Tickets {
     }
 }
 
-/// Reads the whole list as fast as it comes. Returns its bytes.
+/// Reads the whole list at full speed. Returns its size in bytes.
 async fn read_all(client: Client) -> Result<usize> {
     let mut answer = client.request(Method::GET, "/api/tickets").timeout(Duration::from_mins(2)).send().await?;
     ensure!(answer.status() == 200, "{}", answer.status());
@@ -93,7 +94,7 @@ async fn read_all(client: Client) -> Result<usize> {
     Ok(bytes)
 }
 
-/// Asks for the whole list and reads nothing but the beginning of its answer.
+/// Requests the whole list and reads only the beginning of the response.
 async fn read_nothing(port: u16) -> Result<TcpStream> {
     let socket = TcpSocket::new_v4()?;
     socket.set_recv_buffer_size(16 * 1024)?;
@@ -136,7 +137,7 @@ async fn slow_bodies_of_1300_clients_need_little_memory() -> Result<()> {
     for _ in 0..1_300 {
         let (mut stream, bytes) = (tickets.connect().await?, bytes.clone());
         slow.spawn(async move {
-            // One that is given up may be told so while it is still sending.
+            // A client whose body is dropped may get the response while it is still sending.
             let _ = stream.write_all(&bytes).await;
             let mut answer = [0; 12];
             stream.read_exact(&mut answer).await.map(|_| String::from_utf8_lossy(&answer).into_owned())
@@ -144,7 +145,7 @@ async fn slow_bodies_of_1300_clients_need_little_memory() -> Result<()> {
     }
     tickets.serves_others().await?;
     while let Some(answer) = slow.join_next().await {
-        // Some are cut off while they send.
+        // Some are disconnected while they send.
         if let Ok(answer) = answer? {
             ensure!(answer == "HTTP/1.1 408", "{answer}");
         }
@@ -156,7 +157,7 @@ async fn slow_bodies_of_1300_clients_need_little_memory() -> Result<()> {
 async fn idle_connections_of_3000_clients_need_little_memory() -> Result<()> {
     let tickets = Tickets::start().await?;
     let mut idle = Vec::new();
-    // Quickly: the service closes by itself what has been idle for ten seconds.
+    // Quickly, because the service closes connections that were idle for ten seconds.
     for _ in 0..30 {
         let connections = (0..100).map(async |_| {
             let mut stream = tickets.connect().await?;

@@ -1,4 +1,4 @@
-//! A Postgres as somebody else runs it: with TLS, and with nothing of ours in it.
+//! A managed Postgres: with TLS, without roles and databases of this system.
 
 use crate::authority::Authority;
 use crate::blocks::outcome;
@@ -20,7 +20,7 @@ pub struct TlsPostgres {
     _reaper: Reaper,
 }
 
-/// Refuses connections that are not encrypted.
+/// Makes the server refuse connections that are not encrypted.
 const ENCRYPT: &str = r#"
 cp /docker-entrypoint-initdb.d/server.crt /docker-entrypoint-initdb.d/server.key "$PGDATA"
 chmod 600 "$PGDATA/server.key"

@@ -1,6 +1,7 @@
-//! "In production", all steps in one shell, against a Postgres with TLS. There is no cluster and no registry here: in
-//! front of `kubectl` is a wrapper that prints the objects instead of sending them, and in front of `docker` one that notes
-//! what would be built and pushed. `infra/docker/build` is the real one, but nothing is compiled.
+//! Runs all steps of "Production" in docs/operations.md, in one shell, against a Postgres with TLS.
+//!
+//! There is no cluster and no registry here. A wrapper of `kubectl` prints the objects instead of sending them, and a wrapper
+//! of `docker` records what would be built and pushed. `infra/docker/build` is the real one, but nothing is compiled.
 
 use crate::authority::Authority;
 use crate::blocks::{block, outcome};
@@ -108,7 +109,7 @@ fn secrets(applied: &[Value]) -> Result<BTreeMap<String, String>> {
     Ok(found)
 }
 
-/// Each image of ours in the overlay was built and pushed under its tag, in the registry of the README.
+/// Checks that each image of a service was built and pushed, with its tag in the overlay.
 fn images_have_the_tags_of(prod: &Overlay, docked: &str) -> Result<()> {
     for pod in prod.pods() {
         let image = text(&pod.container["image"]);
@@ -121,7 +122,7 @@ fn images_have_the_tags_of(prod: &Overlay, docked: &str) -> Result<()> {
     Ok(())
 }
 
-/// As the job does it.
+/// Runs `migrate` as the job does.
 async fn migrate(service: &str, url: &str, authority: &Path) -> Result<String> {
     let mut command = Command::new(env!("CARGO_BIN_EXE_stack"));
     command.args([service, "migrate"]).env("DATABASE_URL", url).env("DATABASE_ROLE", service).env("PATIENCE", "5s");

@@ -33,7 +33,7 @@ async fn postgres_keeps_its_data_and_its_address_through_every_fault() -> Result
 }
 
 #[tokio::test]
-async fn postgres_is_as_durable_as_in_production_and_has_room_for_many() -> Result<()> {
+async fn postgres_is_as_durable_as_in_production_with_300_connections() -> Result<()> {
     let postgres = Postgres::shared().await?;
     let mut db = PgConnection::connect(&postgres.database("settings").await?).await?;
     for (setting, expected) in
@@ -46,7 +46,7 @@ async fn postgres_is_as_durable_as_in_production_and_has_room_for_many() -> Resu
 }
 
 #[tokio::test]
-async fn a_paused_postgres_holds_its_connections_and_says_nothing() -> Result<()> {
+async fn a_paused_postgres_keeps_connections_open_without_a_response() -> Result<()> {
     let postgres = Postgres::start().await?;
     let mut db = PgConnection::connect(&postgres.database("paused").await?).await?;
 
@@ -108,7 +108,7 @@ async fn nats_writes_to_disk_before_it_acknowledges() -> Result<()> {
 }
 
 #[tokio::test]
-async fn the_address_in_dockers_network_and_the_log_are_the_servers_own() -> Result<()> {
+async fn the_address_in_dockers_network_and_the_log_are_of_the_server() -> Result<()> {
     let nats = Nats::start().await?;
     testkit::connect(&testkit::nats_url("admin", &nats.address().await?.to_string())).await?;
     let log = nats.logs().await?;
@@ -130,7 +130,7 @@ async fn a_dropped_container_is_gone_with_its_data() -> Result<()> {
 }
 
 #[tokio::test]
-async fn a_paused_and_a_killed_container_can_be_dropped_anywhere() -> Result<()> {
+async fn a_paused_or_killed_container_is_removed_when_dropped() -> Result<()> {
     let (paused, killed) = tokio::try_join!(Nats::start(), Nats::start())?;
     let ids = [paused.id().to_owned(), killed.id().to_owned()];
     paused.pause().await?;
@@ -143,7 +143,7 @@ async fn a_paused_and_a_killed_container_can_be_dropped_anywhere() -> Result<()>
 }
 
 #[tokio::test]
-async fn a_container_in_the_making_is_not_left_behind() -> Result<()> {
+async fn a_container_whose_start_is_cancelled_is_removed() -> Result<()> {
     let name = format!("testkit-{}", std::process::id());
     for patience in [1, 30, 100, 300, 1000].map(Duration::from_millis) {
         // A runtime that ends at once, as that of a test that fails.
@@ -179,7 +179,7 @@ async fn a_container_ends_with_a_process_that_is_killed() -> Result<()> {
 }
 
 #[tokio::test]
-async fn waiting_ends_with_the_reason() {
+async fn waiting_ends_with_the_reason_of_the_last_attempt() {
     let never = eventually_within(Duration::from_millis(50), "rain", async || Err::<(), _>(anyhow::anyhow!("sunny")));
     let error = format!("{:#}", never.await.expect_err("it cannot rain"));
     assert!(error.starts_with("gave up waiting for rain after 50ms") && error.ends_with("sunny"), "{error}");

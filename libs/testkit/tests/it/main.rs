@@ -1,3 +1,3 @@
-//! The servers that tests start, and the faults they can suffer.
+//! The servers for tests, and their faults.
 
 mod containers;

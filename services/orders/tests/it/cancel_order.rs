@@ -3,7 +3,7 @@ use serde_json::Value;
 use testkit::error;
 
 #[tokio::test]
-async fn a_cancelled_order_stays_at_its_next_version_and_that_is_announced() {
+async fn a_cancel_keeps_the_order_and_publishes_its_next_version() {
     let orders = start().await;
     let order = orders.any_order().await;
     let answer = orders.ann.delete(&path(&order)).await.unwrap();
@@ -18,7 +18,7 @@ async fn a_cancelled_order_stays_at_its_next_version_and_that_is_announced() {
 }
 
 #[tokio::test]
-async fn to_cancel_again_changes_nothing() {
+async fn a_second_cancel_changes_nothing() {
     let orders = start().await;
     let order = orders.any_order().await;
     orders.ann.delete(&path(&order)).await.unwrap().expect(204).unwrap();
@@ -32,7 +32,7 @@ async fn to_cancel_again_changes_nothing() {
 }
 
 #[tokio::test]
-async fn to_cancel_an_old_order_again_does_not_touch_a_newer_one() {
+async fn a_second_cancel_of_an_old_order_does_not_change_a_newer_one() {
     let orders = start().await;
     let ticket = orders.ticket().await;
     let old = orders.order(&ticket).await;
@@ -56,7 +56,7 @@ async fn a_complete_order_cannot_be_cancelled() {
 }
 
 #[tokio::test]
-async fn an_order_that_is_being_paid_holds_its_ticket_until_it_is_cancelled() {
+async fn an_order_awaiting_payment_holds_its_ticket_until_cancelled() {
     let orders = start().await;
     let ticket = orders.ticket().await;
     let first = orders.order(&ticket).await;
@@ -72,7 +72,7 @@ async fn an_order_that_is_being_paid_holds_its_ticket_until_it_is_cancelled() {
 }
 
 #[tokio::test]
-async fn that_an_order_is_not_theirs_is_all_that_others_hear() {
+async fn other_users_learn_only_that_the_order_is_not_theirs() {
     let orders = start().await;
     let order = orders.any_order().await;
     for status in ["created", "awaiting:payment", "complete", "cancelled"] {
@@ -86,7 +86,7 @@ async fn that_an_order_is_not_theirs_is_all_that_others_hear() {
 }
 
 #[tokio::test]
-async fn checks_come_in_the_order_of_the_contract() {
+async fn checks_run_in_the_order_of_the_contract() {
     let orders = start().await;
     let found = path(&orders.any_order().await);
     let unknown = format!("/api/orders/{UNKNOWN}");

@@ -9,7 +9,7 @@ fn parse(options: &[&str]) -> Result<Config, clap::Error> {
 }
 
 #[test]
-fn the_time_to_pay_is_15_minutes_or_what_is_said_up_to_a_year() {
+fn the_time_to_pay_is_15_minutes_by_default_and_a_year_at_most() {
     assert_eq!(parse(&[]).unwrap().order_ttl, Duration::from_mins(15));
     for (text, expected) in [
         ("15m", Duration::from_mins(15)),
@@ -39,7 +39,7 @@ fn the_time_to_pay_is_15_minutes_or_what_is_said_up_to_a_year() {
 }
 
 #[test]
-fn help_tells_what_can_be_configured() {
+fn help_lists_the_settings() {
     let help = parse(&["--help"]).unwrap_err();
     assert_eq!(help.kind(), ErrorKind::DisplayHelp);
     let help = help.to_string();

@@ -6,13 +6,13 @@ use testkit::{Answer, Client, error, id};
 const RESERVED: &str = "Ticket is already reserved";
 const UNAVAILABLE: &str = "The service is temporarily unavailable, please try again";
 
-/// The error body when there is nothing that could be an id.
+/// The error body without an id.
 fn missing() -> Value {
     json!({"errors": [{"message": "Invalid value", "field": "ticketId"},
                       {"message": "TicketId must be provided", "field": "ticketId"}]})
 }
 
-/// The error body when there is something, and it is no id.
+/// The error body with a malformed id.
 fn malformed() -> Value {
     json!({"errors": [{"message": "TicketId must be provided", "field": "ticketId"}]})
 }
@@ -35,7 +35,7 @@ async fn an_order_is_created_at_version_0_and_announced() {
 }
 
 #[tokio::test]
-async fn an_order_may_stay_unpaid_for_15_minutes_of_the_clock_of_postgres() {
+async fn an_order_expires_after_15_minutes_by_the_clock_of_postgres() {
     let orders = start().await;
     let order = orders.any_order().await;
     let sql = r#"select to_char(expires_at at time zone 'utc', 'YYYY-MM-DD"T"HH24:MI:SS.MS"Z"'),
@@ -45,12 +45,12 @@ async fn an_order_may_stay_unpaid_for_15_minutes_of_the_clock_of_postgres() {
     let (expires_at, whole, early): (String, bool, f64) = orders.row(sql).await;
     assert_eq!(order["expiresAt"], expires_at.as_str());
     assert!(whole, "more is kept than was told");
-    // It is known before the row is written, and cut to milliseconds.
+    // It is computed before the row is written, and cut to milliseconds.
     assert!((0.0..10.0).contains(&early), "{early} s less than 15 minutes");
 }
 
 #[tokio::test]
-async fn nobody_can_inject_what_is_not_theirs() {
+async fn a_body_cannot_set_fields_of_the_server() {
     let orders = start().await;
     let ticket = orders.ticket().await;
     let body = json!({"ticketId": ticket, "id": UNKNOWN, "userId": "bob", "status": "complete", "version": 7,
@@ -108,7 +108,7 @@ async fn a_ticket_has_at_most_one_live_order() {
     }
     assert_eq!(orders.bob.get("/api/orders").await.unwrap().expect(200).unwrap(), json!([]));
     assert_eq!(orders.events().await, [event("order.created", &first, 1)]);
-    // It is this ticket that is held, and no other.
+    // The order holds this ticket and no other.
     orders.any_order().await;
 }
 
@@ -128,13 +128,13 @@ async fn orders_of_one_ticket_are_numbered() {
 }
 
 #[tokio::test]
-async fn what_the_replica_says_about_its_holder_is_no_lock() {
+async fn the_holder_in_the_replica_is_not_a_lock() {
     let orders = start().await;
     let ticket = orders.ticket().await;
-    // As after a cancellation that tickets has not heard of yet.
+    // The state after a cancel whose event tickets has not applied yet.
     orders.sql(&format!("update ticket_replica set order_id = '{UNKNOWN}'")).await;
     orders.order(&ticket).await;
-    // And the other way round: tickets has not heard of the order.
+    // The opposite: tickets has not applied the event of the order.
     orders.sql("update ticket_replica set order_id = null").await;
     assert_eq!(order(&orders.bob, &ticket).await.body, error(RESERVED));
 }
@@ -150,12 +150,12 @@ async fn a_ticket_is_found_by_its_id_in_any_case() {
     }
 }
 
-/// NATS is not there, so tickets cannot be asked whether such a ticket exists.
+/// There is no NATS, so tickets does not reply whether the ticket exists.
 #[tokio::test]
-async fn an_unknown_ticket_is_unavailable_while_tickets_cannot_be_asked() {
+async fn an_unknown_ticket_is_unavailable_while_tickets_does_not_reply() {
     let orders = start().await;
     let made = orders.any_order().await;
-    // An order is no ticket.
+    // The id of an order is not the id of a ticket.
     for unknown in [UNKNOWN, "000000000000000000000000", id(&made)] {
         let answer = order(&orders.ann, unknown).await;
         assert_eq!(answer.headers["retry-after"], "1");
@@ -165,7 +165,7 @@ async fn an_unknown_ticket_is_unavailable_while_tickets_cannot_be_asked() {
 }
 
 #[tokio::test]
-async fn what_is_no_id_of_a_ticket_is_told() {
+async fn a_missing_or_malformed_ticket_id_is_reported() {
     let orders = start().await;
     for nothing in ["", "{}", "[]", r#"{"ticketId":""}"#, r#"{"ticketId":null}"#, r#"{"ticketid":"x","id":"y"}"#] {
         let answer = raw(&orders.ann, "application/json", nothing).await;

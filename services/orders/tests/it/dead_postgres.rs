@@ -1,4 +1,4 @@
-//! Postgres is there, and yet no answer comes; or it is not there at all.
+//! Postgres does not respond, or is stopped.
 
 use crate::orders::{Orders, order, path, start_on};
 use futures::future::join_all;
@@ -8,7 +8,7 @@ use std::time::Duration;
 use testkit::{Answer, Postgres, UNAVAILABLE, error, eventually};
 use tokio::time::timeout;
 
-/// Longer than a request may take.
+/// Longer than the request timeout.
 const BOUND: Duration = Duration::from_secs(15);
 
 /// Every kind of request, several at once.
@@ -33,7 +33,7 @@ fn assert_unavailable(answers: Vec<Answer>) {
 }
 
 #[tokio::test]
-async fn a_postgres_that_is_frozen_or_gone_costs_503s_in_bounded_time_and_is_used_again() {
+async fn frozen_or_stopped_postgres_gives_503_and_is_used_again_after() {
     let postgres = Arc::new(Postgres::start().await.unwrap());
     let database_url = postgres.database("orders").await.unwrap();
     let orders = start_on(postgres.clone(), database_url).await;
@@ -53,7 +53,7 @@ async fn a_postgres_that_is_frozen_or_gone_costs_503s_in_bounded_time_and_is_use
     postgres.start_again().await.unwrap();
     ask_until_answered(&orders, &held).await;
 
-    // Whether those that were answered 503 did anything nobody knows; whatever they did is whole.
+    // A request with a 503 may have been committed or not. If it was, row and event are both there.
     let again = order(&orders.bob, &free).await;
     assert!(
         again.status == 201 || again.body == error("Ticket is already reserved"),

@@ -4,7 +4,7 @@ use serde_json::Value;
 use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection};
 use testkit::{Postgres, eventually, id};
 
-/// A service whose Postgres has a clock that can [`leap`]: a `now()` that comes before the built-in one.
+/// A service whose Postgres has a clock that can [`leap`]: its own `now()` shadows the built-in one.
 async fn start_with_a_clock_that_leaps() -> Orders {
     let postgres = Postgres::shared().await.unwrap();
     let database_url = postgres.database("orders").await.unwrap();
@@ -15,7 +15,7 @@ async fn start_with_a_clock_that_leaps() -> Orders {
     start_on(postgres, database_url).await
 }
 
-/// From now on it is that many minutes later than it is.
+/// Sets the clock this many minutes ahead of the real time.
 async fn leap(orders: &Orders, minutes: u32) {
     orders.sql(&clock(minutes)).await;
 }
@@ -32,7 +32,7 @@ async fn expired(orders: &Orders, order: &Value) {
 }
 
 #[tokio::test]
-async fn an_order_that_is_not_paid_in_time_is_cancelled_and_announced_and_its_ticket_is_free() {
+async fn an_order_not_paid_in_time_is_cancelled_and_its_ticket_is_free() {
     let orders = start_with(&["--order-ttl", "1s"]).await;
     let ticket = orders.ticket().await;
     let first = orders.order(&ticket).await;
@@ -42,7 +42,7 @@ async fn an_order_that_is_not_paid_in_time_is_cancelled_and_announced_and_its_ti
     let announced = [event("order.created", &first, 1), event("order.cancelled", &cancelled(&first), 1)];
     assert_eq!(orders.events().await, announced);
 
-    // Its user comes too late, and hears that it is done.
+    // Its user cancels it too late: the response is the same.
     orders.ann.delete(&path(&first)).await.unwrap().expect(204).unwrap();
     assert_eq!(orders.events().await, announced);
     let second = order(&orders.bob, &ticket).await.expect(201).unwrap();
@@ -50,9 +50,9 @@ async fn an_order_that_is_not_paid_in_time_is_cancelled_and_announced_and_its_ti
 }
 
 #[tokio::test]
-async fn only_what_nobody_has_begun_to_pay_expires() {
+async fn only_an_order_without_a_payment_under_way_expires() {
     let orders = start_with_a_clock_that_leaps().await;
-    // In the order in which they would expire.
+    // In the order of their expiry.
     let [paying, paid, given_up, created] = orders.any_orders().await;
     orders.set_status(&paying, "awaiting:payment").await;
     orders.set_status(&paid, "complete").await;
@@ -72,7 +72,7 @@ async fn only_what_nobody_has_begun_to_pay_expires() {
 }
 
 #[tokio::test]
-async fn the_clock_is_that_of_postgres() {
+async fn orders_expire_by_the_clock_of_postgres() {
     let orders = start_with_a_clock_that_leaps().await;
     let early = orders.any_order().await;
     leap(&orders, 10).await;
@@ -88,17 +88,17 @@ async fn the_clock_is_that_of_postgres() {
 }
 
 #[tokio::test]
-async fn orders_that_are_cancelled_as_they_expire_are_cancelled_once() {
+async fn orders_cancelled_while_they_expire_are_cancelled_once() {
     let orders = start_with_a_clock_that_leaps().await;
     orders.warm_up().await;
-    // More than are expired in one transaction.
+    // More orders than one transaction expires.
     let mut made = Vec::new();
     for _ in 0..38 {
         let tickets = orders.tickets::<16>().await;
         made.extend(join_all(tickets.iter().map(|ticket| orders.order(ticket))).await);
     }
     leap(&orders, 16).await;
-    // Their user begins where the expiry will begin, and is still at it when it comes.
+    // Their user cancels them in the order of their expiry, and is not done when they expire.
     for order in &made {
         orders.ann.delete(&path(order)).await.unwrap().expect(204).unwrap();
     }
@@ -108,7 +108,7 @@ async fn orders_that_are_cancelled_as_they_expire_are_cancelled_once() {
         anyhow::ensure!(left == 0, "{left} have not");
         Ok(list)
     });
-    // In order of creation, in which those that were made at once are not the order of their answers.
+    // Sorted by id: concurrent orders are not created in the order of their responses.
     let mut list = list.await.unwrap().as_array().unwrap().clone();
     list.sort_by(|one, other| id(one).cmp(id(other)));
     let mut expected: Vec<_> = made.iter().map(cancelled).collect();

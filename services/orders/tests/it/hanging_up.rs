@@ -4,7 +4,7 @@ use reqwest::Method;
 use serde_json::json;
 
 #[tokio::test]
-async fn clients_that_hang_up_leave_no_connection_inside_a_transaction_and_nothing_half_done() {
+async fn clients_that_hang_up_leave_no_open_transaction_and_no_partial_write() {
     let orders = start().await;
     orders.warm_up().await;
     let made = orders.any_orders::<50>().await;
@@ -21,9 +21,9 @@ async fn clients_that_hang_up_leave_no_connection_inside_a_transaction_and_nothi
         .await;
     }
     orders.no_open_transactions().await;
-    // More at once than there are connections: none of them is lost.
+    // More requests at once than connections to Postgres: no connection is lost.
     assert_eq!(join_all((0..64).map(|_| orders.any_order())).await.len(), 64);
-    // What was begun was finished: every version has its event.
+    // Every request that began was finished: each version has its event.
     let sql = "select (select sum(version + 1)::bigint from orders), (select count(*) from bus.outbox)";
     let (versions, events): (i64, i64) = orders.row(sql).await;
     assert_eq!(versions, events);

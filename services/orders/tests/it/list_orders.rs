@@ -39,7 +39,7 @@ async fn a_list_can_be_read_in_pages() {
         (format!("after={}&utm=ignored", made[3]), &made[4..]),
         (format!("after={}", made[4]), &[]),
         ("limit=4294967295".to_owned(), &made),
-        // Whatever it is the id of, it says where to go on.
+        // Any id says where the page begins, whatever it is the id of.
         (format!("after={}", id(&of_bob)), &made[3..]),
         (format!("limit=1&after={}", made[0].to_uppercase()), &made[1..2]),
         ("after=000000000000000000000000".to_owned(), &made),
@@ -53,9 +53,9 @@ async fn a_list_can_be_read_in_pages() {
     }
 }
 
-/// As after a clock that jumped back, or from two replicas whose clocks differ.
+/// Ids fall after a clock was set back, or between two replicas whose clocks differ.
 #[tokio::test]
-async fn orders_are_listed_in_order_of_creation_whatever_their_ids_are() {
+async fn orders_are_listed_in_order_of_creation_not_of_ids() {
     let orders = start().await;
     let mut made = Vec::new();
     for number in 0..4 {
@@ -83,7 +83,7 @@ async fn orders_are_listed_in_order_of_creation_whatever_their_ids_are() {
     assert_eq!(seen, made);
 }
 
-/// A database of the release before, with payments.
+/// A database of the previous release, with payments.
 #[tokio::test]
 async fn existing_orders_are_numbered_in_order_of_their_ids() {
     let before = start().await;
@@ -102,7 +102,7 @@ async fn existing_orders_are_numbered_in_order_of_their_ids() {
 }
 
 #[tokio::test]
-async fn nobody_has_no_orders_to_see() {
+async fn a_request_without_a_user_is_not_authorized() {
     let orders = start().await;
     orders.any_order().await;
     for query in ["", "?limit=1", "?limit=0", "?after=x"] {

@@ -10,10 +10,10 @@ use std::ops::Deref;
 use std::sync::Arc;
 use testkit::{Answer, Client, HttpService, Postgres, eventually, id};
 
-/// Well-formed, and nobody's.
+/// A well-formed id that does not exist.
 pub const UNKNOWN: &str = "ffffffffffffffffffffffff";
 
-/// An orders service of one's own, on a database of its own.
+/// An orders service for one test, with its own database.
 pub struct Orders {
     service: HttpService<Running>,
 }
@@ -22,12 +22,12 @@ pub async fn start() -> Orders {
     start_with(&[]).await
 }
 
-/// A service with more options than it needs.
+/// A service with additional options.
 pub async fn start_with(options: &[&str]) -> Orders {
     Orders { service: HttpService::start("orders", options, launch).await }
 }
 
-/// A service that reaches its database at this URL.
+/// A service that connects to its database at this URL.
 pub async fn start_on(postgres: Arc<Postgres>, database_url: String) -> Orders {
     Orders { service: HttpService::start_on(postgres, database_url, "orders", &[], launch).await }
 }
@@ -39,10 +39,10 @@ async fn launch(arguments: Vec<String>) -> anyhow::Result<(Running, SocketAddr)>
 }
 
 impl Orders {
-    /// Has the service open all the connections it may have: a race on the first few is none.
+    /// Makes the service open all its connections, so that later requests run concurrently.
     ///
-    /// Hardly more than one at a time. To open them all at once takes longer than a request waits for its connection
-    /// when this machine is busy, since each begins with thousands of hashes.
+    /// Opens them gradually. On a busy machine, opening all at once takes longer than a request waits for its connection,
+    /// because each computes thousands of hashes.
     pub async fn warm_up(&self) {
         for at_once in 1..=32 {
             let answered = eventually("a connection for each request", async || {
@@ -55,7 +55,7 @@ impl Orders {
         }
     }
 
-    /// The id of a ticket that has just arrived in the replica: `Concert` for 20.5, at version 3.
+    /// Inserts a ticket into the replica and returns its id: `Concert` for 20.5, at version 3.
     pub async fn ticket(&self) -> String {
         let [id] = self.tickets().await;
         id
@@ -72,17 +72,17 @@ impl Orders {
         ids
     }
 
-    /// Ann's new order of that ticket.
+    /// Creates an order of ann for that ticket.
     pub async fn order(&self, ticket: &str) -> Value {
         order(&self.ann, ticket).await.expect(201).unwrap()
     }
 
-    /// Ann's new order of a new ticket.
+    /// Creates an order of ann for a new ticket.
     pub async fn any_order(&self) -> Value {
         self.order(&self.ticket().await).await
     }
 
-    /// Ann's orders, as they are now, of that number of new tickets.
+    /// Creates orders of ann for `N` new tickets.
     pub async fn any_orders<const N: usize>(&self) -> [Value; N] {
         let mut orders = Vec::new();
         for ticket in self.tickets::<N>().await {
@@ -91,18 +91,18 @@ impl Orders {
         orders.try_into().unwrap()
     }
 
-    /// What Ann sees of her order now.
+    /// The order as ann sees it now.
     pub async fn show(&self, order: &Value) -> Value {
         self.ann.get(&path(order)).await.unwrap().expect(200).unwrap()
     }
 
-    /// All columns of an order, those included that nobody is shown.
+    /// All columns of an order, including those that no response has.
     pub async fn everything(&self, order: &Value) -> String {
         let (row,): (String,) = self.row(&format!("select o::text from orders o where id = '{}'", id(order))).await;
         row
     }
 
-    /// An order's row is changed as no request can.
+    /// Changes the row of an order as no request can.
     pub async fn set_status(&self, order: &Value, status: &str) {
         self.sql(&format!("update orders set status = '{status}' where id = '{}'", id(order))).await;
     }
@@ -116,12 +116,12 @@ impl Deref for Orders {
     }
 }
 
-/// A user tries to order a ticket.
+/// Requests an order of a ticket.
 pub async fn order(user: &Client, ticket: &str) -> Answer {
     user.post("/api/orders", json!({"ticketId": ticket})).await.unwrap()
 }
 
-/// The event that announces `order` as its user sees it.
+/// The event of `order` as its user sees it.
 pub fn event(subject: &str, order: &Value, reservation: i64) -> (String, i64, Value) {
     let mut body = order.clone();
     body["ticket"].as_object_mut().unwrap().remove("title");
@@ -129,7 +129,7 @@ pub fn event(subject: &str, order: &Value, reservation: i64) -> (String, i64, Va
     (subject.to_owned(), order["version"].as_i64().unwrap(), body)
 }
 
-/// `order`, as it is after its last change.
+/// `order` after it was cancelled.
 pub fn cancelled(order: &Value) -> Value {
     let mut order = order.clone();
     order["status"] = json!("cancelled");

@@ -1,4 +1,4 @@
-//! Many at once. What the database holds afterwards, and what was announced, is what counts.
+//! Concurrent requests. Each test checks the rows and the events afterwards.
 
 use crate::orders::{Orders, cancelled, event, order, path, start};
 use futures::future::join_all;
@@ -19,15 +19,15 @@ fn users(orders: &Orders, number: usize) -> Vec<Client> {
 async fn win(user: &Client, ticket: &str) -> Value {
     let won = eventually("the ticket to be free", async || {
         let answer = order(user, ticket).await;
-        // Nothing else may come of a lost race.
+        // A request that loses the race has no other response.
         assert!(answer.status == 201 || answer.body == error(RESERVED), "{} {}", answer.status, answer.body);
         answer.expect(201)
     });
     won.await.unwrap()
 }
 
-/// Replays what was announced about one ticket, in the order it will be published: never two live orders, reservations
-/// without gaps, each version of each order once. Returns how many orders there were, and the one that lives.
+/// Replays the events of one ticket in the order of their publication: never two live orders, reservations without gaps,
+/// each version of each order once. Returns how many orders there were, and the live one.
 async fn replay(orders: &Orders) -> (i64, Option<String>) {
     let (mut reservation, mut live, mut ended) = (0, None, HashSet::new());
     for (subject, version, body) in orders.events().await {
@@ -58,7 +58,7 @@ async fn replay(orders: &Orders) -> (i64, Option<String>) {
 }
 
 #[tokio::test]
-async fn of_64_who_order_a_ticket_at_once_one_gets_it() {
+async fn of_64_concurrent_orders_of_a_ticket_one_succeeds() {
     let orders = start().await;
     orders.warm_up().await;
     let ticket = orders.ticket().await;
@@ -74,7 +74,7 @@ async fn of_64_who_order_a_ticket_at_once_one_gets_it() {
 }
 
 #[tokio::test]
-async fn an_order_that_is_cancelled_50_times_at_once_is_cancelled_once() {
+async fn fifty_concurrent_cancels_of_an_order_cancel_it_once() {
     let orders = start().await;
     orders.warm_up().await;
     for _ in 0..5 {
@@ -92,7 +92,7 @@ async fn an_order_that_is_cancelled_50_times_at_once_is_cancelled_once() {
 }
 
 #[tokio::test]
-async fn a_ticket_that_is_ordered_and_given_up_all_the_time_never_has_two_live_orders() {
+async fn a_ticket_under_orders_and_cancels_never_has_two_live_orders() {
     let orders = start().await;
     orders.warm_up().await;
     let ticket = orders.ticket().await;
@@ -100,7 +100,7 @@ async fn a_ticket_that_is_ordered_and_given_up_all_the_time_never_has_two_live_o
     join_all(users.iter().map(async |user| {
         for _ in 0..12 {
             let path = path(&win(user, &ticket).await);
-            // Somebody clicks twice.
+            // A user clicks twice.
             for answer in join_all([user.delete(&path), user.delete(&path)]).await {
                 answer.unwrap().expect(204).unwrap();
             }
@@ -111,7 +111,7 @@ async fn a_ticket_that_is_ordered_and_given_up_all_the_time_never_has_two_live_o
 }
 
 #[tokio::test]
-async fn title_price_and_version_of_a_ticket_that_changes_all_the_time_belong_together() {
+async fn an_order_of_a_changing_ticket_has_fields_of_one_version() {
     let orders = start().await;
     orders.warm_up().await;
     let ticket = orders.ticket().await;
@@ -121,7 +121,7 @@ async fn title_price_and_version_of_a_ticket_that_changes_all_the_time_belong_to
     let change = async {
         loop {
             sqlx::query(sql).execute(&mut db).await.unwrap();
-            // Time enough for an order now and then: one is made anew whenever its ticket has changed in between.
+            // Slow enough for an order now and then: an order starts again if its ticket has changed meanwhile.
             sleep(Duration::from_millis(2)).await;
         }
     };
@@ -136,7 +136,7 @@ async fn title_price_and_version_of_a_ticket_that_changes_all_the_time_belong_to
             user.delete(&path(&order)).await.unwrap().expect(204).unwrap();
             bought.push(cancelled(&order));
         }
-        // What was kept is what was answered.
+        // The row is equal to the response.
         assert_eq!(user.get("/api/orders").await.unwrap().expect(200).unwrap(), json!(bought));
     }));
     tokio::select! {
@@ -149,7 +149,7 @@ async fn title_price_and_version_of_a_ticket_that_changes_all_the_time_belong_to
     }
 }
 
-/// Lets somebody else be first: what they do is not committed before `answer` waits for it.
+/// Runs a competing transaction that commits only when `answer` waits for it.
 async fn behind(orders: &Orders, sql: &str, end: &str, answer: impl Future<Output = anyhow::Result<Answer>>) -> Answer {
     let mut first = PgConnection::connect(&orders.database_url).await.unwrap();
     sqlx::query("begin").execute(&mut first).await.unwrap();
@@ -171,10 +171,10 @@ async fn behind(orders: &Orders, sql: &str, end: &str, answer: impl Future<Outpu
 }
 
 #[tokio::test]
-async fn who_loses_to_somebody_who_is_not_yet_done_is_answered_as_if_they_had_come_later() {
+async fn a_request_that_loses_to_an_open_transaction_sees_its_result() {
     let orders = start().await;
     orders.warm_up().await;
-    // Completed by a payment as its user cancels it.
+    // A payment completes the order while its user cancels it.
     let (complete, refused) = ("set status = 'complete', version = version + 1", "Cannot cancel a complete order");
     for (end, status, body) in [("commit", 400, error(refused)), ("rollback", 204, json!(null))] {
         let path = path(&orders.any_order().await);
@@ -182,7 +182,7 @@ async fn who_loses_to_somebody_who_is_not_yet_done_is_answered_as_if_they_had_co
         let answer = behind(&orders, &sql, end, orders.ann.delete(&path)).await;
         assert_eq!((answer.status, answer.body), (status, body), "{end}");
     }
-    // Ordered by two.
+    // Two users order one ticket.
     let first = "insert into orders
                      (id, user_id, status, expires_at, ticket_id, title, price, ticket_version, reservation, version)
                  select id, 'bob', 'created', now() + interval '1 hour', id, title, price, version, 1, 0

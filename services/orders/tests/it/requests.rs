@@ -1,4 +1,4 @@
-//! What no handler answers, and what nobody sane would send.
+//! Unknown routes, and input that no well-behaved client sends.
 
 use crate::orders::{path, start};
 use reqwest::Method;
@@ -31,9 +31,9 @@ async fn a_trailing_slash_and_a_head_request_are_tolerated() {
 }
 
 #[tokio::test]
-async fn no_input_gives_a_5xx() {
+async fn no_input_causes_a_5xx() {
     let orders = start().await;
-    // Nobody can be asked for a ticket that is not known, and that is a 503.
+    // Tickets does not reply about an unknown ticket, so the response is a 503.
     let reserved = orders.any_order().await["ticket"]["id"].clone();
     for (number, text) in hostile_texts().iter().enumerate() {
         let quoted = serde_json::to_string(text).unwrap();

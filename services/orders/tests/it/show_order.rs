@@ -15,7 +15,7 @@ async fn users_see_their_order_in_every_status() {
 }
 
 #[tokio::test]
-async fn checks_come_in_the_order_of_the_contract() {
+async fn checks_run_in_the_order_of_the_contract() {
     let orders = start().await;
     let order = orders.any_order().await;
     let found = path(&order);

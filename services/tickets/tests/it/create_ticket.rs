@@ -27,7 +27,7 @@ async fn without_a_user_nothing_is_created() {
 }
 
 #[tokio::test]
-async fn nobody_can_inject_what_is_not_theirs() {
+async fn a_body_cannot_set_fields_of_the_server() {
     let tickets = start().await;
     let body = json!({"title": "Concert", "price": 20, "id": "0123456789abcdef01234567", "userId": "bob", "version": 7,
                       "orderId": "0123456789abcdef01234567", "status": "created", "__proto__": {}});
@@ -61,7 +61,7 @@ async fn prices_are_kept_exactly() {
 }
 
 #[tokio::test]
-async fn titles_are_text_or_are_made_text() {
+async fn titles_that_are_not_text_are_converted_to_text() {
     let tickets = start().await;
     for (title, expected) in [
         (json!("Ünïcödé 🎫"), "Ünïcödé 🎫"),
@@ -78,7 +78,7 @@ async fn titles_are_text_or_are_made_text() {
 }
 
 #[tokio::test]
-async fn every_broken_rule_is_told_in_order() {
+async fn every_broken_rule_is_reported_in_order() {
     let tickets = start().await;
     let (title, price) = (invalid(TITLE, "title"), invalid(PRICE, "price"));
     for (body, expected) in [
@@ -163,7 +163,7 @@ async fn a_body_that_is_not_declared_as_json_counts_as_empty() {
 }
 
 #[tokio::test]
-async fn a_body_over_100_kb_is_too_large_and_one_of_100_kb_is_not() {
+async fn a_body_of_100_kb_is_the_largest() {
     let tickets = start().await;
     let body = |size: usize| {
         let frame = r#"{"price":1,"title":""}"#.len();

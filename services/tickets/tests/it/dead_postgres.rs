@@ -1,4 +1,4 @@
-//! Postgres is there, and yet no answer comes: a frozen server, or a network that loses every packet.
+//! Postgres does not respond: a frozen server, or a network that loses every packet.
 
 use crate::tickets::start_on;
 use futures::future::join_all;
@@ -12,16 +12,16 @@ use tokio::io::copy_bidirectional;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::{sleep, timeout};
 
-/// Longer than a request may take.
+/// Longer than the request timeout.
 const BOUND: Duration = Duration::from_secs(15);
 
-/// Where the database is: `host:port`.
+/// The `host:port` of the database.
 fn host(database_url: &str) -> &str {
     database_url.split(['@', '/']).nth(3).unwrap()
 }
 
 #[tokio::test]
-async fn connections_that_died_without_a_word_are_given_up_and_replaced() {
+async fn dead_connections_are_dropped_and_replaced() {
     let postgres = Postgres::shared().await.unwrap();
     let database_url = postgres.database("tickets").await.unwrap();
     let host = host(&database_url);
@@ -30,7 +30,7 @@ async fn connections_that_died_without_a_word_are_given_up_and_replaced() {
     // As many connections as the service may have, all of them in use.
     join_all((0..64).map(|_| tickets.ticket())).await;
 
-    // They die while some are being used, some are on their way back to the pool, and some rest; three times over.
+    // They die while some are in use, some return to the pool, and some are idle; three times.
     for round in 0..3 {
         let answers = join_all((0..256).map(|number| {
             let post = tickets.ann.post("/api/tickets", json!({"title": format!("Lost {number}"), "price": 1}));
@@ -45,15 +45,15 @@ async fn connections_that_died_without_a_word_are_given_up_and_replaced() {
             assert!(answer.status == 201 || answer.body == error(UNAVAILABLE));
         }
     }
-    // The same clients, the same process: nothing is left of the dead connections.
+    // The same process serves again: the dead connections were replaced.
     let body = json!({"title": "After", "price": 1});
-    eventually("a connection that lives", async || {
+    eventually("a live connection", async || {
         tickets.ann.post("/api/tickets", body.clone()).await?.expect(201)?;
         anyhow::Ok(())
     })
     .await
     .unwrap();
-    // And the pool has lost no connection: all of them can wait for a lock at once.
+    // The pool has lost no connection: all 16 can wait for a lock at once.
     let mut holder = PgConnection::connect(&database_url).await.unwrap();
     sqlx::query("begin").execute(&mut holder).await.unwrap();
     sqlx::query("lock table tickets in share mode").execute(&mut holder).await.unwrap();
@@ -75,7 +75,7 @@ async fn connections_that_died_without_a_word_are_given_up_and_replaced() {
 }
 
 #[tokio::test]
-async fn a_frozen_postgres_costs_503s_in_bounded_time_and_is_used_again_when_it_thaws() {
+async fn frozen_postgres_gives_503_in_bounded_time_and_is_used_again_after() {
     let postgres = Arc::new(Postgres::start().await.unwrap());
     let database_url = postgres.database("tickets").await.unwrap();
     let tickets = start_on(postgres.clone(), database_url).await;
@@ -122,13 +122,13 @@ async fn slow_proxy(server: String) -> SocketAddr {
 }
 
 #[tokio::test]
-async fn connections_that_open_slower_than_anybody_waits_are_there_for_those_who_come_later() {
+async fn connections_that_open_too_late_serve_later_requests() {
     let postgres = Postgres::shared().await.unwrap();
     let database_url = postgres.database("tickets").await.unwrap();
     let host = host(&database_url);
     let slow = slow_proxy(host.to_owned()).await;
     let tickets = start_on(postgres, database_url.replace(host, &slow.to_string())).await;
-    // More at once than there are connections, of which none is open.
+    // More requests than connections, and none is open.
     let answers =
         join_all((0..64).map(|_| tickets.ann.post("/api/tickets", json!({"title": "Early", "price": 1})))).await;
     for answer in answers {

@@ -7,7 +7,7 @@ const PRICE: &str = "Price must be provided and must be greater than 0";
 const UNKNOWN: &str = "/api/tickets/ffffffffffffffffffffffff";
 
 #[tokio::test]
-async fn an_edit_replaces_both_fields_is_the_next_version_and_is_announced() {
+async fn an_edit_replaces_both_fields_and_publishes_the_next_version() {
     let tickets = start().await;
     let ticket = tickets.ticket().await;
     let change = json!({"title": "Opera", "price": "30.50", "version": 9, "userId": "bob", "orderId": "x"});
@@ -15,7 +15,7 @@ async fn an_edit_replaces_both_fields_is_the_next_version_and_is_announced() {
     assert_eq!(edited, json!({"id": id(&ticket), "title": "Opera", "price": 30.5, "userId": "ann", "version": 1}));
     assert_eq!(tickets.anonymous.get(&path(&ticket)).await.unwrap().expect(200).unwrap(), edited);
 
-    // Nothing changes, and yet it is a version.
+    // An edit without changes is a version too.
     let same = tickets.ann.put(&path(&ticket), json!({"title": "Opera", "price": 30.5})).await.unwrap();
     assert_eq!(same.expect(200).unwrap()["version"], 2);
     let events = tickets.events().await;
@@ -25,7 +25,7 @@ async fn an_edit_replaces_both_fields_is_the_next_version_and_is_announced() {
 }
 
 #[tokio::test]
-async fn checks_come_in_the_order_of_the_contract() {
+async fn checks_run_in_the_order_of_the_contract() {
     let tickets = start().await;
     let (free, reserved) = (tickets.ticket().await, tickets.ticket().await);
     tickets.reserve(&reserved, "0123456789abcdef01234567").await;
@@ -51,7 +51,7 @@ async fn checks_come_in_the_order_of_the_contract() {
 }
 
 #[tokio::test]
-async fn edits_at_once_lose_nothing_and_skip_no_version() {
+async fn concurrent_edits_lose_nothing_and_skip_no_version() {
     let tickets = start().await;
     let ticket = tickets.ticket().await;
     let edits = (1..=100).map(|price| {

@@ -4,7 +4,7 @@ use reqwest::Method;
 use serde_json::json;
 
 #[tokio::test]
-async fn a_thousand_clients_that_hang_up_leave_no_connection_inside_a_transaction() {
+async fn a_thousand_clients_that_hang_up_leave_no_open_transaction() {
     let tickets = start().await;
     let ticket = path(&tickets.ticket().await);
     let routes = [(Method::POST, "/api/tickets"), (Method::PUT, ticket.as_str())];
@@ -17,10 +17,10 @@ async fn a_thousand_clients_that_hang_up_leave_no_connection_inside_a_transactio
         .await;
     }
     tickets.no_open_transactions().await;
-    // More at once than there are connections: none of them is lost.
+    // More requests at once than connections to Postgres: no connection is lost.
     let made = join_all((0..64).map(|_| tickets.ticket())).await;
     assert_eq!(made.len(), 64);
-    // What was begun was finished: every version has its event. In one look, since some may still be at it.
+    // Every request that began was finished: each version has its event. One query, because some may still run.
     let sql = "select (select sum(version + 1)::bigint from tickets), (select count(*) from bus.outbox)";
     let (versions, events): (i64, i64) = tickets.row(sql).await;
     assert_eq!(versions, events);

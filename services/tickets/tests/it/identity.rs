@@ -20,7 +20,7 @@ async fn a_user_is_known_by_either_cookie_or_by_a_bearer_token() {
 }
 
 #[tokio::test]
-async fn a_bad_token_is_nobody_and_never_an_error() {
+async fn a_bad_token_makes_a_request_anonymous() {
     let tickets = start().await;
     let (head, signature) = testkit::token("ann").rsplit_once('.').map(|(a, b)| (a.to_owned(), b.to_owned())).unwrap();
     let reversed: String = signature.chars().rev().collect();

@@ -58,9 +58,9 @@ async fn walk(tickets: &Tickets, limit: usize) -> Vec<String> {
     }
 }
 
-/// As after a clock that jumped back, or from two replicas whose clocks differ.
+/// Ids fall after a clock was set back, or between two replicas whose clocks differ.
 #[tokio::test]
-async fn tickets_are_listed_in_order_of_creation_whatever_their_ids_are() {
+async fn tickets_are_listed_in_order_of_creation_not_of_ids() {
     let tickets = start().await;
     let mut made = Vec::new();
     for number in 0..4 {
@@ -73,14 +73,14 @@ async fn tickets_are_listed_in_order_of_creation_whatever_their_ids_are() {
     for limit in [1, 2, 5, 12, 13] {
         assert_eq!(walk(&tickets, limit).await, made, "pages of {limit}");
     }
-    // An order holds the last ticket of a page: the next page begins behind it all the same.
+    // An order holds the last ticket of a page: the next page still begins behind it.
     tickets.sql(&format!("update tickets set order_id = id where id = '{}'", made[1])).await;
     let rest = tickets.anonymous.get(&format!("/api/tickets?after={}", made[1])).await.unwrap().expect(200).unwrap();
     assert_eq!(ids(&rest), made[2..]);
 }
 
 #[tokio::test]
-async fn an_unknown_id_is_where_the_greatest_one_below_it_is() {
+async fn a_page_after_an_unknown_id_begins_after_the_greatest_id_below_it() {
     let tickets = start().await;
     let made = tickets.insert_as("00000000000000000000000a").await;
     let made = [made, tickets.insert_as("00000000000000000000000c").await].concat();
@@ -95,7 +95,7 @@ async fn an_unknown_id_is_where_the_greatest_one_below_it_is() {
     }
 }
 
-/// A database of the release before, whose replicas go on inserting after it was migrated.
+/// A database of the previous release, whose replicas continue to insert after the migration.
 #[tokio::test]
 async fn existing_tickets_are_numbered_in_order_of_their_ids() {
     let postgres = Postgres::shared().await.unwrap();

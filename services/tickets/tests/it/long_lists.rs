@@ -11,7 +11,7 @@ use tokio::time::timeout;
 const MANY: usize = 200;
 const LARGE: usize = 100_000;
 
-/// A client that has asked for the whole list, and has read nothing of it.
+/// A client that has requested the whole list and has read nothing.
 async fn slow_reader(tickets: &Tickets) -> TcpStream {
     let socket = TcpSocket::new_v4().unwrap();
     socket.set_recv_buffer_size(16 * 1024).unwrap();
@@ -20,7 +20,7 @@ async fn slow_reader(tickets: &Tickets) -> TcpStream {
     stream
 }
 
-/// All that comes, until the connection ends, and whether the answer has an end.
+/// Reads until the connection ends. Returns the text, and whether the response is complete.
 async fn rest(mut stream: TcpStream) -> (String, bool) {
     let mut answer = Vec::new();
     // A connection that is cut off may end with an error.
@@ -31,7 +31,7 @@ async fn rest(mut stream: TcpStream) -> (String, bool) {
 }
 
 #[tokio::test]
-async fn a_list_of_several_pages_is_whole_and_in_order() {
+async fn a_list_of_several_pages_is_complete_and_in_order() {
     let tickets = start().await;
     // Pages end by rows, by bytes, and exactly with the list; 256 rows are a page.
     for sizes in [[(256, 10), (0, 10)], [(257, 10), (7, 70_000)], [(300, 1_000), (212, 5)], [(1, 90_000), (512, 1)]] {
@@ -83,7 +83,7 @@ async fn clients_that_read_slowly_hold_no_connection_to_postgres() {
 }
 
 #[tokio::test]
-async fn a_list_that_breaks_off_has_no_end() {
+async fn a_list_that_fails_halfway_is_seen_to_be_incomplete() {
     let tickets = start().await;
     tickets.insert(MANY, LARGE).await;
     let mut slow = slow_reader(&tickets).await;
@@ -91,12 +91,12 @@ async fn a_list_that_breaks_off_has_no_end() {
     tickets.sql("alter table tickets rename to hidden").await;
     let (answer, is_whole) = rest(slow).await;
     assert!(!is_whole && answer.len() < MANY * LARGE, "{} bytes", answer.len());
-    // Before the first byte it is an answer like any other.
+    // An error before the first byte is an ordinary response.
     assert_eq!(tickets.anonymous.get("/api/tickets").await.unwrap().status, 500);
 }
 
 #[tokio::test]
-async fn a_list_under_way_is_finished_when_the_service_stops() {
+async fn a_list_in_progress_is_completed_when_the_service_stops() {
     let tickets = start().await;
     tickets.insert(MANY, LARGE).await;
     let (stalled, mut slow) = (slow_reader(&tickets).await, slow_reader(&tickets).await);
@@ -106,7 +106,7 @@ async fn a_list_under_way_is_finished_when_the_service_stops() {
     eventually("the service to refuse connections", async || reqwest::get(&health).await.is_err()).await.unwrap();
     let (answer, is_whole) = rest(slow).await;
     assert!(is_whole && answer.matches("\"userId\"").count() == MANY, "{} bytes", answer.len());
-    // A client that does not read does not keep the service.
+    // A client that does not read does not keep the service running.
     stopped.await.unwrap().unwrap();
     assert!(!rest(stalled).await.1);
 }

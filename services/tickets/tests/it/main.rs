@@ -1,4 +1,4 @@
-//! The HTTP contract of tickets, against the real service on a real Postgres. NATS is not there, and is not missed.
+//! The HTTP contract of tickets, against the real service on a real Postgres. There is no NATS: HTTP does not need it.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 #![allow(clippy::disallowed_methods, reason = "tests look into tables that no query! is prepared for")]

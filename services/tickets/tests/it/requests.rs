@@ -1,4 +1,4 @@
-//! What no handler answers, and what nobody sane would send.
+//! Unknown routes, and input that no well-behaved client sends.
 
 use crate::tickets::{path, start};
 use reqwest::Method;
@@ -32,7 +32,7 @@ async fn a_trailing_slash_and_a_head_request_are_tolerated() {
 }
 
 #[tokio::test]
-async fn no_input_gives_a_5xx() {
+async fn no_input_causes_a_5xx() {
     let tickets = start().await;
     let ticket = path(&tickets.ticket().await);
     for (number, text) in hostile_texts().iter().enumerate() {

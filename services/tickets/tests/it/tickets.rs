@@ -8,7 +8,7 @@ use std::ops::Deref;
 use std::sync::Arc;
 use testkit::{HttpService, Postgres, id};
 
-/// A tickets service of one's own, on a database of its own.
+/// A tickets service for one test, with its own database.
 pub struct Tickets {
     pub service: HttpService<Running>,
 }
@@ -17,12 +17,12 @@ pub async fn start() -> Tickets {
     start_with(&[]).await
 }
 
-/// A service with more options than it needs.
+/// A service with additional options.
 pub async fn start_with(options: &[&str]) -> Tickets {
     Tickets { service: HttpService::start("tickets", options, launch).await }
 }
 
-/// A service that reaches its database at this URL.
+/// A service that connects to its database at this URL.
 pub async fn start_on(postgres: Arc<Postgres>, database_url: String) -> Tickets {
     Tickets { service: HttpService::start_on(postgres, database_url, "tickets", &[], launch).await }
 }
@@ -34,17 +34,17 @@ async fn launch(arguments: Vec<String>) -> anyhow::Result<(Running, SocketAddr)>
 }
 
 impl Tickets {
-    /// Ann's new ticket.
+    /// Creates a ticket of ann.
     pub async fn ticket(&self) -> Value {
         self.ann.post("/api/tickets", json!({"title": "Concert", "price": 20})).await.unwrap().expect(201).unwrap()
     }
 
-    /// What a query returns, a text for each row.
+    /// The rows that a query returns, each as text.
     pub async fn texts(&self, sql: &str) -> Vec<String> {
         self.rows(sql).await.into_iter().map(|(text,)| text).collect()
     }
 
-    /// This many new tickets of Ann's, with titles of this many bytes, behind the service's back. Returns their ids.
+    /// Inserts tickets of ann directly into the table, with titles of `bytes` bytes. Returns their ids.
     pub async fn insert(&self, count: usize, bytes: usize) -> Vec<String> {
         let sql = format!(
             "insert into tickets (id, title, price, user_id, version)
@@ -54,13 +54,13 @@ impl Tickets {
         self.texts(&sql).await
     }
 
-    /// A new ticket with this id, as the release before inserts it. Returns the id.
+    /// Inserts a ticket with this id, as the previous release does. Returns the id.
     pub async fn insert_as(&self, id: &str) -> Vec<String> {
         let sql = "insert into tickets (id, title, price, user_id, version) values";
         self.texts(&format!("{sql} ('{id}', 'Concert', 20, 'ann', 0) returning id")).await
     }
 
-    /// A ticket's row is changed as if `order` had reserved it.
+    /// Changes the row of a ticket as if `order` had reserved it.
     pub async fn reserve(&self, ticket: &Value, order: &str) {
         self.sql(&format!("update tickets set order_id = '{order}' where id = '{}'", id(ticket))).await;
     }
