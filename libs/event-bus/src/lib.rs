@@ -8,6 +8,10 @@
 //! Guaranteed: no committed event is lost, doubled in the stream, or published before an older version of its aggregate.
 //! Not guaranteed: that a handler sees an event once, or in order. Handlers compare versions instead.
 //!
+//! An effect outside of the database, such as a request that charges a card, is a durable [`Task`]: its intent is committed
+//! with its cause ([`Transaction::schedule`]), a worker performs it at least once with the same key ([`Bus::perform`]), and
+//! its result and events are committed once.
+//!
 //! Beside events there are requests ([`Bus::request`], [`Bus::reply`]). A reply comes within
 //! [`Settings::reply_timeout`] or not at all: use a request only if the service also works without the reply.
 //!
@@ -93,7 +97,7 @@
 //! # Where to read on
 //!
 //! Read `database` and `broker` first, the two servers between which everything here moves events; then the protocols:
-//! `outbox`, `relay`, `subscription`, `pull`, `dead_letters`, `request`, in this order; then `bus`, which holds it all.
+//! `outbox`, `relay`, `subscription`, `pull`, `dead_letters`, `task`, `request`, in this order; then `bus`, which holds it all.
 #![warn(missing_docs)]
 
 mod broker;

@@ -17,7 +17,7 @@ enum Try {
 
 use Try::{Join, Publish, Subscribe};
 
-const REFUSED: [(&str, Try); 65] = [
+const REFUSED: [(&str, Try); 69] = [
     // events of other services, and subjects without a publisher
     ("orders", Publish("ticket.created")),
     ("orders", Publish("ticket.updated")),
@@ -31,6 +31,10 @@ const REFUSED: [(&str, Try); 65] = [
     ("tickets", Publish("ticket.deleted")),
     ("payments", Publish("order.completed")),
     ("payments", Publish("ticket.updated")),
+    ("payments", Publish("$JS.API.STREAM.MSG.GET.ORDERS")),
+    ("payments", Publish("$JS.API.CONSUMER.DURABLE.CREATE.ORDERS.payments")),
+    ("payments", Publish("$JS.API.CONSUMER.MSG.NEXT.PAYMENTS.orders")),
+    ("payments", Publish("$JS.ACK.ORDERS.tickets.1.1.1.1.0")),
     ("expiration", Publish("order.cancelled")),
     ("expiration", Publish("payment.created")),
     ("provisioner", Publish("ticket.created")),
@@ -92,7 +96,7 @@ const REFUSED: [(&str, Try); 65] = [
 ];
 
 /// Rights that a user must have: a server that refuses everything must fail the test.
-const ALLOWED: [(&str, Try); 23] = [
+const ALLOWED: [(&str, Try); 25] = [
     ("tickets", Publish("ticket.created")),
     ("tickets", Publish("ticket.updated")),
     ("tickets", Publish("$JS.API.STREAM.INFO.TICKETS")),
@@ -111,6 +115,8 @@ const ALLOWED: [(&str, Try); 23] = [
     ("orders", Publish("$JS.ACK._.account.PAYMENTS.orders.1.1.1.1.0.token")),
     ("orders", Subscribe("_INBOX_orders.one")),
     ("payments", Publish("payment.created")),
+    ("payments", Publish("$JS.API.CONSUMER.MSG.NEXT.ORDERS.payments")),
+    ("provisioner", Publish("$JS.API.CONSUMER.DURABLE.CREATE.ORDERS.payments")),
     ("expiration", Publish("expiration.complete")),
     ("provisioner", Publish("$JS.API.STREAM.CREATE.TICKETS")),
     ("monitor", Publish("$JS.API.STREAM.INFO.TICKETS")),
