@@ -90,8 +90,9 @@ impl Task {
                 tracing::info!(role, "the database is up to date");
             }
             Self::Provision(task) => {
-                event_bus::provision(&task.nats.settings(), &task.nats.topology(), task.patience).await?;
-                tracing::info!("streams and consumers are as they should be");
+                let topology = task.nats.topology();
+                event_bus::provision(&task.nats.settings(), &topology, task.patience).await?;
+                tracing::info!(?topology, "streams and consumers are as they should be");
             }
             Self::Health(task) => ready(task.http_addr)?,
         }

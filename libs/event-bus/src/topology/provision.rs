@@ -17,6 +17,8 @@ use tokio::time::timeout;
 
 /// How long the server may take for one reply.
 const REPLY: Duration = Duration::from_secs(3);
+/// How long the first connection may take before a failure is logged.
+const OPENING: Duration = Duration::from_secs(1);
 
 const STREAM_NOT_FOUND: u64 = 10059;
 const CONSUMER_NOT_FOUND: u64 = 10014;
@@ -57,6 +59,8 @@ pub(crate) enum Drift {
 pub async fn provision(settings: &NatsSettings, topology: &Topology, patience: Duration) -> anyhow::Result<()> {
     let nats = nats::connect(settings, "provisioner", "provisioner").await?;
     let jetstream = nats::jetstream(settings, nats.clone());
+    // Not a failed attempt: the connection is being opened.
+    let _ = timeout(OPENING.min(patience), nats.flush()).await;
     let attempt = async || {
         nats::connected(&nats)?;
         let outcome = ensure(&jetstream, topology, settings.stream_replicas, Drift::Mend).await?;

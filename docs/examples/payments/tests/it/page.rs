@@ -6,7 +6,10 @@ macro_rules! files {
 
 const PAGE: &str = include_str!("../../../../a-service-of-your-own.md");
 
-const FILES: [&str; 10] = files![
+const FILES: [&str; 13] = files![
+    "build.rs",
+    "tests/it/shop.rs",
+    "tests/it/killing.rs",
     "src/main.rs",
     "src/api.rs",
     "src/charge.rs",
