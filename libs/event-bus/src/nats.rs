@@ -18,7 +18,7 @@ pub struct NatsSettings {
     pub authentication: Option<Authentication>,
     /// The client certificate and its key, PEM. With it, connections are encrypted.
     pub certificate: Option<(PathBuf, PathBuf)>,
-    /// The CA certificates for the servers, PEM. With it, connections are encrypted.
+    /// The CA certificates for the servers, PEM. With them, connections are encrypted.
     pub authority: Option<PathBuf>,
     /// The JetStream domain, if it differs from that of the servers.
     pub domain: Option<String>,
