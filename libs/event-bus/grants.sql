@@ -1,5 +1,5 @@
--- What a service does with the tables of the bus. By hand: psql --set role=… --file grants.sql, as their owner. What is
--- taken out of here is taken away from the release before, which still serves then: leave it in for one release.
+-- The rights of a service in the tables of the bus. By hand, as their owner: psql --set role=… --file grants.sql. A right
+-- that is removed here is taken away from the previous release, which still serves: remove it one release later.
 grant usage on schema bus to :"role";
 grant select, insert, delete on bus.outbox to :"role";
 grant select on sequence bus.outbox_id_seq to :"role";
@@ -9,5 +9,5 @@ grant update (floor) on bus.position to :"role";
 grant select, insert, update on bus.dead_letters to :"role";
 grant select, insert, delete on bus.tasks to :"role";
 grant update (status, due_at, attempts, error, updated_at) on bus.tasks to :"role";
--- is the database up to date, and ours?
+-- to check whether the database is up to date, and which service owns it
 grant select on bus._migrations, bus.service to :"role";

@@ -7,7 +7,7 @@ pub struct Endpoint<Q, A> {
     pub service: &'static str,
     /// What is requested, one word.
     pub name: &'static str,
-    /// For people who look at the service with NATS' own tools.
+    /// Shown by the tools of NATS.
     pub description: &'static str,
     types: PhantomData<fn(Q) -> A>,
 }

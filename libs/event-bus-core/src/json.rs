@@ -4,7 +4,7 @@ use crate::DecodeError;
 use serde::de::{DeserializeOwned, Error};
 use serde::{Deserialize, Deserializer, Serialize};
 
-/// The snapshot that a body holds.
+/// Decodes a snapshot from a body.
 ///
 /// # Errors
 /// The body is not JSON, or a field is missing or malformed.
@@ -12,7 +12,7 @@ pub fn decode_json<T: DeserializeOwned>(body: &[u8]) -> Result<T, DecodeError> {
     Ok(serde_json::from_slice(body)?)
 }
 
-/// The body that holds `snapshot`.
+/// Encodes `snapshot` as a body.
 ///
 /// # Panics
 /// It has no JSON form: its `Serialize` fails, or a map has keys that are not strings.
@@ -20,8 +20,9 @@ pub fn encode_json<T: Serialize>(snapshot: &T) -> String {
     serde_json::to_string(snapshot).expect("a snapshot has a JSON form")
 }
 
-/// Reads a version, for `#[serde(deserialize_with = "event_bus_core::deserialize_version")]`. Versions count from 0: a
-/// negative one is refused, so that it does not reach a comparison.
+/// Reads a version, for `#[serde(deserialize_with = "event_bus_core::deserialize_version")]`.
+///
+/// Versions count from 0. A negative one is refused before it is compared with others.
 ///
 /// # Errors
 /// It is not an integer, or is negative.

@@ -1,8 +1,8 @@
-//! What an event is, and what a request between services is: the traits and types between a system's own crate of
-//! events and the library `event-bus`.
+//! The traits and types of events, and of requests between services.
 //!
-//! Data only: nothing here does input or output, and nothing knows Postgres, NATS or a domain. A crate that defines the
-//! events of a system depends on this one; services depend on `event-bus`, which exports all of it.
+//! They connect the crate that defines the events of a system with the library `event-bus`. The first depends only on
+//! this crate; services depend on `event-bus`, which exports all of it. This crate does no input or output, and knows
+//! neither Postgres nor NATS nor a domain.
 //!
 //! Read [`Event`] first, then [`Publish`] and [`Endpoint`]. [`decode_json`], [`encode_json`] and
 //! [`deserialize_version`] help to implement them.

@@ -9,7 +9,7 @@ use std::time::Duration;
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
-/// How often to look whether NATS is there, at the start.
+/// How often to check the connection at the start.
 const CONNECTING: Duration = Duration::from_millis(50);
 
 /// The NATS server, or its cluster. Clones share everything.
@@ -17,7 +17,7 @@ const CONNECTING: Duration = Duration::from_millis(50);
 pub(crate) struct Broker {
     pub(crate) client: Client,
     pub(crate) jetstream: jetstream::Context,
-    /// The JetStream domain, if it is not that of the server we are connected to.
+    /// The JetStream domain, if it differs from that of the connected server.
     pub(crate) domain: Option<String>,
     /// Creates streams and consumers, if this service does.
     provisioner: Option<Arc<Provisioner>>,
@@ -34,7 +34,7 @@ impl Broker {
         Ok(Self { client, jetstream, domain: settings.nats.domain.clone(), provisioner })
     }
 
-    /// Fails at once without a connection. Called before work that would wait for NATS while it holds a lock or a
+    /// Fails at once if NATS is not connected. Call it before work that would wait for NATS while it holds a lock or a
     /// connection to Postgres.
     pub(crate) fn connected(&self) -> anyhow::Result<()> {
         nats::connected(&self.client)
@@ -47,14 +47,15 @@ impl Broker {
         }
     }
 
-    /// Creates the streams and consumers that are missing, if that is ours to do.
+    /// Creates the streams and consumers that are missing, if this service provisions.
     pub(crate) async fn provision(&self, drift: Drift) -> anyhow::Result<()> {
         let Some(provisioner) = &self.provisioner else { return Ok(()) };
         self.connected()?;
         provisioner.ensure(drift).await
     }
 
-    /// Creates what may be missing, after a failure. Errors are ignored: what failed fails again and says why.
+    /// Creates streams and consumers that are missing, after a failure. Ignores errors: the caller tries again, and
+    /// logs its own error.
     pub(crate) async fn provision_again(&self, stop: &CancellationToken) {
         let _ = stop.run_until_cancelled(self.provision(Drift::Leave)).await;
     }

@@ -1,4 +1,4 @@
-//! What a service holds of the event bus: one object from which it starts its tasks and gets its connections.
+//! The event bus of a service: one object that starts its background work and gives it connections.
 
 use crate::broker::Broker;
 use crate::connection::{Connection, Transaction};
@@ -34,8 +34,10 @@ pub struct Bus {
 }
 
 impl Bus {
-    /// A bus that connects in the background: neither Postgres nor NATS needs to run yet. The relay and the subscriptions
-    /// migrate the database before they do anything else. A role that may not migrate waits until the owner has.
+    /// A bus that connects in the background: neither Postgres nor NATS needs to run yet.
+    ///
+    /// The database is migrated when the first relay, subscription, worker or endpoint starts. If the role may not
+    /// migrate, they wait until the owner has migrated it.
     ///
     /// # Errors
     /// A malformed URL, a file that cannot be read, or a limit with which the bus cannot work.
@@ -50,13 +52,14 @@ impl Bus {
     /// A connection for reading.
     ///
     /// # Errors
-    /// An outage, for this and the next three: no connection came free, or the tables are not there yet.
+    /// An outage: no connection became free in time, or the tables are not up to date yet. The same for
+    /// [`statement`](Self::statement), [`begin`](Self::begin) and [`begin_in_background`](Self::begin_in_background).
     pub async fn connection(&self) -> Result<Connection> {
         self.database.connection().await
     }
 
-    /// A connection for a statement that writes a row and appends its event: see [`Outgoing`](crate::Outgoing). The relay
-    /// is woken when it is dropped.
+    /// A connection for a statement that writes a row and appends its event: see [`Outgoing`](crate::Outgoing).
+    /// Dropping it wakes the relays.
     pub async fn statement(&self) -> Result<Connection> {
         self.database.statement().await
     }
@@ -66,7 +69,7 @@ impl Bus {
         self.database.begin().await
     }
 
-    /// The same, for work in the background: not on a connection for requests.
+    /// A transaction for background work, on a connection that requests do not use.
     pub async fn begin_in_background(&self) -> Result<Transaction> {
         self.database.begin_in_background("begin").await
     }
@@ -76,15 +79,15 @@ impl Bus {
         self.database.is_ready().await
     }
 
-    /// Publishes the committed events of `E`'s stream until `stop`, then what is left as far as NATS takes it. A service
-    /// that publishes to several streams has one relay for each: call this for all of them before the first one is spawned.
+    /// Publishes the committed events of `E`'s stream until `stop`, then the rest, until the first error.
     ///
-    /// Events of a stream that no relay of this process publishes are logged as an error.
+    /// A service that publishes to several streams has one relay for each. Call this for all of them before the first
+    /// one is spawned: events of a stream that no relay of this process publishes are logged as an error.
     pub fn relay<E: Publish>(
         self,
         stop: CancellationToken,
     ) -> impl Future<Output = anyhow::Result<()>> + Send + 'static {
-        // Now, and not when the task runs: another relay may look first.
+        // Now, and not when the future runs: another relay may search for streams without a relay before that.
         self.duties.relays(E::STREAM);
         async move {
             if self.prepared(&stop).await {
@@ -108,11 +111,13 @@ impl Bus {
         Ok(())
     }
 
-    /// Performs the tasks of the kind `T` until `stop`, together with the other replicas. Attempts that are under way then
-    /// have 3 s; those of them that do not end are left to another replica, at once. Needs no NATS.
+    /// Performs the tasks of the kind `T` until `stop`, together with the other replicas. Does not need NATS.
     ///
-    /// Tasks of a kind that no worker of this process performs are logged as an error: call this for all of them before
-    /// the first one is spawned.
+    /// At the stop, attempts that are under way have 3 s. Tasks that are not performed by then are due at once for
+    /// another replica.
+    ///
+    /// Call this for all kinds of tasks before the first one is spawned: tasks of a kind that no worker of this process
+    /// performs are logged as an error.
     pub fn perform<T: Task>(
         self,
         task: T,
@@ -127,12 +132,11 @@ impl Bus {
         }
     }
 
-    /// Sends a request to the service behind `endpoint`; one of its replicas replies. `None`: it says that there is no such
-    /// thing.
+    /// Sends a request to `endpoint`; one replica of its service replies. Returns `None` if the reply is "not found".
     ///
     /// # Errors
-    /// No reply within [`Settings::reply_timeout`], for any reason; at once if NATS is away or no replica is there. Logged
-    /// when it begins, once a minute while it goes on, and when it is over.
+    /// No reply within [`Settings::reply_timeout`], for any reason; at once if NATS is away or no replica is there.
+    /// Failures are logged from the second one in a row on, once a minute, and when they are over.
     pub async fn request<Q: Serialize, A: DeserializeOwned>(
         &self,
         endpoint: &Endpoint<Q, A>,
@@ -141,8 +145,8 @@ impl Bus {
         self.requester.request(endpoint, body).await
     }
 
-    /// Replies to requests to `endpoint` until `stop`, together with the other replicas: each request goes to one of them.
-    /// `find` gets a connection for reading. Begins when the tables are up to date.
+    /// Replies to requests to `endpoint` until `stop`, together with the other replicas: each request goes to one of
+    /// them. `find` gets a connection for reading. Begins when the tables are up to date and NATS is connected.
     pub async fn reply<Q, A, F>(
         self,
         endpoint: Endpoint<Q, A>,
@@ -160,13 +164,13 @@ impl Bus {
         Ok(())
     }
 
-    /// Closes the connections, once relay and subscriptions have ended.
+    /// Closes the connections. Call it after all background work has ended.
     pub async fn close(&self) {
         let _ = timeout(CLOSE, self.broker.client.drain()).await;
         let _ = timeout(CLOSE, self.database.close()).await;
     }
 
-    /// Waits for the tables, for NATS, and for streams and consumers where we create them. `false`: stopped before.
+    /// Waits for the tables and for NATS, and provisions if the settings say so. Returns false if stopped before.
     async fn prepared(&self, stop: &CancellationToken) -> bool {
         let mut backoff = Backoff::default();
         let prepare = async {

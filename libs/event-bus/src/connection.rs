@@ -1,4 +1,4 @@
-//! Connections and transactions that a cancelled future cannot leave half-done.
+//! Connections and transactions that are safe to cancel: none returns to the pool inside a transaction.
 
 use crate::error::{Error, Result};
 use crate::postgres;
@@ -11,8 +11,8 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::timeout;
 
-/// How long a connection that goes back to the pool may take to show that it lives. The pool itself waits
-/// for ever for a peer that died, and never opens another connection in its place.
+/// How long the test of a connection that returns to the pool may take. The pool itself has no limit: it would wait for
+/// a dead peer, and never replace that connection.
 const SIGN_OF_LIFE: Duration = Duration::from_secs(1);
 
 /// Connections to one database.
@@ -32,26 +32,26 @@ pub(crate) struct Wakes {
     pub(crate) workers: Wake,
 }
 
-/// Tells background tasks of this process that something was committed. Clones share everything.
+/// Tells background work of this process that a transaction was committed. Clones share everything.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Wake(Arc<watch::Sender<u64>>);
 
 impl Wake {
-    /// Each of them looks once more, also one that is just looking.
+    /// Wakes all subscribers. One that is reading at the moment will read once more.
     pub(crate) fn all(&self) {
         self.0.send_modify(|commits| *commits = commits.wrapping_add(1));
     }
 
-    /// What one of them waits for.
+    /// A receiver that changes with each wake.
     pub(crate) fn subscribe(&self) -> watch::Receiver<u64> {
         self.0.subscribe()
     }
 }
 
-/// A connection on which every statement commits by itself, so that nothing can stay open whatever is cancelled.
+/// A connection on which each statement commits by itself, so a cancelled future leaves no transaction open.
 pub struct Connection {
     inner: PoolConnection<Postgres>,
-    /// Woken at the end, if events may have been appended.
+    /// Woken when the connection is dropped, if events may have been appended.
     wake: Option<Wake>,
     /// Whether a transaction may be open on it.
     open: bool,
@@ -65,14 +65,14 @@ impl Pool {
     pub(crate) async fn acquire(&self) -> Result<Connection> {
         let pool = self.inner.clone();
         let none = Error::NoConnection(self.timeout);
-        // The guard is made here: without it, a connection that nobody waits for any more would go back without a limit.
+        // Wrapped here: if the caller stops waiting, the connection still returns to the pool with a time limit.
         let acquire = async move { Ok(Connection { inner: pool.acquire().await?, wake: None, open: false }) };
         if self.inner.num_idle() == 0 && self.inner.size() < self.inner.options().get_max_connections() {
-            // One has to be opened. On a task of its own, so that giving up does not cancel it: under load, cancelled
-            // attempts cause a thundering herd, in which every waiter restarts the connection attempt.
+            // A connection has to be opened. In a spawned task, so that a timeout does not cancel it: under load,
+            // cancelled acquires cause a thundering herd, in which each waiter restarts the connection attempt.
             match timeout(self.timeout, tokio::spawn(acquire)).await {
                 Ok(Ok(opened)) => opened,
-                // The second: the process ends.
+                // A timeout, or the runtime shuts down.
                 Err(_) | Ok(Err(_)) => Err(none),
             }
         } else {
@@ -94,9 +94,9 @@ impl Connection {
 
 /// A transaction that carries events.
 ///
-/// Unlike sqlx's own it cannot leave a connection half-open: unless [`commit`](Self::commit) or
-/// [`rollback`](Self::rollback) came to its end – be it an error, a panic or a cancelled future – the connection is
-/// closed instead of going back to the pool, and the server rolls back.
+/// If neither [`commit`](Self::commit) nor [`rollback`](Self::rollback) has completed, because of an error, a panic or
+/// a cancelled future, the connection is closed instead of returned to the pool, and Postgres rolls back. A transaction
+/// of sqlx may return a connection inside an open transaction.
 pub struct Transaction {
     connection: Connection,
     wakes: Wakes,
@@ -105,20 +105,20 @@ pub struct Transaction {
 }
 
 impl Transaction {
-    /// `begin` is `begin`, and settings for this transaction.
+    /// `begin` is the statement `begin`, with settings for this transaction.
     pub(crate) async fn begin(mut connection: Connection, wakes: &Wakes, begin: &'static str) -> Result<Self> {
-        // Open before the server knows: a cancelled BEGIN may have arrived.
+        // Set before the statement is sent: a cancelled BEGIN may have reached the server.
         connection.open = true;
         connection.execute(begin).await?;
         Ok(Self { connection, wakes: wakes.clone(), scheduled: false })
     }
 
-    /// The commit wakes the workers that perform tasks.
+    /// Makes the commit wake the workers that perform tasks.
     pub(crate) fn wake_workers(&mut self) {
         self.scheduled = true;
     }
 
-    /// Makes rows, events and tasks durable, and wakes what publishes and performs them.
+    /// Commits rows, events and tasks, and wakes the relays and workers.
     ///
     /// # Errors
     /// If the connection is lost here, the outcome of the commit is unknown: do not report success.
@@ -132,8 +132,8 @@ impl Transaction {
         Ok(())
     }
 
-    /// Commits if `work`, done in this transaction, has succeeded, and rolls back if it has failed. Returns its outcome, or
-    /// why it was not committed.
+    /// Commits if `work`, the result of this transaction, is `Ok`, and rolls back otherwise. Returns `work`, or the
+    /// error of the commit.
     ///
     /// # Errors
     /// See [`commit`](Self::commit).
@@ -141,13 +141,13 @@ impl Transaction {
         if work.is_ok() {
             self.commit().await?;
         } else {
-            // If the server is away, the connection is closed.
+            // If the rollback fails, the connection is closed.
             let _ = timeout(SIGN_OF_LIFE, self.rollback()).await;
         }
         work
     }
 
-    /// Undoes everything and returns the connection to the pool.
+    /// Rolls back and returns the connection to the pool.
     pub async fn rollback(mut self) -> Result<()> {
         self.connection.execute("rollback").await?;
         self.connection.open = false;

@@ -13,7 +13,7 @@ use std::time::Duration;
 use tokio::sync::{OnceCell, watch};
 use tokio::time::{sleep, timeout};
 
-/// How long Postgres may take to show that it is there.
+/// How long the readiness check may take.
 const READY: Duration = Duration::from_secs(1);
 
 /// The service's database. Clones share everything.
@@ -28,7 +28,7 @@ pub(crate) struct Database {
 }
 
 impl Database {
-    /// Connects when first used: Postgres may come up later.
+    /// Connects on first use: Postgres may start later.
     pub(crate) fn open(settings: &Settings, schema: Schema) -> anyhow::Result<Self> {
         let options = postgres::options(&settings.database_url, &settings.client)?;
         let pool = |connections| Pool::new(options.clone(), connections, settings.connection_timeout);
@@ -42,8 +42,8 @@ impl Database {
         })
     }
 
-    /// Brings the tables of the bus and of the service up to date, trying until Postgres is there. Replicas may do it at
-    /// once; it is done once.
+    /// Migrates the tables of the bus and of the service, and tries until this succeeds. Safe to call from several
+    /// replicas at once.
     pub(crate) async fn migrate(&self) {
         let what = "preparing the database";
         let migrate = async || {
@@ -56,27 +56,27 @@ impl Database {
         self.migrated.get_or_init(migrate).await;
     }
 
-    /// For requests: every statement commits by itself.
+    /// A connection for requests, on which each statement commits by itself.
     pub(crate) async fn connection(&self) -> Result<Connection> {
         self.migrated()?.requests.acquire().await
     }
 
-    /// The same; the relays are woken when it is dropped.
+    /// A connection for requests that wakes the relays when it is dropped.
     pub(crate) async fn statement(&self) -> Result<Connection> {
         Ok(self.connection().await?.waking(&self.wakes.relays))
     }
 
-    /// For requests that need several statements.
+    /// A transaction for requests.
     pub(crate) async fn begin(&self) -> Result<Transaction> {
         Transaction::begin(self.connection().await?, &self.wakes, "begin").await
     }
 
-    /// For work in the background.
+    /// A connection for background work.
     pub(crate) async fn background_connection(&self) -> Result<Connection> {
         self.migrated()?.background.acquire().await
     }
 
-    /// The same, as a transaction. `begin` is `begin`, and settings for this transaction.
+    /// A transaction for background work. `begin` is the statement `begin`, with settings for this transaction.
     pub(crate) async fn begin_in_background(&self, begin: &'static str) -> Result<Transaction> {
         Transaction::begin(self.background_connection().await?, &self.wakes, begin).await
     }
@@ -93,7 +93,7 @@ impl Database {
 
     /// Whether the tables are up to date and Postgres answers within a second.
     pub(crate) async fn is_ready(&self) -> bool {
-        // Not asked on one of the connections for requests: that they are busy is no reason to send requests elsewhere.
+        // On a background connection: a replica whose request connections are busy is still ready.
         let answer = async { self.background_connection().await?.ping().await.map_err(Error::from) };
         timeout(READY, answer).await.is_ok_and(|answer| answer.is_ok())
     }

@@ -1,4 +1,4 @@
-//! Events that could not be applied: kept whole, with the reason, in `bus.dead_letters`.
+//! Events that could not be applied: stored whole, with the error, in `bus.dead_letters`.
 
 use crate::event_id;
 use crate::postgres::storable;
@@ -8,40 +8,40 @@ use async_nats::jetstream::Message;
 use serde_json::{Map, Value};
 use sqlx::PgConnection;
 
-/// Whether a message is finished with.
+/// What becomes of a message after a failed attempt.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Verdict {
-    /// It will be tried again: this was its `attempts`-th failed attempt.
+    /// It will be redelivered. It has had so many failed attempts.
     Retry { attempts: u32 },
-    /// It is safely a dead letter.
+    /// It is stored as a dead letter.
     Dead,
-    /// A newer version of the same aggregate was applied meanwhile: nothing is missing.
+    /// A newer version of the aggregate has been applied: nothing is missing.
     Superseded,
 }
 
 /// A message that was not applied, and why.
 pub(crate) struct FailedAttempt<'a> {
     pub(crate) message: &'a Message,
-    /// The event's id; for what is no event, what its publisher called it.
+    /// The id of the event. If the message cannot be decoded, its `Nats-Msg-Id`.
     pub(crate) event_id: Option<String>,
     pub(crate) error: String,
     /// Whether trying again can help.
     pub(crate) retryable: bool,
 }
 
-/// Events that a handler has just applied, in the same order in all three.
+/// Events that a handler has just applied. The three lists have the same order.
 pub(crate) struct Applied {
     pub(crate) aggregates: Vec<String>,
     pub(crate) versions: Vec<i64>,
-    /// Where their messages are in the stream.
+    /// The stream sequences of their messages.
     pub(crate) seqs: Vec<i64>,
 }
 
-/// Records a failed attempt. An event with `limit` of them is a dead letter.
+/// Records a failed attempt. After `limit` of them the event is a dead letter.
 pub(crate) async fn record(db: &mut PgConnection, attempt: &FailedAttempt<'_>, limit: u32) -> anyhow::Result<Verdict> {
     let FailedAttempt { message, event_id, error, retryable } = attempt;
     let info = message.info().map_err(|error| anyhow!("not a JetStream message: {error}"))?;
-    // A publisher may call its garbage anything; only ids of ours are compared, and fit into an index.
+    // Stored only if it has the form of an event id: others may be too long for the index.
     let key = event_id.as_deref().and_then(event_id::split);
     let event_id = event_id.as_deref().filter(|_| key.is_some());
     let recorded = sqlx::query!(
@@ -82,11 +82,11 @@ pub(crate) async fn record(db: &mut PgConnection, attempt: &FailedAttempt<'_>, l
     })
 }
 
-/// Closes what the events just applied by `consumer` make pointless: the records of their own failed attempts, and dead
-/// letters of the same aggregates with an older version.
+/// Marks as superseded: records of failed attempts of the applied events, and those of older versions of the same
+/// aggregates.
 ///
-/// Runs as the last statement of their transaction, and so also finds out a handler that went on after an error:
-/// Postgres refuses it then, where it would accept a COMMIT and quietly roll back.
+/// Runs as the last statement of the handler's transaction, and so also detects a handler that ignored an error:
+/// Postgres refuses this statement then, but would accept a COMMIT, and roll back without an error.
 pub(crate) async fn supersede(
     db: &mut PgConnection,
     stream: &str,

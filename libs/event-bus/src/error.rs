@@ -1,25 +1,25 @@
-//! What can go wrong between a service and its database, and whether waiting helps.
+//! Errors of the database, and which of them are outages.
 
 use sqlx::postgres::PgDatabaseError;
 use std::time::Duration;
 
-/// What a function of the bus that uses Postgres returns.
+/// The result of a function that uses Postgres.
 pub type Result<T> = std::result::Result<T, Error>;
 
-/// Why the bus could not do what was asked of Postgres.
+/// Why a function of the bus failed.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The tables are not up to date yet. Run [`migrate`](crate::migrate) as the owner; or start a relay or a
-    /// subscription, which migrates them if its role may.
+    /// The tables are not up to date yet. Run [`migrate`](crate::migrate) as the owner, or start a relay, a
+    /// subscription or a worker, which migrates them if the role may.
     #[error("the tables are not up to date yet: see what is logged about preparing the database")]
     NotMigrated,
-    /// No connection came free, or could be opened, in time.
+    /// No connection became free, or could be opened, in time.
     #[error("no connection to Postgres within {0:?}: it is unreachable, or all connections are busy")]
     NoConnection(Duration),
-    /// A statement was sent, and nothing came back in time.
+    /// Postgres did not reply to a statement in time.
     #[error("no answer from Postgres within {0:?}")]
     NoAnswer(Duration),
-    /// A header of the application that NATS or the bus could misunderstand.
+    /// The name or the value of a header is not valid. See [`Headers::insert`](crate::Headers::insert).
     #[error(
         "the header {0:?} is not valid: its name has letters, digits and hyphens and is not Nats-… or traceparent, its \
          value has at most 1000 bytes and no control characters"
@@ -31,8 +31,8 @@ pub enum Error {
 }
 
 impl Error {
-    /// Whether Postgres is unreachable, restarting or overloaded, or the transaction lost a race that it may win next
-    /// time. Nothing is wrong with the request or the event then, and trying again later can help.
+    /// Whether another attempt can succeed: Postgres is unreachable, restarting or overloaded, or the transaction lost
+    /// a race. The cause is not the request or the event.
     pub fn is_outage(&self) -> bool {
         match self {
             Self::NotMigrated | Self::NoConnection(_) | Self::NoAnswer(_) => true,
@@ -49,7 +49,7 @@ pub fn is_outage(error: &anyhow::Error) -> bool {
         || causes_in_postgres(error).any(is_outage_of_postgres)
 }
 
-/// What Postgres reports among the causes of `error`.
+/// The errors of Postgres among the causes of `error`.
 pub(crate) fn causes_in_postgres(error: &anyhow::Error) -> impl Iterator<Item = &sqlx::Error> {
     error.chain().filter_map(|cause| match cause.downcast_ref() {
         Some(Error::Postgres(error)) => Some(error),
@@ -57,17 +57,17 @@ pub(crate) fn causes_in_postgres(error: &anyhow::Error) -> impl Iterator<Item = 
     })
 }
 
-/// Whether Postgres gave up on a statement that took longer than it may. Also an outage for the caller.
+/// Whether Postgres cancelled a statement, for example because of its timeout. [`is_outage`] is true for it too.
 pub(crate) fn is_statement_timeout(error: &sqlx::Error) -> bool {
     has_state(error, |state| state == "57014")
 }
 
-/// Whether a statement has waited too long for a lock: another transaction has *this row*. Other rows may be free.
+/// Whether a statement has waited too long for a lock. Other rows may be free.
 pub(crate) fn is_lock_timeout(error: &sqlx::Error) -> bool {
     has_state(error, |state| state == "55P03")
 }
 
-/// Which lock a statement was waiting for, in the words of Postgres: `while locking tuple (0,1) in relation "…"`.
+/// The lock for which a statement waited, as Postgres reports it: `while locking tuple (0,1) in relation "…"`.
 pub(crate) fn lock_of(error: &sqlx::Error) -> String {
     let error = error.as_database_error().and_then(|error| error.try_downcast_ref::<PgDatabaseError>());
     error.and_then(PgDatabaseError::r#where).unwrap_or("waiting for a lock").replace('\n', "; ")

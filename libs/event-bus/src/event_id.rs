@@ -1,9 +1,9 @@
 //! The id of an event: `<aggregate id>-<version>`.
 
-/// The longest aggregate id, in bytes: it has to fit into an index, and into a header.
+/// The longest aggregate id, in bytes. It has to fit into an index and a header.
 const LONGEST: usize = 200;
 
-/// The aggregate and the version in an event id; `None` if it is not the id of an event. See `Event::event_id`.
+/// The aggregate and the version of an event id, or `None` if `id` has another form. See `Event::event_id`.
 pub(crate) fn split(id: &str) -> Option<(&str, i64)> {
     let (aggregate_id, version) = id.rsplit_once('-')?;
     let is_id = (1..=LONGEST).contains(&aggregate_id.len()) && aggregate_id.bytes().all(|byte| byte.is_ascii_graphic());

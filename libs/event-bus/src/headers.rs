@@ -1,13 +1,13 @@
-//! Headers of the application: what an event carries beside its body.
+//! Headers of the application, such as a tenant or a correlation id.
 
 use crate::error::Error;
 use async_nats::HeaderMap;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
-/// Headers of an event, for example a tenant, a correlation id or a content type. Names are compared as they are written.
+/// Headers of an event, for example a tenant, a correlation id or a content type. Names are case-sensitive.
 ///
-/// They travel through the outbox and the stream to the handlers of all readers, and into a dead letter.
+/// The outbox, the stream and dead letters keep them, and handlers get them.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "BTreeMap<String, String>", into = "BTreeMap<String, String>")]
 pub struct Headers(BTreeMap<String, String>);
@@ -44,16 +44,16 @@ impl Headers {
         self.0.is_empty()
     }
 
-    /// What a message carries, without the headers of NATS and of the bus. Of several values the first one counts.
+    /// The headers of a message without those of NATS and of the bus. The first value of each name.
     pub(crate) fn of_message(headers: Option<&HeaderMap>) -> Self {
         let all = headers.into_iter().flat_map(HeaderMap::iter);
         let ours = all.filter(|(name, _)| !is_reserved(AsRef::<str>::as_ref(*name)));
         Self(ours.filter_map(|(name, values)| Some((name.to_string(), values.first()?.to_string()))).collect())
     }
 
-    /// As `bus.append` takes them, JSON; `None`: there are none.
+    /// The JSON for `bus.append`, or `None` if there are no headers.
     pub fn to_json(&self) -> Option<String> {
-        // Strings have a JSON form.
+        // Does not panic: strings have a JSON form.
         (!self.is_empty()).then(|| event_bus_core::encode_json(self))
     }
 }
@@ -78,11 +78,11 @@ impl From<Headers> for BTreeMap<String, String> {
 
 pub(crate) const TRACEPARENT: &str = "traceparent";
 
-/// In bytes. The check of `bus.outbox` is the same.
+/// In bytes. The check constraint of `bus.outbox` has the same limits.
 const LONGEST_NAME: usize = 200;
 const LONGEST_VALUE: usize = 1000;
 
-/// Whether NATS or the bus uses headers of this name.
+/// Whether NATS or the bus uses the header `name`.
 fn is_reserved(name: &str) -> bool {
     name.eq_ignore_ascii_case(TRACEPARENT) || name.get(..5).is_some_and(|start| start.eq_ignore_ascii_case("nats-"))
 }
@@ -92,7 +92,7 @@ mod tests {
     use super::Headers;
 
     #[test]
-    fn a_header_that_could_be_taken_for_another_is_refused() {
+    fn a_reserved_or_malformed_header_is_refused() {
         let mut headers = Headers::default();
         for (name, value) in [
             ("", "x"),

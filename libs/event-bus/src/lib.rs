@@ -1,23 +1,25 @@
 //! The event bus between services: outbox → JetStream → subscription.
 //!
 //! A change commits as a row and an event in one Postgres transaction ([`Bus::begin`], [`Bus::statement`]). A relay
-//! publishes committed events to the service's stream, each exactly once and per aggregate in version order, whatever
-//! crashes and however many replicas relay. A subscription ([`Handler`]) applies the events of another service's
-//! stream: each at least once, acknowledged only after its effect is committed or after it is safely a dead letter.
+//! publishes committed events to the service's stream, each exactly once and per aggregate in version order, with any
+//! number of replicas and a crash at any point. A subscription ([`Handler`]) applies the events of another service's
+//! stream, each at least once. It acknowledges an event after its effect is committed or after it is stored as a dead
+//! letter.
 //!
-//! Guaranteed: no committed event is lost, doubled in the stream, or published before an older version of its aggregate.
-//! Not guaranteed: that a handler sees an event once, or in order. Handlers compare versions instead.
+//! Guaranteed: no committed event is lost, duplicated in the stream, or published before an older version of its
+//! aggregate. Not guaranteed: that a handler sees an event once, or in order. Handlers compare versions instead.
 //!
-//! An effect outside of the database, such as a request that charges a card, is a durable [`Task`]: its intent is committed
-//! with its cause ([`Transaction::schedule`]), a worker performs it at least once with the same key ([`Bus::perform`]), and
-//! its result and events are committed once.
+//! An effect outside of the database, such as a request that charges a card, is a durable [`Task`]: its intent is
+//! committed with its cause ([`Transaction::schedule`]), a worker performs it at least once with the same key
+//! ([`Bus::perform`]), and its result and events are committed once.
 //!
 //! Beside events there are requests ([`Bus::request`], [`Bus::reply`]). A reply comes within
 //! [`Settings::reply_timeout`] or not at all: use a request only if the service also works without the reply.
 //!
-//! Needs NATS 2.12 or newer, for atomic batches, and Postgres 13 or newer; tested with NATS 2.15 and Postgres 18. In
-//! the rolling update that brings headers (migration 4), use headers and ids that are not 24 hex digits only when no
-//! replica of the release before runs: its relays publish events without headers, and do not recognize other ids.
+//! Needs NATS 2.12 or newer, for atomic batches, and Postgres 13 or newer; tested with NATS 2.15 and Postgres 18.
+//!
+//! Migration 4 brings headers, and aggregate ids that are not 24 hex digits. Use neither before the last replica of the
+//! previous release has stopped: its relays publish events without headers, and do not recognize other ids.
 //!
 //! # A service that publishes invoices, and one that reads them
 //!
@@ -96,8 +98,8 @@
 //!
 //! # Where to read on
 //!
-//! Read `database` and `broker` first, the two servers between which everything here moves events; then the protocols:
-//! `outbox`, `relay`, `subscription`, `pull`, `dead_letters`, `task`, `request`, in this order; then `bus`, which holds it all.
+//! Read `database` and `broker` first: events move between these two servers. Then read the protocols: `outbox`,
+//! `relay`, `subscription`, `pull`, `dead_letters`, `task`, `request`, in this order; then `bus`, which owns all.
 #![warn(missing_docs)]
 
 mod broker;

@@ -9,18 +9,18 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-/// How to reach NATS, and how much of it there is.
+/// How to connect to NATS, and how many servers keep a stream.
 #[derive(Clone)]
 pub struct NatsSettings {
-    /// Servers, comma-separated. User and password of the first that has some are those for all.
+    /// Servers, comma-separated. The first user and password are used for all servers.
     pub url: String,
     /// How a connection authenticates, if not with the user and password of `url`.
     pub authentication: Option<Authentication>,
     /// The client certificate and its key, PEM. With it, connections are encrypted.
     pub certificate: Option<(PathBuf, PathBuf)>,
-    /// The certificates that servers' certificates are checked against, PEM. With it, connections are encrypted.
+    /// The CA certificates for the servers, PEM. With them, connections are encrypted.
     pub authority: Option<PathBuf>,
-    /// The JetStream domain, if it is not the one of the servers.
+    /// The JetStream domain, if it differs from that of the servers.
     pub domain: Option<String>,
     /// How many servers keep each stream.
     pub stream_replicas: u8,
@@ -79,8 +79,10 @@ impl fmt::Debug for Authentication {
 /// The setting, as error messages call it.
 const AUTHENTICATION: &str = "nats.authentication";
 
-/// Connects to one of the servers and keeps connecting for ever: the returned client is usable at once, its requests
-/// fail until a server is there. `client` is shown by `nats server report`.
+/// Connects in the background, without a limit of attempts.
+///
+/// The client is usable at once; its requests fail until a server is connected. `nats server report` shows the name
+/// `client`.
 ///
 /// # Errors
 /// A malformed URL, or a file that is missing or malformed.
@@ -94,7 +96,7 @@ pub(crate) async fn connect(settings: &NatsSettings, service: &str, client: &str
     let options = encrypted(authenticated(ConnectOptions::new(), settings, &servers)?, settings)?;
     options
         .name(client)
-        // Of its own, so that permissions can keep one service from reading another's answers.
+        // One prefix for each service, so that permissions keep a service from reading the replies to others.
         .custom_inbox_prefix(format!("_INBOX_{service}"))
         .retry_on_initial_connect()
         .max_reconnects(None)
@@ -103,13 +105,13 @@ pub(crate) async fn connect(settings: &NatsSettings, service: &str, client: &str
             crate::retry::jitter(ceiling)
         })
         .connection_timeout(Duration::from_secs(3))
-        // A link that swallows everything is noticed after two of these.
+        // A dead connection is detected after two of these.
         .ping_interval(Duration::from_secs(5))
         .event_callback(|event| async move {
             match event {
                 Event::Connected => tracing::info!("connected to NATS"),
                 Event::Disconnected => tracing::warn!("lost the connection to NATS; reconnecting"),
-                // One for each try to connect again; that the connection is lost has been said.
+                // One for each attempt to reconnect. The loss of the connection has been logged.
                 Event::Draining | Event::Closed | Event::ClientError(_) => tracing::debug!("NATS: {event}"),
                 trouble => tracing::warn!("NATS: {trouble}"),
             }
@@ -119,7 +121,7 @@ pub(crate) async fn connect(settings: &NatsSettings, service: &str, client: &str
         .context("cannot set up the NATS client")
 }
 
-/// Files are read now, because a connection that is tried for ever would not report them.
+/// Reads the files now: while the client keeps connecting, it would not report that one is missing.
 fn authenticated(
     options: ConnectOptions,
     settings: &NatsSettings,
@@ -127,7 +129,7 @@ fn authenticated(
 ) -> anyhow::Result<ConnectOptions> {
     let user = servers.iter().find(|server| server.has_user_pass());
     let Some(authentication) = &settings.authentication else {
-        // The client library does not look for them there.
+        // The client library ignores a user in the URL.
         let decode = |text: Option<&str>| percent_decode_str(text.unwrap_or_default()).decode_utf8_lossy().into_owned();
         return Ok(match user {
             Some(user) => options.user_and_password(decode(user.username()), decode(user.password())),
@@ -136,7 +138,7 @@ fn authenticated(
     };
     ensure!(user.is_none(), "nats.url has a user, and nats.authentication is set: remove one of them");
     match authentication {
-        // Trimmed: a token out of a file often ends with a line break.
+        // Trimmed, because a token from a file often ends with a line break.
         Authentication::Token(token) => Ok(options.token(token.trim().to_owned())),
         Authentication::NkeySeed(file) => Ok(options.nkey(seed(&read(AUTHENTICATION, file)?, file)?)),
         Authentication::Credentials(file) => options
@@ -176,7 +178,7 @@ fn seed(text: &str, file: &Path) -> anyhow::Result<String> {
     }
 }
 
-/// JetStream behind this connection. The only place that knows the prefix of its API.
+/// The JetStream context. Only this function knows the prefix of its API.
 pub(crate) fn jetstream(settings: &NatsSettings, nats: Client) -> Context {
     match &settings.domain {
         Some(domain) => ContextBuilder::new().domain(domain).build(nats),
@@ -184,7 +186,7 @@ pub(crate) fn jetstream(settings: &NatsSettings, nats: Client) -> Context {
     }
 }
 
-/// Whether requests would reach a server, or wait for one.
+/// Fails if NATS is not connected: requests would wait for a server.
 pub(crate) fn connected(nats: &Client) -> anyhow::Result<()> {
     ensure!(nats.connection_state() == State::Connected, "NATS is not connected");
     Ok(())

@@ -1,7 +1,9 @@
 //! Writing: a change of a row and the event that announces it, committed together.
 //!
-//! An event exists from the commit on. What if we die … before the commit: neither row nor event exists. After it, before
-//! the relay is woken: another replica, or this one after its restart, finds the row when it next looks.
+//! What if we die …
+//! - before the commit: neither row nor event exists.
+//! - after the commit, before the relay is woken: the relay of another replica finds the row, or this one after its
+//!   restart.
 
 use crate::connection::Transaction;
 use crate::error::Result;
@@ -9,31 +11,31 @@ use crate::headers::Headers;
 use crate::trace;
 use event_bus_core::Publish;
 
-/// An event as `bus.append(stream, subject, aggregate_id, version, payload, traceparent, headers)` takes it; `headers` may
-/// be left out.
+/// An event as `bus.append(stream, subject, aggregate_id, version, payload, traceparent, headers)` takes it; `headers`
+/// may be left out.
 ///
-/// For statements that write a row and append its event in one round trip. Append after the row is written: its lock
-/// makes the order of the outbox the order of the versions.
+/// For statements that write a row and append its event in one round trip. Append after the row is written: the lock of
+/// the row keeps the events of an aggregate in version order in the outbox.
 #[derive(Debug)]
 pub struct Outgoing {
     /// The stream of the event's type.
     pub stream: &'static str,
     /// What happened.
     pub subject: &'static str,
-    /// What it happened to.
+    /// The aggregate to which it happened.
     pub aggregate_id: String,
-    /// The version it announces.
+    /// The version of the aggregate that it announces.
     pub version: i64,
     /// The body, JSON.
     pub payload: String,
-    /// The trace context of the work at hand.
+    /// The trace context of the request that caused it.
     pub traceparent: Option<String>,
-    /// What it carries beside the body.
+    /// The headers of the application.
     pub headers: Headers,
 }
 
 impl Outgoing {
-    /// `event`, ready to be appended.
+    /// `event`, with the current trace context and without headers.
     pub fn new<E: Publish>(event: &E) -> Self {
         Self {
             stream: E::STREAM,
@@ -63,13 +65,14 @@ impl<E: Publish> From<&E> for Outgoing {
 }
 
 impl Transaction {
-    /// Puts `events` into the outbox, in this order; they are published after the commit. An event with headers comes as
-    /// [`Outgoing`], one without by reference.
+    /// Appends `events` to the outbox, in this order. They are published after the commit.
+    ///
+    /// Pass an event with headers as [`Outgoing`], and one without headers by reference.
     ///
     /// # Errors
-    /// A second event for the same version of an aggregate violates a unique constraint. An aggregate id that is not 1 to
-    /// 200 visible ASCII characters, a body of more than 1,000,000 bytes, or headers of more than 16,000 bytes violate a
-    /// check constraint: NATS would refuse the event.
+    /// A second event for the same version of an aggregate violates a unique constraint. An aggregate id that is not 1
+    /// to 200 visible ASCII characters, a body of more than 1,000,000 bytes, or headers of more than 16,000 bytes
+    /// violate a check constraint: NATS would refuse the event.
     pub async fn append(&mut self, events: impl IntoIterator<Item = impl Into<Outgoing>>) -> Result<()> {
         let events: Vec<Outgoing> = events.into_iter().map(Into::into).collect();
         if events.is_empty() {

@@ -1,11 +1,11 @@
-//! A panic in the code of a service is an error like any other: it ends neither a subscription nor the process.
+//! Turns a panic in the code of a service into an error: it ends neither the subscription nor the process.
 
 use anyhow::anyhow;
 use futures::FutureExt;
 use std::any::Any;
 use std::panic::AssertUnwindSafe;
 
-/// The outcome of `work`; an error if it panics. What `work` has borrowed is dropped as after an error.
+/// The outcome of `work`, or an error if it panics.
 pub(crate) async fn caught<T>(what: &str, work: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
     let outcome = AssertUnwindSafe(work).catch_unwind().await;
     outcome.unwrap_or_else(|panic| Err(anyhow!("{what} panicked: {}", panic_message(&*panic))))

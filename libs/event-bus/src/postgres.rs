@@ -5,8 +5,8 @@ use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 use sqlx::{Connection, PgPool};
 use std::time::Duration;
 
-/// Settings that make the server end what we forgot or lost. A relay that is frozen in its transaction holds the lock
-/// of its stream for `idle_in_transaction_session_timeout` at most.
+/// Limits after which Postgres ends statements, transactions and connections. A relay that is frozen in its transaction
+/// holds the lock of its stream for at most `idle_in_transaction_session_timeout`.
 const SESSION: [(&str, &str); 5] = [
     ("statement_timeout", "8s"),
     ("lock_timeout", "5s"),
@@ -18,13 +18,13 @@ const SESSION: [(&str, &str); 5] = [
 /// The same as in [`SESSION`].
 pub(crate) const IDLE_IN_TRANSACTION: Duration = Duration::from_secs(10);
 
-/// How long opening a connection may take, longer than anybody waits for it.
+/// How long opening a connection may take. Longer than any caller waits for one.
 pub(crate) const OPEN: Duration = Duration::from_secs(8);
 
-/// A connection that has rested this long is tried out before it is used; a busy one is not, which saves a round trip.
+/// A connection that was idle for this long is tested before it is used. Others are not, which saves a round trip.
 const TRUSTED: Duration = Duration::from_secs(1);
 
-/// A pool of at most `connections`. Connects when first used, so Postgres may come up later.
+/// A pool of at most `connections`. Connects on first use, so Postgres may start later.
 pub(crate) fn pool(options: PgConnectOptions, connections: u32) -> PgPool {
     PgPoolOptions::new()
         .max_connections(connections)
@@ -36,14 +36,14 @@ pub(crate) fn pool(options: PgConnectOptions, connections: u32) -> PgPool {
         .connect_lazy_with(options)
 }
 
-/// How `application` connects to the database at `url`.
+/// The options of connections of `application` to the database at `url`.
 pub(crate) fn options(url: &str, application: &str) -> anyhow::Result<PgConnectOptions> {
     let options: PgConnectOptions =
         url.parse().context("database_url must look like postgres://user:password@host:5432/database")?;
     Ok(options.application_name(application).options(SESSION))
 }
 
-/// `text` without NUL, the one character that Postgres does not store.
+/// `text` with U+FFFD for NUL, the only character that Postgres does not store.
 pub(crate) fn storable(text: &str) -> String {
     text.replace('\0', "\u{fffd}")
 }

@@ -1,8 +1,9 @@
 //! Pulling from a durable consumer, one request at a time.
 //!
-//! A client library's endless stream always has a request under way; whatever the server delivers to it after the
-//! reader has left waits out `ack_wait` before another reader gets it. Here each request has an end that the reader sees –
-//! filled, expired or refused. A reader that stops requesting and reads to the end leaves nothing behind.
+//! The endless stream of the client library always has an open request. Messages that the server delivers to it after
+//! the subscription has stopped are redelivered only after `ack_wait`. Here the subscription sees the end of each
+//! request: filled, expired or refused. If it stops requesting and reads to the end, no delivered message is left
+//! without an ack.
 
 use crate::broker::Broker;
 use crate::settings::Settings;
@@ -16,30 +17,31 @@ use tokio::time::timeout;
 
 /// How long a request may wait for messages; also how long stopping an idle subscription can take.
 const EXPIRES: Duration = Duration::from_secs(2);
-/// How often the server shows that an idle request is alive.
+/// How often the server sends a heartbeat for an idle request.
 const HEARTBEAT: Duration = Duration::from_secs(1);
-/// Without a message or a heartbeat for two and a half, the request or its messages were lost.
+/// After this long without a message or a heartbeat, the request or its messages were lost: two and a half heartbeats.
 const SILENCE: Duration = Duration::from_millis(2500);
-/// A refused request is not repeated at once.
+/// The delay after a refused request.
 const REFUSED: Duration = Duration::from_millis(250);
 
 pub(crate) struct Pull {
     jetstream: jetstream::Context,
-    /// Where requests go, behind the prefix of the JetStream API.
+    /// The subject of requests, without the prefix of the JetStream API.
     next: String,
-    /// Where messages come. One subscription for all requests.
+    /// The subject to which messages are delivered. One subscription for all requests.
     inbox: String,
     messages: Subscriber,
     /// Messages per request.
     batch: usize,
     /// Bytes per request.
     bytes: usize,
-    /// Messages that the server may still send for the request under way; 0: none is.
+    /// Messages that the server may still send for the open request; 0 if no request is open.
     due: usize,
 }
 
 impl Pull {
-    /// Two requests' worth of messages is held at a time: one that is being applied, and one that arrives.
+    /// Opens a subscription, without a request. Two batches may be in memory: one is applied while the next one
+    /// arrives.
     pub(crate) async fn open(
         broker: &Broker,
         settings: &Settings,
@@ -59,9 +61,11 @@ impl Pull {
         })
     }
 
-    /// What has arrived, waiting for the first message until the request under way ends. Empty: it ended without.
-    /// While `more` is wanted, the next request is sent as soon as one has ended, so that the server fills it while the
-    /// caller is busy with this batch.
+    /// The messages that have arrived. Waits for the first one until the open request ends, and returns none if it ends
+    /// without a message.
+    ///
+    /// While `more` returns true, sends the next request as soon as one has ended: the server fills it while the caller
+    /// applies this batch.
     ///
     /// # Errors
     /// The request was lost: open a new `Pull`.
@@ -71,7 +75,7 @@ impl Pull {
             self.request().await?;
         }
         while self.due > 0 && batch.is_empty() {
-            let message = timeout(SILENCE, self.messages.next()).await.context("no sign of life from the consumer")?;
+            let message = timeout(SILENCE, self.messages.next()).await.context("no heartbeat from the consumer")?;
             self.take(message, &mut batch).await?;
         }
         while self.due > 0 && batch.len() < self.batch {
@@ -84,7 +88,7 @@ impl Pull {
         Ok(batch)
     }
 
-    /// Whether the request under way has come to its end, so that nothing more will be delivered.
+    /// Whether no request is open: nothing more will be delivered.
     pub(crate) fn is_over(&self) -> bool {
         self.due == 0
     }
@@ -98,7 +102,7 @@ impl Pull {
         });
         let request = Request::new().inbox(self.inbox.clone()).payload(request.to_string().into());
         let publish = self.jetstream.send_request(self.next.clone(), request);
-        timeout(SILENCE, publish).await.context("the connection to NATS does not take a request")??;
+        timeout(SILENCE, publish).await.context("cannot send a request: the connection to NATS is blocked")??;
         self.due = self.batch;
         Ok(())
     }
@@ -111,15 +115,15 @@ impl Pull {
                 batch.push(Message { message, context: self.jetstream.clone() });
             }
             Some(StatusCode::IDLE_HEARTBEAT) => {}
-            // The request has ended: expired, filled, or full of bytes. In a cluster this may come before the last
-            // messages of the request, so it counts only those that will not come.
+            // The request has ended: it expired, or reached its limit of messages or bytes. In a cluster this status
+            // may overtake the last messages, so subtract only the messages that will not be sent.
             Some(StatusCode::TIMEOUT | StatusCode::REQUEST_TERMINATED) if let Some(unsent) = unsent(&message) => {
                 self.due = self.due.saturating_sub(unsent);
                 if unsent == self.batch && message.status == Some(StatusCode::REQUEST_TERMINATED) {
                     bail!("the next message is larger than {} bytes: raise apply_bytes", self.bytes);
                 }
             }
-            // Nothing to wait for.
+            // No message will be sent.
             Some(StatusCode::TIMEOUT | StatusCode::NOT_FOUND) => self.due = 0,
             Some(StatusCode::NO_RESPONDERS) => {
                 self.due = 0;
@@ -139,7 +143,7 @@ impl Pull {
     }
 }
 
-/// How many messages of a request that has ended will not be sent, if the server says so.
+/// How many messages of an ended request will not be sent, if the status has this header.
 fn unsent(message: &async_nats::Message) -> Option<usize> {
     message.headers.as_ref()?.get("Nats-Pending-Messages")?.as_str().parse().ok()
 }

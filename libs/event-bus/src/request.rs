@@ -1,5 +1,5 @@
-//! Request/reply: a request that any replica of a service replies to, as an endpoint of NATS' service API, so that
-//! `nats micro ls` shows it.
+//! Request/reply between services. An endpoint belongs to NATS' service API, so `nats micro ls` lists it; any replica
+//! of its service replies.
 //!
 //! Requests are not stored. A lost request has no reply, and the requester continues without it.
 
@@ -23,7 +23,7 @@ use std::time::Duration;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
-/// Requests that have arrived when a stop begins are still replied to.
+/// How long after a stop the requests that have arrived before it are replied to.
 const DRAIN: Duration = Duration::from_secs(1);
 
 const NOT_FOUND: usize = 404;
@@ -33,7 +33,7 @@ const NOT_FOUND: usize = 404;
 pub(crate) struct Requester {
     broker: Broker,
     timeout: Duration,
-    /// Whether requests fail, for the log.
+    /// Logs failures.
     failing: Arc<Mutex<Backoff>>,
 }
 
@@ -49,7 +49,7 @@ impl Requester {
     ) -> anyhow::Result<Option<A>> {
         let reply = self.try_request(endpoint, body).await;
         let what = format!("requesting {}", endpoint.subject());
-        // Not a line for each of them: requests come by the hundreds.
+        // Not one line for each failure: there may be hundreds of requests per second.
         let mut log = self.failing.lock().unwrap_or_else(PoisonError::into_inner);
         match &reply {
             Ok(_) => log.succeed(&what),
@@ -70,7 +70,7 @@ impl Requester {
         }
         let request = async_nats::Request::new().payload(serde_json::to_vec(body)?.into()).headers(headers);
         let reply = self.broker.client.send_request(endpoint.subject(), request);
-        // The client's own limit would not cover a connection that takes nothing.
+        // The timeout of the client does not cover a blocked connection.
         let reply = timeout(self.timeout, reply).await.context("no reply in time")??;
         if let Some(headers) = &reply.headers
             && let Some(code) = headers.get(NATS_SERVICE_ERROR_CODE)
@@ -123,7 +123,7 @@ where
         () = &mut replying => bail!("the connection to NATS was closed"),
         () = stop.cancelled() => {}
     }
-    // Other replicas get the requests from here on; the stream ends behind the last request that came to us.
+    // From here on, other replicas get the requests. The stream ends after the last request that this one has received.
     let _ = service.stop().await;
     let _ = timeout(DRAIN, replying).await;
     Ok(())
@@ -137,7 +137,7 @@ impl<R> Replier<'_, R> {
         A: Serialize,
         F: Future<Output = anyhow::Result<Option<A>>>,
     {
-        // The server does not check where a reply goes to: it is published with our rights, which a requester may not have.
+        // A reply is published with the rights of this service, so its subject may only be an inbox.
         if !request.message.reply.as_ref().is_some_and(|reply| reply.starts_with("_INBOX")) {
             return tracing::warn!(reply = ?request.message.reply, "a request names no inbox for its reply: ignored");
         }
@@ -160,7 +160,7 @@ impl<R> Replier<'_, R> {
         }
     }
 
-    /// Not on a connection for requests of users: the more of those there are, the later a reply would come.
+    /// Uses a background connection, so that HTTP requests do not delay replies.
     async fn find<Q, A, F>(&self, body: Q) -> anyhow::Result<Option<A>>
     where
         R: Fn(Connection, Q) -> F,

@@ -3,29 +3,29 @@
 use std::time::Duration;
 use tokio::time::{Instant, sleep};
 
-/// The longest delay. What waits here costs a server one small request per second and process, and each second is lag.
+/// The longest delay of background work. An attempt is one small request, and a longer delay would add lag.
 const CEILING: Duration = Duration::from_secs(1);
 const SLOW: Duration = Duration::from_secs(5);
-/// The longest delay between attempts of one event or task.
+/// The longest delay between attempts of an event or a task.
 const LONGEST: Duration = Duration::from_mins(10);
-/// A failure that goes on is logged again after this long.
+/// A failure that lasts is logged again after this long.
 const REMINDER: Duration = Duration::from_mins(1);
 
-/// A random time between half of `ceiling` and all of it, so that replicas do not come back in step.
+/// A random time between half of `ceiling` and `ceiling`, so that replicas do not retry at the same time.
 pub(crate) fn jitter(ceiling: Duration) -> Duration {
     ceiling.mul_f64(0.5 + rand::random::<f64>() / 2.0)
 }
 
-/// The delay after so many failed attempts of one event or task: `first`, doubled with each further one up to 10 minutes,
-/// jittered.
+/// The delay after so many failed attempts of an event or a task: `first`, doubled with each further one up to 10
+/// minutes, jittered.
 pub(crate) fn exponential(first: Duration, attempts: u32) -> Duration {
     jitter(first.saturating_mul(2_u32.saturating_pow(attempts.saturating_sub(1))).min(LONGEST))
 }
 
-/// Doubles with every failure in a row from 100 ms to 1 s, jittered.
+/// A delay that doubles with each failure in a row, from 100 ms to 1 s, jittered.
 ///
-/// Warns on the second failure in a row, because the first may be a connection that is just being opened, then once a
-/// minute while failures go on, and logs one line when they are over.
+/// Logs a warning on the second failure in a row, because the first one may be a connection that is not open yet; then
+/// once a minute while failures last, and one line when they are over.
 #[derive(Debug, Default)]
 pub struct Backoff {
     failures: u32,
@@ -37,12 +37,12 @@ pub struct Backoff {
 }
 
 impl Backoff {
-    /// With a longest delay of 5 s, for work that blocks others while it waits for a lock.
+    /// A delay of up to 5 s, for migrations: an attempt that waits for a lock blocks other statements.
     pub(crate) fn slow() -> Self {
         Self { ceiling: Some(SLOW), ..Self::default() }
     }
 
-    /// Notes one more failure of `what`. Returns how long to wait before the next try.
+    /// Counts a failure of `what`. Returns the delay before the next attempt.
     pub fn fail(&mut self, what: &str, error: &anyhow::Error) -> Duration {
         let delay = self.count();
         if self.failures == 1 {
@@ -54,10 +54,10 @@ impl Backoff {
         delay
     }
 
-    /// [`fail`](Self::fail), for a failure that no time heals: a person has to act. Logged as an error, the first as well.
+    /// Counts a failure for which a person has to act. Logged as an error, from the first one on.
     pub(crate) fn alarm(&mut self, what: &str, error: &anyhow::Error) -> Duration {
         let delay = self.count();
-        // News also where it was only a warning before.
+        // Logged at once, even if a warning was logged a moment ago.
         if !self.alarmed {
             (self.alarmed, self.logged) = (true, None);
         }
@@ -68,7 +68,7 @@ impl Backoff {
         delay
     }
 
-    /// `what` works: the next failure is the first.
+    /// Resets the delay: `what` works.
     pub fn succeed(&mut self, what: &str) {
         if self.failures == 0 {
             return;
@@ -103,7 +103,7 @@ impl Backoff {
     }
 }
 
-/// Tries for as long as `patience` while it fails for a reason that may pass.
+/// Repeats `attempt` until it succeeds, fails with an error that cannot pass, or `patience` is over.
 pub(crate) async fn patiently<T>(
     patience: Duration,
     what: &str,

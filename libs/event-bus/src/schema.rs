@@ -1,4 +1,4 @@
-//! The tables of a service in its database, those of the bus among them, and who may do what with them.
+//! The tables of a service and of its bus, and the rights of the service in them.
 //!
 //! A service that runs as the owner of the database migrates it by itself. In production the owner migrates beforehand
 //! ([`migrate`]), and the service runs as a role with least privilege.
@@ -14,29 +14,30 @@ use sqlx::{AssertSqlSafe, ConnectOptions, Connection, PgPool};
 use std::time::Duration;
 use tokio::time::timeout;
 
-/// What the bus lets the role of a service do.
+/// The rights of a service in the tables of the bus.
 const GRANTS: &str = include_str!("../grants.sql");
 
 /// The tables of a service and of its bus.
 #[derive(Debug)]
 pub struct Schema {
-    /// Whose tables these are.
+    /// The service that owns the tables.
     service: &'static str,
-    /// Those of the bus, then those of the service.
+    /// The migrations of the bus, then those of the service.
     migrations: [Migrator; 2],
     /// In the same order.
     grants: [&'static str; 2],
 }
 
 impl Schema {
-    /// `service` is the service's name: a database that holds the tables of another one is refused. `grants` says what the
-    /// role that the service runs as may do with its tables, and is all that it may do: statements for psql, in which the
-    /// role is `:"role"`.
+    /// The tables of `service`. A database with the tables of another service is refused.
+    ///
+    /// `grants` are all rights of the service's role in its tables: statements for psql, in which the role is
+    /// `:"role"`.
     pub fn new(service: &'static str, migrations: Migrator, grants: &'static str) -> Self {
         Self { service, migrations: [sqlx::migrate!(), migrations].map(tolerant), grants: [GRANTS, grants] }
     }
 
-    /// Brings the tables up to date, if they are not. Replicas may do it at once.
+    /// Migrates the tables if they are not up to date. Safe to call from several replicas at once.
     pub(crate) async fn prepare(&self, options: &PgConnectOptions) -> anyhow::Result<()> {
         let db = single(options.clone());
         let prepared = async {
@@ -52,7 +53,7 @@ impl Schema {
     async fn prepare_on(&self, db: &PgPool) -> anyhow::Result<()> {
         self.belongs_here(db).await?;
         for migrations in &self.migrations {
-            // Asked first, because the role of a service can do no more than ask.
+            // Checked first, because the role of a service may not migrate.
             if !is_current(migrations, db).await? {
                 migrations.run(db).await.map_err(advise)?;
             }
@@ -61,11 +62,11 @@ impl Schema {
             let claim = sqlx::query!("insert into bus.service (name) values ($1) on conflict do nothing", self.service);
             claim.execute(db).await.map_err(|error| advise(MigrateError::Execute(error)))?;
         }
-        // Replicas may do this at once, and so may another service.
+        // Checked again: another service may have claimed the database at the same time.
         self.belongs_here(db).await
     }
 
-    /// Refuses a database that holds the tables of another service.
+    /// Refuses a database with the tables of another service.
     async fn belongs_here(&self, db: &PgPool) -> anyhow::Result<()> {
         let (ours, owner) = (self.service, self.owner(db).await?);
         match owner {
@@ -77,7 +78,7 @@ impl Schema {
         }
     }
 
-    /// The service whose tables the database holds, if that is known.
+    /// The service that owns the tables of the database, if there is one.
     async fn owner(&self, db: &PgPool) -> anyhow::Result<Option<String>> {
         match sqlx::query_scalar!("select name from bus.service").fetch_optional(db).await {
             Err(sqlx::Error::Database(error)) if is_missing(&*error) => Ok(None),
@@ -85,34 +86,35 @@ impl Schema {
         }
     }
 
-    /// The tables have to be up to date.
+    /// Gives `role` the rights of the service, and no others. The tables have to be up to date.
     async fn grant(&self, db: &PgPool, role: &str) -> anyhow::Result<()> {
         let role = format!("\"{}\"", role.replace('"', "\"\""));
         let grants = self.grants.concat().replace(":\"role\"", &role);
         let mut tx = db.begin().await?;
         for sql in [format!("revoke all on all tables in schema public, bus from {role}"), grants] {
-            #[expect(clippy::disallowed_methods, reason = "no query can be prepared that has a role in it")]
+            #[expect(clippy::disallowed_methods, reason = "a role cannot be a parameter of a prepared query")]
             sqlx::raw_sql(AssertSqlSafe(sql)).execute(&mut *tx).await?;
         }
         Ok(tx.commit().await?)
     }
 }
 
-/// Brings the database at `url` up to date, as the role of that URL, which has to own it. Then `role`, if there is one,
-/// may do what the service does, and no more. Doing it again changes nothing.
+/// Migrates the database at `url`, as the role of that URL, which has to own it.
+///
+/// Then `role`, if there is one, gets the rights of the service, and no others. Idempotent.
 ///
 /// # Errors
-/// Postgres was away for all of `patience`; or it refused.
+/// Postgres was away for all of `patience`; or it refused a statement.
 pub async fn migrate(url: &str, schema: &Schema, role: Option<&str>, patience: Duration) -> anyhow::Result<()> {
     let options = postgres::options(url, "migrate")?;
     let migrate = async || {
-        // A pool would keep the reason to itself.
+        // Without a pool, which would not report why it cannot connect.
         let there =
             timeout(postgres::OPEN, options.connect()).await.map_err(|_| Error::NoConnection(postgres::OPEN))?;
         there.context("cannot connect to Postgres")?.close().await?;
         let db = single(options.clone());
         let migrated = async {
-            // Held until this connection ends: services wait for the grants as well, and Postgres refuses concurrent
+            // Held until this connection closes: services also wait for the grants, and Postgres refuses concurrent
             // grants.
             sqlx::query!("select pg_advisory_lock(hashtext('migrate'))").execute(&db).await?;
             schema.prepare_on(&db).await?;
@@ -128,14 +130,14 @@ pub async fn migrate(url: &str, schema: &Schema, role: Option<&str>, patience: D
     patiently(patience, "migrating", is_outage, migrate).await
 }
 
-/// A single connection, on which a statement may take as long as it needs. To be closed however things end: a migration
-/// that fails leaves its advisory lock behind, which blocks all other migrations.
+/// A pool of one connection, on which statements have no time limit. Close it also after an error: a migration that
+/// fails keeps its advisory lock, which blocks all other migrations, until the connection closes.
 fn single(options: PgConnectOptions) -> PgPool {
     let patient = options.options([("statement_timeout", "0"), ("lock_timeout", "0")]);
     PgPoolOptions::new().max_connections(1).acquire_timeout(postgres::OPEN).connect_lazy_with(patient)
 }
 
-/// Whether all of `wanted` have been applied, and are what was applied.
+/// Whether all `wanted` migrations are applied, with the same checksums.
 async fn is_current(wanted: &Migrator, db: &PgPool) -> anyhow::Result<bool> {
     let applied = match db.acquire().await?.list_applied_migrations(&wanted.table_name).await {
         Ok(applied) => applied,
@@ -148,7 +150,7 @@ async fn is_current(wanted: &Migrator, db: &PgPool) -> anyhow::Result<bool> {
     Ok(wanted.iter().all(is_applied))
 }
 
-/// There is no such table, or no such schema, or none that we may see.
+/// Whether the table or the schema does not exist, or the role may not see it.
 fn is_missing(error: &dyn DatabaseError) -> bool {
     error.code().is_some_and(|code| code.starts_with("42"))
 }
@@ -157,7 +159,7 @@ fn advise(error: MigrateError) -> anyhow::Error {
     const INSUFFICIENT_PRIVILEGE: &str = "42501";
     if let MigrateError::VersionMismatch(_) = error {
         return anyhow::Error::new(error).context(
-            "the database holds tables that other migrations have made, of another service or of a changed release: \
+            "the database holds tables of other migrations: those of another service, or of a changed release; \
              check database_url",
         );
     }
@@ -176,7 +178,7 @@ fn advise(error: MigrateError) -> anyhow::Error {
     }
 }
 
-/// During a rolling update an older version of the service starts on a database that a newer one has migrated already.
+/// Accepts unknown migrations: in a rolling update the previous release may start after the new one has migrated.
 fn tolerant(mut migrations: Migrator) -> Migrator {
     migrations.set_ignore_missing(true);
     migrations

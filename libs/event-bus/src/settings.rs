@@ -1,4 +1,4 @@
-//! What a bus needs to know, and the limits that it keeps.
+//! The configuration and the limits of a bus.
 
 use crate::nats::NatsSettings;
 use crate::postgres::{IDLE_IN_TRANSACTION, OPEN};
@@ -6,16 +6,16 @@ use crate::topology::Topology;
 use anyhow::ensure;
 use std::time::Duration;
 
-/// In bytes, for limits of what is held in memory.
+/// The largest limit of bytes in memory.
 const LARGEST: usize = 64 << 20;
 
-/// The longest time for an attempt of a task: as long waits a task whose process died.
+/// The longest time for an attempt of a task. If its process dies, the task waits for this long.
 const TASK: Duration = Duration::from_mins(10);
 
-/// What a bus needs to know. [`Settings::new`] gives all limits their defaults.
+/// The configuration of a bus. [`Settings::new`] sets all limits to their defaults.
 #[derive(Clone)]
 pub struct Settings {
-    /// The service's name, which all of its replicas share. One word.
+    /// The name of the service, the same for all replicas. One word.
     pub service: &'static str,
     /// The name of this process, shown by Postgres and NATS. Default: `service`.
     pub client: String,
@@ -25,13 +25,13 @@ pub struct Settings {
     pub nats: NatsSettings,
     /// The streams and consumers of the system, for services that create them. Default: none.
     pub topology: Topology,
-    /// Whether to create missing streams and consumers. Without it they have to exist, see [`provision`](crate::provision).
-    /// Default: false.
+    /// Whether to create streams and consumers that are missing, and change those that differ from `topology`.
+    /// Otherwise they have to exist, see [`provision`](crate::provision). Default: false.
     pub provision: bool,
 
-    /// Connections to Postgres for requests at most. Default: 16.
+    /// The most connections to Postgres for requests. Default: 16.
     pub database_connections: u32,
-    /// Connections to Postgres for the relay, the subscriptions, a service's own work in the background, replies to
+    /// The most connections to Postgres for relays, subscriptions, tasks, the service's own background work, replies to
     /// other services, and the readiness check. A separate pool: requests and background work cannot take each other's
     /// connections. One for each relay, subscription and kind of tasks, `reply_concurrency`, and one more are enough.
     /// Default: 8.
@@ -39,18 +39,18 @@ pub struct Settings {
     /// How long to wait for a connection to Postgres, of either kind; at most 8 s. Default: 2 s.
     pub connection_timeout: Duration,
 
-    /// Events that are published in one atomic batch at most; the server takes 1000. Default: 512.
+    /// The most events in one atomic batch; the server takes 1000. Default: 512.
     pub publish_events: usize,
-    /// Bytes of event bodies in one batch at most, though always one event. Default: 1 MiB.
+    /// The most bytes of bodies and headers in one batch. A single event may have more. Default: 1 MiB.
     pub publish_bytes: usize,
-    /// How long the server may take to store a batch; less than 10 s, after which Postgres ends the relay's transaction.
-    /// Default: 5 s.
+    /// How long the server may take to store a batch; less than 10 s, after which Postgres ends the relay's
+    /// transaction. Default: 5 s.
     pub publish_timeout: Duration,
 
-    /// Events that are requested from a consumer, and applied in one transaction, at most. Default: 512.
+    /// The most events that are requested from a consumer at a time, and applied in one transaction. Default: 512.
     pub apply_events: usize,
-    /// Bytes of messages per request to a consumer; the largest message of the stream has to fit. Up to two requests'
-    /// worth of messages is held in memory for each subscription. Default: 1.5 MiB.
+    /// The most bytes of messages per request to a consumer; the largest message of the stream has to fit. Each
+    /// subscription has up to twice as many in memory. Default: 1.5 MiB.
     pub apply_bytes: usize,
     /// How long one transaction of a handler or of a completed task may take; at most 10 s, after which Postgres ends a
     /// transaction that waits for its handler. Default: 10 s.
@@ -61,18 +61,18 @@ pub struct Settings {
     /// Default: 2 s.
     pub retry_delay: Duration,
 
-    /// Attempts of each kind of tasks that are under way at once. Default: 8.
+    /// The most concurrent attempts of each kind of tasks. Default: 8.
     pub task_concurrency: usize,
     /// How long an attempt may perform a task; 10 minutes at most. If a process dies, its tasks wait for this time, and
     /// for `apply_timeout` and `connection_timeout`, before another one performs them. Default: 30 s.
     pub task_timeout: Duration,
     /// Failed attempts after which a task is dead. The delays between them are those of events. Default: 12, in about
-    /// 50 minutes.
+    /// half an hour.
     pub task_attempts: u32,
 
     /// How long a reply to a request to another service may take. Default: 300 ms.
     pub reply_timeout: Duration,
-    /// Requests of other services that are worked on at once, each with a background connection. Default: 2.
+    /// The most concurrent requests of other services, each with a background connection. Default: 2.
     pub reply_concurrency: usize,
 }
 
@@ -105,12 +105,12 @@ impl Settings {
         }
     }
 
-    /// How long the lease of a task is: what an attempt may take, and what its result may take to be stored.
+    /// The lease of a task: the time limits of performing it, and of storing its result.
     pub(crate) fn lease(&self) -> Duration {
         self.task_timeout + self.apply_timeout + self.connection_timeout
     }
 
-    /// Refuses limits with which the bus could not keep its promises.
+    /// Refuses limits with which the bus could not keep its guarantees.
     pub(crate) fn check(&self) -> anyhow::Result<()> {
         ensure!(self.background_connections >= 3, "background_connections: a relay, a subscription and a check need 3");
         ensure!(self.database_connections >= 1, "database_connections: requests need one at least");

@@ -1,18 +1,19 @@
-//! Applying: a durable place in another service's stream, shared by all replicas of this one.
+//! Applying: a durable consumer of another service's stream, shared by all replicas of this one.
 //!
 //! Messages that have arrived are applied in one transaction and acknowledged after its commit. No other code
 //! acknowledges.
 //!
 //! What if we die …
-//! - before the commit: nothing was applied; the server delivers again after `ack_wait`.
-//! - between commit and ack: the server delivers again, and the handler's version guard finds nothing newer in it.
+//! - before the commit: nothing was applied; the server redelivers after `ack_wait`.
+//! - between commit and ack: the server redelivers, and the handler skips the events because they are not newer.
 //!   `events_replayed_doubled_and_shuffled_leave_the_replica_unchanged` shows it.
-//! - while a dead letter is being stored: it is terminated only afterwards, and storing it twice changes nothing.
-//! - on SIGTERM: no more is requested, what was requested is applied and acknowledged, so a restart sees nothing twice.
-//!   `a_stop_under_load_leaves_nothing_to_redeliver` shows it.
+//! - while a dead letter is stored: the message is terminated only afterwards, and storing it twice changes nothing.
+//! - on SIGTERM, this is a graceful shutdown: no more messages are requested, and those that were requested are applied
+//!   and acknowledged, so nothing is redelivered after a restart. `a_stop_under_load_leaves_nothing_to_redeliver` shows
+//!   it.
 //!
-//! One event that cannot be applied holds up no other: when a batch fails, its events are applied one by one, and the
-//! aggregates of those that fail alone are remembered, so that their events stay out of later batches.
+//! An event that cannot be applied does not delay others: when a batch fails, its events are applied one by one. The
+//! aggregates of events that fail alone are remembered, and their events stay out of later batches.
 
 mod apply;
 
@@ -39,18 +40,21 @@ use std::time::Duration;
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
-/// What a service does with the events of another.
+/// Applies the events of another service.
 pub trait Handler: Send + Sync + 'static {
-    /// The events of the stream it is subscribed to.
+    /// The events of the stream.
     type Event: Event;
 
-    /// Applies `events`, in stream order, inside `tx`. Called again with the same events in any order and number, it
-    /// must end in the same state: apply what is newer than what you have, ignore the rest.
+    /// Applies `events`, in stream order, inside `tx`.
+    ///
+    /// It must be idempotent: the same events, in any order and number, lead to the same state. Apply an event if its
+    /// version is newer than the stored one, and ignore it otherwise.
     ///
     /// # Errors
-    /// An error undoes the whole transaction. An outage of Postgres is waited out. An event that needs a row which another
-    /// transaction has locked is tried again until the lock is gone. Any other error counts against the event, tried
-    /// alone, and so does a panic: after [`Settings::attempts`] of them it becomes a dead letter.
+    /// An error rolls the transaction back. In an outage of Postgres, the bus waits and tries again. If another
+    /// transaction has locked a row, the event is tried again until the lock is released. After any other error, or a
+    /// panic, the events are applied one by one. The failure of a single event is a failed attempt: after
+    /// [`Settings::attempts`] of them the event becomes a dead letter.
     fn apply(
         &self,
         tx: &mut Transaction,
@@ -58,12 +62,12 @@ pub trait Handler: Send + Sync + 'static {
     ) -> impl Future<Output = anyhow::Result<()>> + Send;
 }
 
-/// An event as it came out of the stream.
+/// An event of the stream, with its headers.
 #[derive(Debug, Clone)]
 pub struct Received<E> {
     /// What happened.
     pub event: E,
-    /// What it carries beside its body.
+    /// The headers of the application.
     pub headers: Headers,
 }
 
@@ -75,12 +79,14 @@ impl<E> Deref for Received<E> {
     }
 }
 
-/// An ack is a message of its own, and must not hold us up when the link is down.
+/// How long sending an ack may take. An ack must not block the subscription while the connection is down.
 const ACK: Duration = Duration::from_secs(1);
-/// The first delay of an event that waits for a lock; it doubles up to the second one.
+/// The delay after the first delivery of an event that waits for a lock. It doubles with each delivery, up to
+/// [`LOCKED_LONG`], and is jittered.
 const LOCKED: Duration = Duration::from_millis(500);
 const LOCKED_LONG: Duration = Duration::from_secs(4);
-/// So many events in a row that wait for locks: more than single rows are locked, and the rest is not tried.
+/// After so many events in a row that wait for locks, the rest of the batch is returned without an attempt: probably
+/// the whole table is locked.
 const LOCKED_IN_A_ROW: usize = 8;
 /// How long the events of an aggregate are kept out of batches after one of them failed.
 const SUSPECT: Duration = Duration::from_mins(2);
@@ -96,7 +102,7 @@ struct Subscription<'a, H> {
     stop: &'a CancellationToken,
     outage: Backoff,
     locked: Backoff,
-    /// Aggregates of which an event failed when it was applied alone, and when.
+    /// Aggregates of which an event failed alone, and when it failed.
     suspects: HashMap<String, Instant>,
     dead_letters: Counter,
 }
@@ -139,7 +145,7 @@ pub(crate) async fn run<H: Handler>(
             () = stop.cancelled() => {}
         }
     }
-    // Acks are only queued; the process may end after this.
+    // Acks are only queued, and the process may end after this function.
     let _ = timeout(ACK, broker.client.flush()).await;
     Ok(())
 }
@@ -183,7 +189,7 @@ impl<H: Handler> Subscription<'_, H> {
             }
         }
         self.apply_one_by_one(&alone).await;
-        // Last: it takes a statement each, and there may be a lot of it.
+        // Last, because each message takes a statement, and there may be many.
         for (message, error) in poison {
             let event_id = message.headers.as_ref().and_then(|headers| headers.get(header::NATS_MESSAGE_ID));
             let event_id = event_id.map(ToString::to_string);
@@ -191,7 +197,7 @@ impl<H: Handler> Subscription<'_, H> {
         }
     }
 
-    /// One bad event must not take its neighbours with it.
+    /// Applies each event in a transaction of its own, so that one failure does not affect the others.
     async fn apply_one_by_one(&mut self, deliveries: &Deliveries<H::Event>) {
         let mut locked_in_a_row = 0;
         for (number, (message, event)) in deliveries.messages.iter().zip(&deliveries.events).enumerate() {
@@ -231,7 +237,7 @@ impl<H: Handler> Subscription<'_, H> {
         }
     }
 
-    /// Those that have not failed for a while; another replica may have applied their events.
+    /// Forgets aggregates that have not failed for a while: another replica may have applied their events.
     fn forget_suspects(&mut self) {
         self.suspects.retain(|_, failed| failed.elapsed() < SUSPECT);
         if self.suspects.is_empty() {
@@ -239,7 +245,7 @@ impl<H: Handler> Subscription<'_, H> {
         }
     }
 
-    /// Records a failed attempt; the message comes back later, or is done with once it is a dead letter.
+    /// Records a failed attempt. The message is redelivered later, or terminated if it is a dead letter.
     async fn failed(&mut self, attempt: FailedAttempt<'_>) {
         let FailedAttempt { message, ref event_id, ref error, .. } = attempt;
         match self.record(&attempt).await {
@@ -270,7 +276,7 @@ impl<H: Handler> Subscription<'_, H> {
         timeout(limit, recorded).await.map_err(|_| Error::NoAnswer(limit))?
     }
 
-    /// Postgres is away: hand `messages` back, to be delivered to a replica that can apply them by then, and wait.
+    /// Postgres is away: returns `messages` to the server, which redelivers them to any replica, and waits.
     async fn wait_out(&mut self, error: &anyhow::Error, messages: &[Message]) {
         let what = format!("applying {}", H::Event::STREAM);
         let delay = self.outage.fail(&what, error);
@@ -317,14 +323,14 @@ async fn acknowledge(messages: &[Message]) {
     }
 }
 
-/// Hands back a message whose turn has not come, each time for longer.
+/// Returns a message to the server, which redelivers it after a delay that grows with each delivery.
 async fn postpone(message: &Message) {
     let deliveries = message.info().map_or(1, |info| u32::try_from(info.delivered).unwrap_or(1));
     let delay = LOCKED.saturating_mul(1 << deliveries.saturating_sub(1).min(8)).min(LOCKED_LONG);
     send(message, AckKind::Nak(Some(jitter(delay)))).await;
 }
 
-/// A lost ack costs one harmless redelivery, so it is sent once and not waited for.
+/// Sends an ack, nak or term without a confirmation: a lost ack costs one harmless redelivery.
 async fn send(message: &Message, kind: AckKind) {
     let _ = timeout(ACK, message.ack_with(kind)).await;
 }

@@ -1,9 +1,9 @@
 //! Streams and durable consumers, in NATS' own JSON format.
 //!
-//! The name of a file says what it describes: `INVOICES.stream.json` is the stream `INVOICES`, and
-//! `INVOICES.ledger.consumer.json` is the durable consumer `ledger` of that stream. The options go to the server as they
-//! are, known to this library or not. `rules` lists the options that break a guarantee of the bus; `provision` creates and
-//! changes what is on the server.
+//! A file is named after what it describes: `INVOICES.stream.json` is the stream `INVOICES`, and
+//! `INVOICES.ledger.consumer.json` is the durable consumer `ledger` of that stream. All options are sent to the server
+//! unchanged, also those that this library does not know. `rules` lists the options that break a guarantee of the bus;
+//! `provision` creates and changes what is on the server.
 
 mod provision;
 mod rules;
@@ -22,7 +22,7 @@ type Options = Map<String, Value>;
 
 /// A set of streams and durable consumers.
 ///
-/// It has no option that breaks a guarantee of the bus: such a file is refused when it is parsed.
+/// A file with an option that breaks a guarantee of the bus is refused when it is parsed.
 #[derive(Clone, Default, PartialEq, Eq)]
 pub struct Topology {
     streams: BTreeMap<String, Options>,
@@ -30,7 +30,7 @@ pub struct Topology {
     consumers: BTreeMap<(String, String), Options>,
 }
 
-/// Why files are no topology.
+/// Why files are refused as a topology.
 #[derive(Debug, thiserror::Error)]
 pub enum TopologyError {
     /// A file or the directory cannot be read.
@@ -44,7 +44,7 @@ pub enum TopologyError {
     /// The directory holds no file of a stream or a consumer.
     #[error("{} holds no file <STREAM>.stream.json or <STREAM>.<CONSUMER>.consumer.json", .0.display())]
     Empty(PathBuf),
-    /// The name of the file does not say what it describes.
+    /// The name of the file has another form.
     #[error("{file}: name it <STREAM>.stream.json or <STREAM>.<CONSUMER>.consumer.json")]
     Name {
         /// The name of the file.
@@ -82,7 +82,7 @@ impl Topology {
     /// Parses files, given by name and content.
     ///
     /// # Errors
-    /// The first file that is refused.
+    /// A file is refused. The error describes the first one.
     pub fn parse<'a>(files: impl IntoIterator<Item = (&'a str, &'a str)>) -> Result<Self, TopologyError> {
         let mut topology = Self::default();
         for (file, content) in files {
@@ -136,7 +136,7 @@ impl Topology {
     }
 }
 
-/// Names, because the options fill pages.
+/// Prints names only, because the options are long.
 impl fmt::Debug for Topology {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let consumers = self.consumers.keys().map(|(stream, name)| format!("{stream}.{name}"));
@@ -150,12 +150,12 @@ fn consumer_of(file: &str) -> Option<(&str, &str)> {
     (is_name(stream) && is_name(consumer)).then_some((stream, consumer))
 }
 
-/// Whether it is one token of a subject.
+/// Whether `name` is one token of a subject.
 fn is_name(name: &str) -> bool {
     !name.is_empty() && !name.contains(|c: char| c.is_whitespace() || ".*>/\\".contains(c))
 }
 
-/// Sets the option that repeats the name of the file.
+/// Sets the option that repeats the name of the file. Refuses another value of this option.
 fn named(file: &str, mut options: Options, option: &'static str, name: &str) -> Result<Options, TopologyError> {
     match options.insert(option.to_owned(), name.into()) {
         Some(value) if value != name => {
@@ -177,7 +177,7 @@ fn check(file: &str, options: &Options, rules: &[Rule]) -> Result<(), TopologyEr
     Ok(())
 }
 
-/// Whether the server takes this value for the same as none.
+/// Whether the server treats this value as absent.
 fn is_zero(value: &Value) -> bool {
     match value {
         Value::Null => true,
@@ -189,7 +189,7 @@ fn is_zero(value: &Value) -> bool {
     }
 }
 
-/// A value, for a person.
+/// A value as text for errors and logs.
 fn shown(value: &Value) -> String {
     if value.is_null() { "absent".to_owned() } else { value.to_string() }
 }
@@ -205,7 +205,7 @@ mod tests {
     }
 
     #[test]
-    fn the_name_of_a_file_says_what_it_describes() {
+    fn a_file_is_named_after_its_stream_or_consumer() {
         let topology = Topology::parse([
             ("INVOICES.stream.json", r#"{"discard": "new"}"#),
             ("INVOICES.ledger.consumer.json", r#"{"ack_policy": "explicit", "durable_name": "ledger"}"#),

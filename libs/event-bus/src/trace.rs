@@ -1,4 +1,4 @@
-//! The W3C trace context of the work at hand, carried from a request into the events it causes.
+//! The W3C trace context, carried from a request to the events and tasks that it causes.
 
 use std::future::Future;
 
@@ -6,19 +6,20 @@ tokio::task_local! {
     static TRACEPARENT: Option<String>;
 }
 
-/// Runs `work` under the `traceparent` of the request that caused it: events it appends carry the header on.
-/// A malformed one counts as none, as the specification says.
+/// Runs `work` with the `traceparent` of the request that caused it: events that it appends have this header.
+///
+/// A malformed `traceparent` is ignored, as the specification demands.
 pub async fn scope<F: Future>(traceparent: Option<String>, work: F) -> F::Output {
     TRACEPARENT.scope(traceparent.filter(|value| is_valid(value)), work).await
 }
 
-/// The `traceparent` of the work at hand.
+/// The `traceparent` of the current [`scope`].
 pub fn current() -> Option<String> {
     TRACEPARENT.try_with(Clone::clone).ok().flatten()
 }
 
-/// `00-<32 hex digits, not all 0>-<16 hex digits, not all 0>-<2 hex digits>`, in lower case. Forms of later versions, which
-/// may be longer, are not understood.
+/// `00-<32 hex digits, not all 0>-<16 hex digits, not all 0>-<2 hex digits>`, in lower case. Later versions of
+/// the format are not supported.
 fn is_valid(value: &str) -> bool {
     let is_hex = |part: &str| part.bytes().all(|digit| matches!(digit, b'0'..=b'9' | b'a'..=b'f'));
     let parts: Vec<&str> = value.split('-').collect();

@@ -1,4 +1,4 @@
-//! The HTTP API of orders: parse, check, ask the rules, store, answer.
+//! The HTTP API of orders. A handler parses and checks the request, applies the rules, stores, and responds.
 
 use crate::order::{CancelError, Order, Reserved};
 use crate::{replica, store};
@@ -110,11 +110,11 @@ async fn cancel_order(
 
 /// Requests a ticket that is not in the replica from tickets.
 ///
-/// The event of a new ticket may not have arrived yet. Only tickets knows that a ticket does not exist: without a reply the
-/// response is 503, not 404.
+/// The event of a new ticket may not have arrived yet. Only tickets knows that a ticket does not exist: without a reply
+/// the response is 503, not 404.
 async fn learn(bus: &Bus, ticket_id: Id) -> Result<(), ApiError> {
     let ticket = bus.request(&SHOW_TICKET, &ticket_id).await.map_err(|error| {
-        tracing::debug!(%ticket_id, error = format!("{error:#}"), "cannot ask tickets for a ticket");
+        tracing::debug!(%ticket_id, error = format!("{error:#}"), "cannot request a ticket from tickets");
         ApiError::Unavailable
     })?;
     let ticket = ticket.ok_or(ApiError::NotFound)?;

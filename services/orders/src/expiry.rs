@@ -1,7 +1,7 @@
 //! Cancels orders that are not paid in time, by the clock of Postgres. Every replica runs it.
 //!
-//! If the process dies before the commit, the rows are unlocked and unchanged; another replica finds them, or this one after
-//! its restart. If it dies after the commit, the orders are cancelled and their events are in the outbox.
+//! If the process dies before the commit, the rows are unlocked and unchanged; another replica finds them, or this one
+//! after its restart. If it dies after the commit, the orders are cancelled and their events are in the outbox.
 
 use crate::store;
 use anyhow::Context;
@@ -11,11 +11,11 @@ use std::time::Duration;
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
-/// The time between two queries: an order may live this much longer than its time.
+/// The time between two queries. An order may expire this much too late.
 const PERIOD: Duration = Duration::from_millis(500);
 /// The most orders that one transaction cancels.
 const BATCH: usize = 256;
-/// The time between two queries of all orders, not only of those behind the floor.
+/// The time between two queries of all unpaid orders, not only of those above the floor.
 const SWEEP: Duration = Duration::from_mins(1);
 /// The time after which a transaction fails, because the connection to Postgres counts as dead.
 const STEP: Duration = Duration::from_secs(10);
@@ -60,7 +60,7 @@ async fn cancel_expired(bus: &Bus, floor: &mut Floor) -> anyhow::Result<usize> {
     store::save_locked(&mut tx, &cancelled).await?;
     tx.commit().await?;
     if !cancelled.is_empty() {
-        tracing::info!(orders = cancelled.len(), "cancelled what was not paid in time");
+        tracing::info!(orders = cancelled.len(), "cancelled orders that were not paid in time");
     }
     Ok(cancelled.len())
 }

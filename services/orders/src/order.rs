@@ -107,7 +107,7 @@ impl Order {
         }
     }
 
-    /// The public state: what readers of events see.
+    /// The public state, which events contain.
     pub fn snapshot(&self) -> OrderSnapshot {
         let Ticket { id, price, version, .. } = self.ticket;
         OrderSnapshot {

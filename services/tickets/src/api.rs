@@ -1,4 +1,4 @@
-//! The HTTP API of tickets: parse, check, ask the rules, store, answer.
+//! The HTTP API of tickets. A handler parses and checks the request, applies the rules, stores, and responds.
 
 use crate::store;
 use crate::ticket::{Draft, EditError, Ticket};

@@ -1,4 +1,4 @@
-//! Applies the events of orders: which order holds which ticket.
+//! Applies the events of orders: they reserve and release tickets.
 
 use crate::store;
 use anyhow::Context;

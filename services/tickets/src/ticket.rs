@@ -75,8 +75,8 @@ impl Ticket {
 
     /// Applies an event of one of its orders. Returns true if the holder changed; the version is then incremented.
     ///
-    /// A live order holds the ticket; a cancelled order releases it. An event of an older order changes nothing: a newer
-    /// order exists only because the older one was cancelled.
+    /// A live order holds the ticket; a cancelled order releases it. An event of an older order changes nothing: a
+    /// newer order exists only because the older one was cancelled.
     pub fn follow(&mut self, order: &OrderChange) -> bool {
         let token = FencingToken { reservation: order.ticket.reservation, order_version: order.version };
         if token <= self.fencing_token {
@@ -92,7 +92,7 @@ impl Ticket {
         true
     }
 
-    /// The public state: what clients and readers of events see.
+    /// The public state, which responses and events contain.
     pub fn snapshot(&self) -> TicketSnapshot {
         self.clone().into()
     }

@@ -1,26 +1,27 @@
-//! Up to which id the outbox is empty for good, so that no step walks over what was published before.
+//! The floor: the id up to which the outbox is empty and stays empty. A step reads only above it, and so does not scan
+//! the dead rows of published events.
 //!
 //! Postgres assigns an id before the commit, so a row with a smaller id may appear after a greater id was published. A
-//! published id becomes the floor when two things are true. First, every transaction that was writing to the outbox
-//! when the id was seen has ended: such a transaction holds a lock on the table from before it gets an id until its
-//! end, and the server lists locks. Second, the outbox was read again afterwards, which finds what such a transaction
-//! has committed.
+//! published id becomes the floor when two conditions hold. First, every transaction that was writing to the outbox
+//! when the id was read has ended: such a transaction holds a lock on the table from before it gets an id until its
+//! end, and Postgres lists locks. Second, the outbox was read again afterwards, which finds the rows that such a
+//! transaction has committed.
 
 use crate::connection::Transaction;
 use std::collections::HashSet;
 use std::time::Duration;
 use tokio::time::Instant;
 
-/// How often the floor may rise. Until then a step walks over what was published since.
+/// How often the floor may rise. Until then a step scans the rows that were published since.
 const PERIOD: Duration = Duration::from_millis(100);
 
 #[derive(Default)]
 pub(super) struct Floor {
     proven: i64,
-    /// No transaction that is under way can add a row with this id or a smaller one. There may still be such rows, of
-    /// transactions that have ended since the outbox was read.
+    /// No running transaction can add a row with this id or a smaller one. Such rows may still exist: those of
+    /// transactions that ended after the outbox was read.
     ended: i64,
-    /// An id up to which everything is published, and who may still add a smaller one.
+    /// An id up to which all visible rows are published, and the transactions that may still add a smaller one.
     candidate: Option<(i64, HashSet<String>)>,
     looked: Option<Instant>,
 }
@@ -36,8 +37,9 @@ impl Floor {
         self.looked.is_none_or(|last| last.elapsed() > PERIOD)
     }
 
-    /// Everything up to `id` that could be seen is published and deleted, and that is committed. `writers` were writing
-    /// after `id` was seen; the outbox was read after the call before this one.
+    /// All visible rows up to `id` are published, and their deletion is committed.
+    ///
+    /// `writers` were writing after `id` was read. The outbox was read after the previous call.
     pub(super) fn passed(&mut self, id: i64, writers: HashSet<String>) {
         self.looked = Some(Instant::now());
         self.proven = self.proven.max(self.ended.min(id));
@@ -68,8 +70,8 @@ pub(super) async fn writers(tx: &mut Transaction) -> sqlx::Result<HashSet<String
     Ok(writers.fetch_all(&mut **tx).await?.into_iter().collect())
 }
 
-/// Whether ids are given out again that are below the floor, as after `truncate … restart identity`, or in a copy of the
-/// database that did not take over the sequence.
+/// Whether the next ids are below the floor, as after `truncate … restart identity`, or in a copy of the database
+/// without the state of the sequence.
 pub(super) async fn is_too_high(tx: &mut Transaction, floor: i64) -> sqlx::Result<bool> {
     let last = sqlx::query_scalar!("select last_value from bus.outbox_id_seq").fetch_one(&mut **tx).await?;
     Ok(last < floor)
@@ -84,21 +86,21 @@ mod tests {
     }
 
     #[test]
-    fn an_id_is_the_floor_once_all_who_could_add_a_smaller_one_have_ended() {
+    fn an_id_is_the_floor_once_all_older_writers_have_ended() {
         let mut floor = Floor::default();
         floor.passed(10, writers(&["a", "b"]));
         assert_eq!(floor.proven(), 0);
         floor.passed(20, writers(&["b", "c"]));
         assert_eq!(floor.proven(), 0, "b is still writing");
         floor.passed(30, writers(&["c", "d"]));
-        assert_eq!(floor.proven(), 0, "a or b may have committed a smaller id after 30 was seen");
+        assert_eq!(floor.proven(), 0, "a or b may have committed a smaller id after 30 was read");
         floor.passed(40, writers(&["e"]));
-        assert_eq!(floor.proven(), 10, "c began after 10 was seen");
+        assert_eq!(floor.proven(), 10, "c began after 10 was read");
         floor.passed(50, writers(&[]));
         assert_eq!(floor.proven(), 30);
         floor.passed(60, writers(&[]));
-        assert_eq!(floor.proven(), 50, "a transaction may have ended after 60 was seen and before the look at locks");
-        // Only a row that was committed late was left.
+        assert_eq!(floor.proven(), 50, "a transaction may have ended after 60 was read and before the locks were read");
+        // Only a row that was committed late remains.
         floor.passed(55, writers(&[]));
         assert_eq!(floor.proven(), 55);
     }

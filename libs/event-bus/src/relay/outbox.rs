@@ -1,42 +1,42 @@
-//! The statements of the relay. Each has one possible plan, with any statistics of the tables: see migration 3.
+//! The statements of the relay. Each has only one possible plan, whatever the statistics: see migration 3.
 
 use crate::connection::Transaction;
 use crate::headers::Headers;
 use anyhow::Context;
 use std::collections::HashMap;
 
-/// How many rows behind a full batch are searched for events of its transactions.
+/// How many rows after a full batch are searched for events of its transactions.
 const AHEAD: i64 = 1000;
 
-/// Messages after which the position is also written where the release before looks for it.
+/// Messages after which the position is also written to `bus.relay`, where the previous release reads it.
 const SHARED: u64 = 2000;
 
-/// Begins a transaction of the relay, in which the planner has nothing left but the index that leads with what is asked.
+/// Begins a transaction of the relay, in which the planner can only use the index for the condition.
 pub(super) const BEGIN: &str = "begin; set local enable_seqscan = off; set local enable_bitmapscan = off; \
                                 set local enable_sort = off";
 
 /// How far a stream is published.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Position {
-    /// What `bus.position` says it is.
+    /// The sequence of the last message that is known to be in the stream.
     pub(super) last_seq: u64,
-    /// The outbox holds no row with this id or a smaller one, and will hold none.
+    /// The outbox has no row with this id or a smaller one, and will never have one.
     pub(super) floor: i64,
 }
 
-/// What one batch may hold.
+/// The limits of one batch.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Limits {
     pub(super) events: usize,
-    /// Of bodies; one event may have more.
+    /// Bytes of bodies and headers. A single event may have more.
     pub(super) bytes: usize,
 }
 
-/// The oldest rows, as many as are published together.
+/// The oldest rows, which are published together.
 #[derive(Debug)]
 pub(super) struct Batch {
     pub(super) rows: Vec<Row>,
-    /// Whether other rows wait behind them.
+    /// Whether more rows wait.
     pub(super) more: bool,
 }
 
@@ -47,10 +47,10 @@ pub(super) struct Row {
     pub(super) event_id: String,
     pub(super) payload: String,
     pub(super) traceparent: Option<String>,
-    /// JSON.
+    /// The headers of the application, as JSON.
     headers: Option<String>,
     transaction: i64,
-    /// Rows that are waiting, as far as they were counted.
+    /// The number of rows that wait; at most one more than the limit.
     waiting: i64,
 }
 
@@ -68,15 +68,14 @@ impl Row {
     }
 }
 
-/// The position of a stream, which is ours to move until the transaction ends. `None`: another replica has it.
+/// Locks the position of a stream until the transaction ends. Returns `None` if another replica holds the lock.
 pub(super) async fn lock(tx: &mut Transaction, stream: &str) -> anyhow::Result<Option<Position>> {
     let locked = sqlx::query!(r#"select last_seq as "last_seq!", floor as "floor!" from bus.lock_stream($1)"#, stream);
     let Some(row) = locked.fetch_optional(&mut **tx).await? else { return Ok(None) };
     Ok(Some(Position { last_seq: row.last_seq.try_into()?, floor: row.floor }))
 }
 
-/// The oldest rows behind `floor`. All events of a transaction are among them, or none – unless they span more rows than a
-/// batch may hold.
+/// The oldest rows above `floor`. They contain all events of a transaction, or none, unless these exceed a batch.
 pub(super) async fn oldest(tx: &mut Transaction, stream: &str, floor: i64, limits: Limits) -> anyhow::Result<Batch> {
     let mut rows = sqlx::query_as!(
         Row,
@@ -93,7 +92,7 @@ pub(super) async fn oldest(tx: &mut Transaction, stream: &str, floor: i64, limit
         "#,
         stream,
         floor,
-        // One more than is published, to know whether there are more.
+        // One more than the limit, to know whether more rows wait.
         i64::try_from(limits.events)? + 1,
         i64::try_from(limits.bytes)?,
     )
@@ -111,7 +110,7 @@ pub(super) async fn oldest(tx: &mut Transaction, stream: &str, floor: i64, limit
     Ok(Batch { rows, more })
 }
 
-/// Those of the transactions that have events behind the row `last` as well.
+/// Those of the transactions that also have events after the row `last`.
 async fn behind(tx: &mut Transaction, stream: &str, last: i64, transactions: &[i64]) -> sqlx::Result<Vec<i64>> {
     sqlx::query_scalar!(
         r#"
@@ -130,8 +129,8 @@ async fn behind(tx: &mut Transaction, stream: &str, last: i64, transactions: &[i
     .await
 }
 
-/// How many of the rows, given by their transactions, form whole transactions. All of them if no prefix does: a transaction
-/// that is larger than a batch is split.
+/// The length of the longest prefix of the rows that contains only whole transactions. All rows if there is no such
+/// prefix: a transaction that is larger than a batch is split.
 ///
 /// Only a prefix of the rows can be published: a later row may belong to a newer version of the same aggregate.
 fn whole(transactions: &[i64], behind: &[i64]) -> usize {
@@ -150,11 +149,10 @@ fn whole(transactions: &[i64], behind: &[i64]) -> usize {
     if whole == 0 { transactions.len() } else { whole }
 }
 
-/// Deletes published rows, `ids` in ascending order, and moves the position from where it is to `last_seq`, which is
-/// greater.
+/// Deletes published rows, and moves the position to `last_seq`, which is greater. `ids` are in ascending order.
 ///
-/// Now and then also where the release before looks for it: its relays may run at the same time during an update, and read
-/// 4096 messages at most to catch up. To update the row each time would leave a dead version of it for each batch.
+/// Every [`SHARED`] messages, also writes the position to `bus.relay`: relays of the previous release may run during an
+/// update, and read at most 4096 messages to catch up. More frequent updates would leave more dead row versions.
 pub(super) async fn move_on(
     tx: &mut Transaction,
     stream: &str,
@@ -165,7 +163,7 @@ pub(super) async fn move_on(
     let is_shared = from.last_seq / SHARED != last_seq / SHARED;
     let last_seq = i64::try_from(last_seq)?;
     sqlx::query!(
-        // The range bounds what can be touched. It is not enough: a row that was committed since may lie in it.
+        // The range bounds the scan. The ids are needed too: a row of the range may have been committed since.
         "with published as (
              delete from bus.outbox where stream = $1 and id between $5 and $6 and id = any($7)
          ), before as (
@@ -189,7 +187,7 @@ pub(super) async fn move_on(
     Ok(())
 }
 
-/// Rows of any id are looked at again.
+/// Sets the floor to 0: the next step reads rows of any id.
 pub(super) async fn forget_floor(tx: &mut Transaction, stream: &str) -> sqlx::Result<()> {
     sqlx::query!("update bus.position set floor = 0 where stream = $1", stream).execute(&mut **tx).await?;
     Ok(())
@@ -206,7 +204,7 @@ mod tests {
             (vec![1, 1, 2, 3], vec![3], 3),
             (vec![1, 2, 1, 3, 2, 4], vec![4], 5),
             (vec![1, 2, 3, 2, 4, 4], vec![4], 4),
-            (vec![1, 2, 1, 2], vec![2], 4), // neither is whole: split
+            (vec![1, 2, 1, 2], vec![2], 4), // no whole prefix: split
             (vec![1, 2, 2, 3, 4, 3], vec![3], 3),
             (vec![7, 7, 7], vec![7], 3),
         ] {

@@ -1,4 +1,4 @@
-//! The one place that publishes events.
+//! Publishes a batch of events. No other code publishes events.
 
 use super::outbox::Row;
 use crate::broker::Broker;
@@ -11,26 +11,27 @@ use bytes::Bytes;
 
 /// The position of the stream is not what we expected.
 const WRONG_LAST_SEQUENCE: u64 = 10071;
-/// The same event was stored moments ago: the deduplication window knows its id.
+/// An event of the batch was stored recently: its id is in the deduplication window.
 const DUPLICATE_IN_BATCH: u64 = 10201;
 
-/// A batch is not what it was when it was sent: the server could not keep its first messages until the last one came.
+/// The batch is incomplete: the server has dropped its first messages before the last one arrived.
 const INCOMPLETE_BATCH: u64 = 10176;
 
 /// The stream takes no atomic batches: it is configured with `allow_atomic: false`.
 const ATOMIC_DISABLED: u64 = 10174;
 
-/// Whether the server stored what it was given.
+/// Whether the server stored the rows.
 pub(super) enum Published {
+    /// All are stored; the last one has this sequence.
     UpTo(u64),
-    /// Nothing was stored: the stream has moved on without us.
+    /// Nothing was stored: the stream does not end at the expected position.
     Elsewhere,
-    /// Nothing was stored: the stream takes single events only.
+    /// Nothing was stored: the stream takes only single events.
     Singly,
 }
 
-/// Stores all `rows` directly behind `last_seq`, or none of them.
-#[expect(clippy::disallowed_methods, reason = "this is the one place that publishes")]
+/// Stores all `rows` directly after `last_seq`, or none of them.
+#[expect(clippy::disallowed_methods, reason = "only this function publishes")]
 pub(super) async fn publish(broker: &Broker, stream: &str, last_seq: u64, rows: &[Row]) -> anyhow::Result<Published> {
     let nats = &broker.client;
     let batch = (rows.len() > 1).then(|| nats.new_inbox());
@@ -64,7 +65,7 @@ pub(super) async fn publish(broker: &Broker, stream: &str, last_seq: u64, rows: 
     match serde_json::from_slice(&answer.payload)? {
         Response::<PublishAck>::Ok(ack) if ack.duplicate => Ok(Published::Elsewhere),
         Response::Ok(ack) => {
-            // With a leaf node between, another domain may have a stream for the subject as well.
+            // Behind a leaf node, a stream of another domain may have the same subject.
             let domain = broker.domain.as_deref();
             ensure!(
                 domain.is_none_or(|domain| ack.domain == domain),
@@ -85,7 +86,7 @@ pub(super) async fn publish(broker: &Broker, stream: &str, last_seq: u64, rows: 
     }
 }
 
-/// A batch's id has 64 characters at most; the unique end of an inbox has 22.
+/// The id of a batch has at most 64 characters; the unique last token of an inbox has 22.
 fn batch_id(inbox: &str) -> &str {
     inbox.rsplit('.').next().unwrap_or(inbox)
 }

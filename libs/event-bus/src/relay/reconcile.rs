@@ -1,13 +1,13 @@
-//! The stream does not end where the relay expects: finding out why.
+//! Finds out why the stream does not end at the position of the relay.
 //!
-//! - Behind our position are events that the outbox holds, with the same content: a relay died after publishing them.
+//! - After the position are events that the outbox has with the same content: a relay died after it published them.
 //!   Their rows are deleted.
-//! - Behind it are messages without the id of an event: skipped.
-//! - Behind it is an event of ours that the outbox does not hold, or holds with other content: the database is older than
-//!   the stream. It was restored from a backup, or failed over to a standby that lagged.
-//! - The stream ends before our position: the broker lost history.
+//! - After it are messages without the id of an event: they are skipped.
+//! - After it is an event that the outbox does not have, or has with other content: the database is older than the
+//!   stream. It was restored from a backup, or failed over to a standby that lagged.
+//! - The stream ends before the position: the broker lost history.
 //!
-//! In the last two cases versions would be given out twice, or be missing. Nothing is published until a person has decided.
+//! In the last two cases, versions would be assigned twice, or be missing: a person decides before more is published.
 
 use super::outbox::{self, Position};
 use crate::broker::Broker;
@@ -22,12 +22,12 @@ use std::collections::HashMap;
 use std::time::Duration;
 use tokio::time::Instant;
 
-/// How long one transaction compares messages; far below the time limit of a step.
+/// How long one transaction compares messages. Much shorter than the time limit of a step.
 const COMPARING: Duration = Duration::from_secs(2);
-/// Messages held in memory at a time: each may have a megabyte, and arrives in base64.
+/// Messages in memory at a time: each may have a megabyte, and arrives in base64.
 const AT_A_TIME: u64 = 4;
 
-/// What a stream holds and what the database says about it cannot both be true.
+/// The stream and the database contradict each other: one of them lost history.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum LostHistory {
     #[error(
@@ -39,13 +39,13 @@ pub(super) enum LostHistory {
     #[error(
         "the database lost history: {stream} holds {event_id} at {seq}, and the outbox {difference}. The database is \
          older than the stream, unless another program has published that message. Nothing is published. Restore a newer \
-         database; or, to go on with this one and give versions out twice, run `update bus.relay set last_seq = {end} \
+         database; or, to continue with this one and assign versions twice, run `update bus.relay set last_seq = {end} \
          where stream = '{stream}'`"
     )]
     Database { stream: String, event_id: String, seq: u64, difference: &'static str, end: u64 },
 }
 
-/// A message of the stream that carries the id of an event of ours.
+/// A message of the stream with the id of an event.
 struct Stored {
     seq: u64,
     event_id: String,
@@ -55,7 +55,7 @@ struct Stored {
     payload: Bytes,
 }
 
-/// Checks that the stream ends at `position`; moves on behind what is found there.
+/// Checks that the stream ends at `position`, and reconciles if it does not.
 pub(super) async fn compare(
     broker: &Broker,
     tx: &mut Transaction,
@@ -67,7 +67,7 @@ pub(super) async fn compare(
     if end == position.last_seq { Ok(()) } else { reconcile(broker, tx, stream, position).await }
 }
 
-/// Reads what the stream holds behind `position`, deletes the rows of ours that are among it, and moves on behind it.
+/// Reads the messages after `position`, deletes their rows from the outbox, and moves the position to the last of them.
 pub(super) async fn reconcile(
     broker: &Broker,
     tx: &mut Transaction,
@@ -79,7 +79,7 @@ pub(super) async fn reconcile(
     if end < last_seq {
         return Err(LostHistory::Broker { stream: stream.to_owned(), end, last_seq }.into());
     }
-    ensure!(end > last_seq, "the server refuses an event as a duplicate that {stream} does not hold behind {last_seq}");
+    ensure!(end > last_seq, "the server refuses an event as a duplicate that {stream} does not hold after {last_seq}");
     let (begun, mut until, mut published) = (Instant::now(), last_seq, Vec::new());
     while until < end && begun.elapsed() < COMPARING {
         let from = until + 1;
@@ -99,7 +99,7 @@ pub(super) async fn reconcile(
     Ok(())
 }
 
-/// The ids of the rows that `stored` are the messages of.
+/// The ids of the outbox rows whose events are `stored`.
 async fn rows_of(tx: &mut Transaction, stream: &str, stored: &[Stored], end: u64) -> anyhow::Result<Vec<i64>> {
     let keys: Vec<String> = stored.iter().map(|stored| format!("{stream}.{}", stored.aggregate_id)).collect();
     let versions: Vec<i64> = stored.iter().map(|stored| stored.version).collect();
@@ -130,7 +130,7 @@ async fn rows_of(tx: &mut Transaction, stream: &str, stored: &[Stored], end: u64
     stored.iter().map(row_of).collect()
 }
 
-/// `None`: the message is gone, or is not one of ours.
+/// The message at `seq`. Returns `None` if it was deleted, or has no event id.
 async fn stored_at(stream: &Stream, seq: u64) -> anyhow::Result<Option<Stored>> {
     use async_nats::jetstream::stream::LastRawMessageErrorKind::NoMessageFound;
     let message = match stream.get_raw_message(seq).await {

@@ -1,4 +1,4 @@
-//! One transaction of a handler, and whose fault it is if it fails.
+//! One transaction of a handler, and the cause of its failure.
 
 use super::{Handler, Received, Subscription};
 use crate::dead_letters::{self, Applied};
@@ -13,9 +13,9 @@ use tokio::time::timeout;
 /// How long a statement may wait for a lock.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Locks {
-    /// Events that have not failed yet: the lock is probably that of a request, which lasts milliseconds.
+    /// For events that have not failed yet: a lock is probably that of a request, which lasts milliseconds.
     Batch,
-    /// An event by itself, with others waiting behind it.
+    /// For a single event: others wait for it.
     Single,
 }
 
@@ -23,9 +23,9 @@ pub(super) enum Locks {
 pub(super) enum Failure {
     /// Postgres is away; any event would fail.
     Outage(anyhow::Error),
-    /// Another transaction has locked what an event needs.
+    /// Another transaction has locked a row that an event needs.
     Locked(anyhow::Error),
-    /// One of the events, or what the handler does with it.
+    /// One of the events, or the handler.
     Event(anyhow::Error),
 }
 
@@ -47,7 +47,7 @@ impl<H: Handler> Subscription<'_, H> {
     ) -> Result<(), Failure> {
         let applied = self.apply_within_limit(messages, events, locks).await;
         let Err(error) = applied else { return Ok(()) };
-        // A statement that times out while Postgres is up is slow by itself, and counts against the event.
+        // If Postgres is up, a timeout is a failed attempt of the event, not an outage.
         let timed_out = error.is::<TooSlow>() || causes_in_postgres(&error).any(is_statement_timeout);
         let lock = causes_in_postgres(&error).find(|error| is_lock_timeout(error)).map(lock_of);
         if let Some(lock) = lock {

@@ -1,7 +1,7 @@
-//! Creating what is missing on the server, and changing what differs from its file.
+//! Creates the streams and consumers that are missing on the server, and changes those that differ from their files.
 //!
-//! The server changes some options only of a new stream or consumer. Such an option stays as it is, all others are
-//! changed, and what to do is reported: deleting a stream or a consumer is the decision of a person.
+//! The server cannot change some options of an existing stream or consumer. All other options are changed, and these
+//! are reported with the command to run: a person decides whether to delete the stream or the consumer.
 
 use super::{Options, Topology, is_zero, shown};
 use crate::nats::{self, NatsSettings};
@@ -23,7 +23,7 @@ const OPENING: Duration = Duration::from_secs(1);
 const STREAM_NOT_FOUND: u64 = 10059;
 const CONSUMER_NOT_FOUND: u64 = 10014;
 
-/// The consumer exists, and the option of a consumer cannot be changed.
+/// The consumer exists, and the option cannot be changed.
 const CONSUMER_OPTION: u64 = 10012;
 /// The option does not exist, or its value has another type.
 const UNKNOWN_OPTION: u64 = 10025;
@@ -34,28 +34,28 @@ const DISK: u64 = 10047;
 /// The stream exists, and the option cannot be changed; or options contradict each other.
 const STREAM_OPTION: u64 = 10052;
 
-/// Replies to a configuration that the server refuses however often it is sent.
+/// Errors after which the server will also refuse the next attempt.
 const FINAL: [u64; 5] = [CONSUMER_OPTION, UNKNOWN_OPTION, MEMORY, DISK, STREAM_OPTION];
 
-/// What is logged while it fails.
+/// The name of this work in logs.
 pub(crate) const PROVISIONING: &str = "provisioning streams and consumers";
 
-/// What to do about what is there but configured otherwise.
+/// What to do with a stream or a consumer that differs from its file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Drift {
-    /// Change it, and say so.
+    /// Change it, and log the change.
     Mend,
     /// Leave it: it may have been changed by hand for a reason.
     Leave,
 }
 
-/// Creates and changes streams and consumers until they are as `topology` says. Doing it again changes nothing.
+/// Creates and changes streams and consumers so that they equal `topology`. Idempotent.
 ///
-/// Services do not call it, and need no right for it.
+/// Services do not call it, and do not need the rights for it.
 ///
 /// # Errors
-/// It did not work for all of `patience`; or the server does not change an option of what exists, which the error
-/// names. All others are changed before this is reported.
+/// It failed for all of `patience`; or the server cannot change an option of an existing stream or consumer. The error
+/// names the option. All other options are changed before.
 pub async fn provision(settings: &NatsSettings, topology: &Topology, patience: Duration) -> anyhow::Result<()> {
     let nats = nats::connect(settings, "provisioner", "provisioner").await?;
     let jetstream = nats::jetstream(settings, nats.clone());
@@ -67,16 +67,16 @@ pub async fn provision(settings: &NatsSettings, topology: &Topology, patience: D
         outcome.failed.map_or(Ok(outcome.unchanged), Err)
     };
     let unchanged = patiently(patience, PROVISIONING, may_pass, attempt).await?;
-    ensure!(unchanged.is_empty(), "not all is as the files say: {}", unchanged.join("; "));
+    ensure!(unchanged.is_empty(), "some options differ from their files: {}", unchanged.join("; "));
     Ok(())
 }
 
-/// Provisions for a service.
+/// Provisions streams and consumers for a service.
 pub(crate) struct Provisioner {
     jetstream: Context,
     topology: Topology,
     replicas: u8,
-    /// What has been logged, which several tasks of a service would find.
+    /// Lines that have been logged. Several parts of a service provision, and each line is logged once.
     logged: Mutex<BTreeSet<String>>,
 }
 
@@ -85,8 +85,8 @@ impl Provisioner {
         Self { jetstream, topology, replicas, logged: Mutex::default() }
     }
 
-    /// Creates what is missing. Doing it twice, or from several replicas at once, changes nothing. An option that the
-    /// server does not change is logged once, and is no error: the service works with what there is.
+    /// Creates what is missing. Idempotent, also from several replicas at once. An option that the server cannot change
+    /// is logged once, and is no error: the service works with the existing option.
     pub(crate) async fn ensure(&self, drift: Drift) -> anyhow::Result<()> {
         let outcome = ensure(&self.jetstream, &self.topology, self.replicas, drift).await?;
         let mut logged = self.logged.lock().unwrap_or_else(PoisonError::into_inner);
@@ -99,12 +99,12 @@ impl Provisioner {
     }
 }
 
-/// What became of all streams and consumers.
+/// The outcome for all streams and consumers.
 #[derive(Default)]
 struct Outcome {
-    /// Options of what exists that the server does not change, and what to do.
+    /// Options that the server cannot change, each with the command to run.
     unchanged: Vec<String>,
-    /// The first that could not be provisioned.
+    /// The first error of a stream or a consumer.
     failed: Option<anyhow::Error>,
 }
 
@@ -125,7 +125,7 @@ async fn ensure(jetstream: &Context, topology: &Topology, replicas: u8, drift: D
     Ok(outcome)
 }
 
-/// A stream or a consumer, and how the server is asked about it.
+/// A stream or a consumer, and the subjects of its requests.
 struct Object<'a> {
     what: String,
     options: Options,
@@ -135,7 +135,7 @@ struct Object<'a> {
     not_found: u64,
     create: String,
     update: String,
-    /// What deletes it.
+    /// The command that deletes it.
     command: String,
 }
 
@@ -169,9 +169,9 @@ impl<'a> Object<'a> {
         }
     }
 
-    /// Creates it, or changes what differs. Returns what the server does not change.
+    /// Creates it, or changes the options that differ. Returns those that the server cannot change.
     async fn ensure(&self, jetstream: &Context, drift: Drift) -> anyhow::Result<Result<Vec<String>, ServerError>> {
-        // Not `&()`: the server refuses null.
+        // Not `&()`, which is null: the server refuses null.
         match ask(jetstream, &self.info, &json!({})).await? {
             Ok(_) if drift == Drift::Leave => Ok(Ok(Vec::new())),
             Ok(found) => self.mend(jetstream, found).await,
@@ -186,7 +186,7 @@ impl<'a> Object<'a> {
         }
     }
 
-    /// Changes all that differs at once; or, if the server refuses that for good, each option by itself.
+    /// Changes all options that differ at once. If the server refuses that finally, changes each option by itself.
     async fn mend(&self, jetstream: &Context, mut found: Value) -> anyhow::Result<Result<Vec<String>, ServerError>> {
         let Value::Object(mut config) = found["config"].take() else { return Ok(Ok(Vec::new())) };
         let differences = differences(&config, &self.options);
@@ -248,17 +248,17 @@ impl<'a> Object<'a> {
     }
 }
 
-/// The options that the server has otherwise than they are wanted, with the wanted values.
+/// The options whose value on the server differs, with the wanted values.
 fn differences(config: &Options, wanted: &Options) -> Vec<(String, Value)> {
     let differs = |option: &String, value: &Value| match config.get(option) {
-        // The server leaves out what is false, zero or empty.
+        // The server omits options that are false, zero or empty.
         None => !is_zero(value),
         Some(found) => found != value,
     };
     wanted.clone().into_iter().filter(|(option, value)| differs(option, value)).collect()
 }
 
-/// The server replies that it does not do something.
+/// An error in a reply of the server.
 #[derive(Debug, thiserror::Error, Deserialize)]
 #[error("{description} (error {err_code})")]
 struct ServerError {
@@ -272,7 +272,7 @@ impl ServerError {
     }
 }
 
-/// Whether the same may succeed later.
+/// Whether another attempt may succeed.
 fn may_pass(error: &anyhow::Error) -> bool {
     !error.downcast_ref().is_some_and(ServerError::is_final)
 }

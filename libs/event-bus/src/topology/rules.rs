@@ -9,15 +9,15 @@ pub(super) struct Rule {
     pub option: &'static str,
     /// Null: the option is absent.
     pub allows: fn(&Value) -> bool,
-    /// Why the others are refused.
+    /// Why other values are refused.
     pub reason: &'static str,
 }
 
-/// The shortest `ack_wait`. It runs from the delivery: a batch may wait while the one before it is applied, each for
-/// `apply_timeout`, and the acknowledgements take time as well.
+/// The shortest `ack_wait`. It begins with the delivery: a batch may wait while the previous one is applied, each for
+/// up to `apply_timeout`, and the acks take time too.
 const SHORTEST_ACK_WAIT: Duration = Duration::from_secs(25);
 
-/// What a stream may be.
+/// The options that a stream may have.
 pub(super) const STREAM: &[Rule] = &[
     rule("no_ack", is_zero, "the relay waits for the acknowledgement of each event"),
     rule("sealed", is_zero, "a sealed stream stores no events"),
@@ -30,16 +30,16 @@ pub(super) const STREAM: &[Rule] = &[
         |value| absent_or(value, "limits"),
         "events are deleted that a new consumer or the relay has to read",
     ),
-    // Absent, it is old.
+    // The default is old.
     rule("discard", |value| value == "new", "a full stream deletes events that are not delivered yet; set it to new"),
     rule("max_msgs_per_subject", is_unlimited, "a newer event deletes an older one of another aggregate"),
     rule("subject_transform", is_zero, "the relay compares the subjects of stored events with those of its outbox"),
     rule("num_replicas", Value::is_null, "it depends on the cluster: set stream_replicas instead"),
 ];
 
-/// What a consumer may be. It may have filters: they skip subjects.
+/// The options that a consumer may have. Filters are allowed: they skip subjects.
 pub(super) const CONSUMER: &[Rule] = &[
-    // Absent, it is none.
+    // The default is none.
     rule("ack_policy", |value| value == "explicit", "each event is acknowledged by itself; set it to explicit"),
     rule("max_deliver", is_unlimited_deliver, "the server drops an event after so many deliveries; set it to -1"),
     rule(
@@ -80,7 +80,7 @@ fn is_unlimited_deliver(value: &Value) -> bool {
     value.is_null() || value.as_i64() == Some(-1)
 }
 
-/// Absent, it is 30 s.
+/// The default is 30 s.
 fn is_long_ack_wait(value: &Value) -> bool {
     is_zero(value) || value.as_u64().is_some_and(|wait| Duration::from_nanos(wait) >= SHORTEST_ACK_WAIT)
 }
@@ -109,7 +109,7 @@ mod tests {
         parse("A.b.consumer.json", json!({"ack_policy": "explicit"}), option, value)
     }
 
-    /// Each of these is refused for this reason, and no rule is without one.
+    /// Asserts that each case is refused with its reason, and that each rule has a case.
     fn refuses(
         rules: &[Rule],
         parse: fn(&str, Value) -> Result<Topology, TopologyError>,

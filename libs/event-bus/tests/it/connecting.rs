@@ -179,7 +179,7 @@ async fn a_bus_uses_a_jetstream_domain() {
 
 /// The same streams in the domain of the leaf node acknowledge events as well.
 #[tokio::test]
-async fn an_acknowledgement_of_another_domain_is_none() {
+async fn an_ack_of_another_domain_does_not_count() {
     let (hub, mut harness) = hub_and_leaf().await;
     let leaf = NatsSettings { url: harness.nats.server(), ..NatsSettings::default() };
     event_bus::provision(&leaf, &harness.topology, Duration::from_secs(10)).await.unwrap();
@@ -187,7 +187,7 @@ async fn an_acknowledgement_of_another_domain_is_none() {
     harness.published().await;
     hub.stop().await.unwrap();
     append(&bus, Id::generate(), 0..1).await;
-    tokio::time::sleep(Duration::from_secs(3)).await; // time to do wrong
+    tokio::time::sleep(Duration::from_secs(3)).await; // time for a wrong deletion
     assert_eq!(harness.outbox().await, 1, "the event is in no stream of the domain");
 }
 

@@ -82,7 +82,7 @@ impl Publish for DocumentEvent {
     }
 }
 
-/// The stream of documents with a reader, and a stream that takes no atomic batches.
+/// The stream of documents with a consumer, and a stream that takes no atomic batches.
 pub fn topology() -> Topology {
     let documents = r#"{
         "subjects": ["document.created", "document.updated"],

@@ -12,7 +12,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 pub struct Harness {
-    // Held, because the last one to drop it ends the server.
+    // Held, because the server ends when its last owner is dropped.
     _postgres: Arc<Postgres>,
     pub nats: Nats,
     pub database_url: String,
@@ -20,7 +20,7 @@ pub struct Harness {
     pub provision: bool,
     /// The streams and consumers that they create.
     pub topology: Topology,
-    /// How they reach NATS, apart from the address.
+    /// The settings of NATS of new buses, without the URL.
     pub nats_settings: NatsSettings,
     pub stop: CancellationToken,
     /// Relays and subscriptions.
@@ -32,7 +32,7 @@ impl Harness {
         Self::start_with(NatsSetup::default(), NatsSettings::default()).await
     }
 
-    /// The same with another server, and another way to connect to it.
+    /// The same with another setup of NATS, and the settings to connect to it.
     pub async fn start_with(setup: NatsSetup, settings: NatsSettings) -> Self {
         let (postgres, nats) = tokio::try_join!(Postgres::shared(), Nats::start_with(setup)).unwrap();
         let database_url = postgres.database("bus").await.unwrap();
@@ -48,13 +48,13 @@ impl Harness {
         }
     }
 
-    /// A replica's bus, relaying.
+    /// The bus of a new replica, with a relay.
     pub async fn relay(&mut self) -> Bus {
         let url = self.nats.url();
         self.relay_through(&url).await
     }
 
-    /// The same, which reaches NATS at `nats_url`.
+    /// The same, with NATS at `nats_url`.
     pub async fn relay_through(&mut self, nats_url: &str) -> Bus {
         let bus = self.bus(nats_url).await;
         self.tasks.spawn(bus.clone().relay::<DocumentEvent>(self.stop.clone()));
@@ -62,7 +62,7 @@ impl Harness {
         bus
     }
 
-    /// A bus that does nothing by itself.
+    /// A bus without background work.
     pub async fn bus(&self, nats_url: &str) -> Bus {
         Self::open(self.settings(nats_url)).await.unwrap()
     }
@@ -85,15 +85,15 @@ impl Harness {
         async_nats::jetstream::new(self.nats.connect().await.unwrap())
     }
 
-    /// Takes the deduplication window away, as far as the server allows: that the window has seen an event must not be
-    /// what keeps it from being stored twice. Returns once it has forgotten everything.
+    /// Makes the deduplication window as short as the server allows, so that it does not prevent a duplicate. Returns
+    /// when it is empty.
     pub async fn forget_event_ids(&mut self) {
         const SHORTEST: Duration = Duration::from_millis(100);
         let jetstream = self.jetstream().await;
         let mut config = jetstream.get_stream("DOCUMENTS").await.unwrap().cached_info().config.clone();
         config.duplicate_window = SHORTEST;
         jetstream.update_stream(config).await.unwrap();
-        self.provision = false; // a new bus would mend it
+        self.provision = false; // a new bus would change it back
         tokio::time::sleep(SHORTEST * 3).await;
     }
 
@@ -112,12 +112,12 @@ impl Harness {
         ids
     }
 
-    /// The same, without those of strangers.
+    /// The same, without messages that have no event id.
     pub async fn ours(&self) -> Vec<String> {
         self.stream().await.into_iter().filter(|id| !id.is_empty()).collect()
     }
 
-    /// Publishes past every relay, as the event of this id.
+    /// Publishes an event with this id, without a relay.
     pub async fn publish_as(&self, event_id: &str, subject: &'static str, body: impl Into<String>) {
         let mut headers = HeaderMap::new();
         headers.insert("Nats-Msg-Id", event_id);
@@ -125,7 +125,7 @@ impl Harness {
         jetstream.publish_with_headers(subject, headers, body.into().into()).await.unwrap().await.unwrap();
     }
 
-    /// Commits a version of a document whose body no reader understands.
+    /// Commits a version of a document with a body that cannot be decoded.
     pub async fn append_garbage(&self, id: Id, version: i64) {
         let sql = "select bus.append('DOCUMENTS', 'document.updated', $1, $2, 'garbage', null)";
         sqlx::query(sql).bind(id.to_string()).bind(version).execute(&mut self.db().await).await.unwrap();

@@ -6,7 +6,7 @@ use testkit::eventually;
 
 const TRACEPARENT: &str = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
 
-/// Notes the headers of what it is given, and refuses what has the header `refuse`.
+/// Records the headers of events, and fails for events with the header `refuse`.
 #[derive(Clone, Default)]
 struct Reader(Arc<Mutex<Vec<(String, Headers)>>>);
 
@@ -37,7 +37,7 @@ async fn headers_of_the_application_reach_handlers_and_failed_attempts() {
         tx.commit().await.unwrap();
     };
     trace::scope(Some(TRACEPARENT.to_owned()), append).await;
-    // From a statement that writes a row as well.
+    // The same in a single statement.
     let mut db = bus.statement().await.unwrap();
     sqlx::query(r#"select bus.append('DOCUMENTS', $1, $2, 0, $3, null, '{"correlation-id": "7"}')"#)
         .bind("document.created")
@@ -69,7 +69,7 @@ async fn headers_of_the_application_reach_handlers_and_failed_attempts() {
 }
 
 #[tokio::test]
-async fn an_aggregate_id_that_could_not_travel_is_refused_when_it_is_appended() {
+async fn an_invalid_aggregate_id_is_refused_when_it_is_appended() {
     let mut harness = Harness::start().await;
     let bus = harness.relay().await;
     let append = async |id: &str| {
@@ -86,7 +86,7 @@ async fn an_aggregate_id_that_could_not_travel_is_refused_when_it_is_appended() 
 }
 
 #[tokio::test]
-async fn what_nats_could_not_carry_is_refused_when_it_is_appended() {
+async fn an_event_that_nats_would_refuse_is_refused_when_it_is_appended() {
     let mut harness = Harness::start().await;
     let bus = harness.relay().await;
     let append = async |subject: &str, version: i64, traceparent: Option<&str>, headers: &str| {

@@ -1,18 +1,18 @@
-//! What a backup, a report or a forgotten session does to the outbox: none of its dead rows can be removed.
+//! A snapshot that is held open, as by a backup or a report: Postgres cannot remove the dead rows of the outbox.
 
 use crate::documents::Id;
 use crate::harness::{Harness, append};
 use sqlx::{AssertSqlSafe, Executor, PgConnection};
 use testkit::eventually;
 
-/// Buffers that a call of one of the relay's statements may touch on average. A step that walks over what was published
-/// before touches hundreds.
+/// Buffers that a statement of the relay may touch on average. A step that scans the dead rows of published events
+/// touches hundreds.
 const BUFFERS: f64 = 60.0;
 
 /// Events that are published while the snapshot is held.
 const EVENTS: i64 = 10_000;
 
-/// Commits events in transactions of 500, past the bus, and waits until they are published.
+/// Commits events in transactions of 500, without the bus, and waits until they are published.
 async fn publish(harness: &Harness, db: &mut PgConnection, events: i64) {
     for _ in 0..events / 500 {
         commit_500(db).await;
@@ -32,7 +32,7 @@ async fn measure_from_now_on(db: &mut PgConnection) {
         .unwrap();
 }
 
-/// The statement of the relay that touches the most buffers in a call, and how many.
+/// The statement of the relay that touches the most buffers per call, and their number.
 async fn worst(db: &mut PgConnection) -> (String, f64) {
     let sql = "select query, ((shared_blks_hit + shared_blks_read) / calls)::float8
                from pg_stat_statements join pg_database on pg_database.oid = dbid
@@ -52,7 +52,7 @@ async fn fifty_steps(harness: &Harness, bus: &event_bus::Bus) {
 }
 
 #[tokio::test]
-async fn a_snapshot_held_open_and_any_statistics_leave_the_steps_of_the_relay_small() {
+async fn a_held_snapshot_or_wrong_statistics_do_not_slow_the_relay() {
     let mut harness = Harness::start().await;
     let mut db = harness.db().await;
     db.execute("create extension pg_stat_statements").await.unwrap();
@@ -62,7 +62,7 @@ async fn a_snapshot_held_open_and_any_statistics_leave_the_steps_of_the_relay_sm
     let mut holder = harness.db().await;
     holder.execute("begin isolation level repeatable read; select from bus.outbox").await.unwrap();
     publish(&harness, &mut db, EVENTS).await;
-    db.execute("analyze bus.outbox; analyze bus.relay").await.unwrap(); // full of dead rows, none of them alive
+    db.execute("analyze bus.outbox; analyze bus.relay").await.unwrap(); // only dead rows
     measure_from_now_on(&mut db).await;
     fifty_steps(&harness, &bus).await;
     let (query, buffers) = worst(&mut db).await;
@@ -72,7 +72,7 @@ async fn a_snapshot_held_open_and_any_statistics_leave_the_steps_of_the_relay_sm
     for _ in 0..10 {
         commit_500(&mut db).await;
     }
-    db.execute("analyze bus.outbox").await.unwrap(); // full of live rows
+    db.execute("analyze bus.outbox").await.unwrap(); // only live rows
     measure_from_now_on(&mut db).await;
     harness.nats.start_again().await.unwrap();
     harness.published().await;
@@ -90,7 +90,7 @@ async fn a_snapshot_held_open_and_any_statistics_leave_the_steps_of_the_relay_sm
 }
 
 #[tokio::test]
-async fn an_event_that_commits_long_after_those_behind_it_is_published() {
+async fn an_event_that_commits_long_after_greater_ids_is_published() {
     let mut harness = Harness::start().await;
     let mut db = harness.db().await;
     harness.relay().await;
@@ -106,9 +106,9 @@ async fn an_event_that_commits_long_after_those_behind_it_is_published() {
     assert_eq!(harness.stream().await.last().map(String::as_str), Some("late-0"));
 }
 
-/// As after a copy of the database that did not take over the sequence.
+/// As in a copy of the database without the state of the sequence.
 #[tokio::test]
-async fn events_are_published_when_the_ids_of_the_outbox_begin_again() {
+async fn events_are_published_after_the_ids_of_the_outbox_restart() {
     let mut harness = Harness::start().await;
     let mut db = harness.db().await;
     harness.relay().await;
@@ -123,9 +123,9 @@ async fn events_are_published_when_the_ids_of_the_outbox_begin_again() {
     assert_eq!(harness.stream().await.len(), 3000);
 }
 
-/// Neither among the rows that were read, nor among the transactions that are writing when the relay looks for them.
+/// It is neither among the rows that the relay reads, nor among the writers that it finds afterwards.
 #[tokio::test]
-async fn an_event_that_commits_between_the_looks_of_a_step_is_published() {
+async fn an_event_that_commits_between_the_statements_of_a_step_is_published() {
     let mut harness = Harness::start().await;
     let bus = harness.relay().await;
     eventually("the stream", async || harness.jetstream().await.get_stream("DOCUMENTS").await).await.unwrap();

@@ -1,4 +1,4 @@
-//! What waits, waits alone: one event that cannot be applied holds up no event of another aggregate.
+//! An event that cannot be applied does not delay events of other aggregates.
 
 use crate::documents::{DocumentEvent, Id, event};
 use crate::harness::{Harness, append};
@@ -7,7 +7,8 @@ use sqlx::Executor;
 use std::time::Duration;
 use testkit::{eventually, eventually_within};
 
-/// Locks a row for each document, as handlers do, and counts in it. Documents called "panic" or "refused" are not applied.
+/// Locks a row for each document, as handlers do, and counts in it. Documents called "panic" or "refused" are not
+/// applied.
 struct Counter;
 
 impl Handler for Counter {
@@ -84,7 +85,7 @@ async fn commit(harness: &Harness, title: &str) {
 }
 
 #[tokio::test]
-async fn a_locked_row_delays_its_own_event_and_no_other() {
+async fn a_locked_row_delays_only_its_own_event() {
     let (harness, bus) = start().await;
     let locked = Id::generate();
     append(&bus, locked, 0..1).await;
@@ -103,11 +104,11 @@ async fn a_locked_row_delays_its_own_event_and_no_other() {
     counts_to(&harness, 101).await;
     holder.execute("rollback").await.unwrap();
     counts_to(&harness, 102).await;
-    assert_eq!(letters(&harness).await, [], "a lock was taken for the fault of an event");
+    assert_eq!(letters(&harness).await, [], "waiting for a lock counted as a failed attempt");
 }
 
 #[tokio::test]
-async fn a_handler_that_panics_counts_against_the_event() {
+async fn a_panic_of_a_handler_is_a_failed_attempt() {
     let (mut harness, _bus) = start().await;
     commit(&harness, "fine").await;
     commit(&harness, "panic").await;
@@ -127,7 +128,7 @@ async fn a_handler_that_panics_counts_against_the_event() {
 
 /// Two messages may carry the same id and different content.
 #[tokio::test]
-async fn a_message_that_is_applied_does_not_close_the_record_of_another_with_the_same_id() {
+async fn an_applied_message_does_not_supersede_another_with_the_same_id() {
     let (harness, _bus) = start().await;
     let (id, jetstream) = (Id::generate(), harness.jetstream().await);
     eventually("the stream", async || jetstream.get_stream("DOCUMENTS").await).await.unwrap();

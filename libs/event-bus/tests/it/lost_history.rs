@@ -6,7 +6,7 @@ use event_bus::Bus;
 use event_bus::{Event, Publish};
 use std::time::Duration;
 
-/// Versions 0 to 2 of a document are published; then the database is as it was when there was only version 0.
+/// Publishes versions 0 to 2 of a document, then resets the database to the state with version 0 only.
 async fn restored(harness: &mut Harness) -> (Bus, Id) {
     let (bus, id) = (harness.relay().await, Id::generate());
     append(&bus, id, 0..3).await;
@@ -24,13 +24,13 @@ async fn commit(bus: &Bus, event: &DocumentEvent) {
 
 async fn nothing_was_published(harness: &Harness, waiting: i64) {
     let before = harness.stream().await;
-    tokio::time::sleep(Duration::from_secs(2)).await; // time to do wrong
+    tokio::time::sleep(Duration::from_secs(2)).await; // time for a wrong publish
     assert_eq!((harness.stream().await, harness.outbox().await), (before, waiting));
     assert_eq!(harness.stream().await.len(), 3);
 }
 
 #[tokio::test]
-async fn a_version_given_twice_with_other_content_stops_the_relay() {
+async fn a_version_with_other_content_in_the_stream_stops_the_relay() {
     let mut harness = Harness::start().await;
     let (bus, id) = restored(&mut harness).await;
     let mut other = event(id, 1);
@@ -40,16 +40,16 @@ async fn a_version_given_twice_with_other_content_stops_the_relay() {
 }
 
 #[tokio::test]
-async fn a_version_the_database_has_never_heard_of_stops_the_relay() {
+async fn a_version_that_only_the_stream_has_stops_the_relay() {
     let mut harness = Harness::start().await;
     let (bus, id) = restored(&mut harness).await;
-    commit(&bus, &event(id, 1)).await; // as it was; version 2 is what has no row
+    commit(&bus, &event(id, 1)).await; // with the same content; only version 2 has no row
     nothing_was_published(&harness, 1).await;
 }
 
-/// The row is there, but the message in the stream has another subject: it says that something else happened.
+/// The outbox has the row, but the message in the stream has another subject.
 #[tokio::test]
-async fn a_version_given_twice_with_another_subject_stops_the_relay() {
+async fn a_version_with_another_subject_in_the_stream_stops_the_relay() {
     let mut harness = Harness::start().await;
     let (bus, id) = (harness.relay().await, Id::generate());
     append(&bus, id, 0..2).await;

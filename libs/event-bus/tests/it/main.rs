@@ -1,7 +1,7 @@
 //! The bus alone, between a real Postgres and a real NATS.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
-#![allow(clippy::disallowed_methods, reason = "tests look into tables, and publish what no relay would")]
+#![allow(clippy::disallowed_methods, reason = "tests read tables, and publish without a relay")]
 
 mod connecting;
 mod documents;

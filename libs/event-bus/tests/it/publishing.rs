@@ -5,7 +5,7 @@ use std::collections::{HashMap, HashSet};
 use testkit::eventually;
 
 #[tokio::test]
-async fn relays_at_once_publish_each_event_once_and_each_aggregate_in_order() {
+async fn concurrent_relays_publish_each_event_once_and_in_order() {
     let mut harness = Harness::start().await;
     let mut buses = Vec::new();
     for _ in 0..3 {
@@ -28,7 +28,7 @@ async fn relays_at_once_publish_each_event_once_and_each_aggregate_in_order() {
     }
 }
 
-/// More than one batch of rows, and more than one of bytes.
+/// More than one batch, by the number of rows and by bytes.
 #[tokio::test]
 async fn a_backlog_of_many_or_of_large_events_is_published_in_order() {
     let mut harness = Harness::start().await;
@@ -51,23 +51,23 @@ async fn a_backlog_of_many_or_of_large_events_is_published_in_order() {
 }
 
 #[tokio::test]
-async fn messages_of_strangers_are_skipped_over() {
+async fn messages_without_an_event_id_are_skipped() {
     let mut harness = Harness::start().await;
     let bus = harness.relay().await;
     let id = Id::generate();
     append(&bus, id, 0..2).await;
     harness.published().await;
     for _ in 0..100 {
-        harness.jetstream().await.publish("document.created", "stranger".into()).await.unwrap().await.unwrap();
+        harness.jetstream().await.publish("document.created", "foreign".into()).await.unwrap().await.unwrap();
     }
     append(&bus, id, 2..4).await;
     harness.published().await;
     assert_eq!(harness.ours().await, event_ids(id, 0..4));
 }
 
-/// What a crash between publish and commit leaves behind: events in the stream whose rows are still there.
+/// A crash between publish and commit leaves events in the stream whose rows are still in the outbox.
 #[tokio::test]
-async fn what_the_stream_already_holds_is_not_published_again() {
+async fn events_that_the_stream_already_has_are_not_published_again() {
     let mut harness = Harness::start().await;
     let bus = harness.relay().await;
     let id = Id::generate();
@@ -85,17 +85,17 @@ async fn what_the_stream_already_holds_is_not_published_again() {
     assert_eq!(harness.stream().await, event_ids(id, 0..5));
 }
 
-/// The server confirms such an event without storing it again, and says where it is: not where the relay is.
+/// The server confirms such an event without storing it again, with a sequence that the relay does not expect.
 #[tokio::test]
-async fn an_event_that_the_deduplication_window_knows_is_not_taken_for_stored() {
+async fn an_event_in_the_deduplication_window_does_not_count_as_stored() {
     let mut harness = Harness::start().await;
     let bus = harness.relay().await;
     let id = Id::generate();
     append(&bus, id, 0..1).await;
     harness.published().await;
-    // A relay that died has published version 1, and a stranger something behind it.
+    // A relay that died has published version 1, and another program a message after it.
     harness.publish_as(&event(id, 1).event_id(), "document.updated", event(id, 1).encode()).await;
-    harness.jetstream().await.publish("document.created", "stranger".into()).await.unwrap().await.unwrap();
+    harness.jetstream().await.publish("document.created", "foreign".into()).await.unwrap().await.unwrap();
 
     append(&bus, id, 1..4).await;
     harness.published().await;
@@ -103,7 +103,7 @@ async fn an_event_that_the_deduplication_window_knows_is_not_taken_for_stored() 
 }
 
 #[tokio::test]
-async fn a_broker_that_lost_history_is_told_apart_and_nothing_is_published_behind_the_gap() {
+async fn nothing_is_published_after_the_broker_has_lost_history() {
     let mut harness = Harness::start().await;
     let bus = harness.relay().await;
     append(&bus, Id::generate(), 0..3).await;
@@ -111,14 +111,14 @@ async fn a_broker_that_lost_history_is_told_apart_and_nothing_is_published_behin
     harness.jetstream().await.delete_stream("DOCUMENTS").await.unwrap();
     append(&bus, Id::generate(), 0..1).await;
 
-    // The relay makes the stream anew, finds out that it is shorter than it was, and leaves it alone.
+    // The relay creates the stream again, finds that it is too short, and publishes nothing.
     eventually("the stream", async || harness.jetstream().await.get_stream("DOCUMENTS").await).await.unwrap();
-    tokio::time::sleep(std::time::Duration::from_secs(2)).await; // time to do wrong
+    tokio::time::sleep(std::time::Duration::from_secs(2)).await; // time for a wrong publish
     assert_eq!(harness.stream().await, Vec::<String>::new());
     assert_eq!(harness.outbox().await, 1);
 }
 
-/// A reader that sees one event of a transaction finds the others in the stream.
+/// A subscriber that gets one event of a transaction finds the others in the stream.
 #[tokio::test]
 async fn the_events_of_a_transaction_are_published_in_one_batch() {
     let mut harness = Harness::start().await;
@@ -147,7 +147,7 @@ async fn the_events_of_a_transaction_are_published_in_one_batch() {
 }
 
 #[tokio::test]
-async fn streams_may_give_the_same_version_of_the_same_id() {
+async fn two_streams_may_have_the_same_aggregate_id_and_version() {
     let mut harness = Harness::start().await;
     harness.relay().await;
     let append = "select bus.append($1, 'x', 'one', 0, '{}', null)";

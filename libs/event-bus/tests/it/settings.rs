@@ -7,7 +7,7 @@ use std::time::Duration;
 use testkit::eventually;
 
 #[tokio::test]
-async fn limits_that_break_a_promise_are_refused() {
+async fn limits_that_break_a_guarantee_are_refused() {
     let harness = Harness::start().await;
     let settings = || harness.settings(&harness.nats.url());
     for (name, settings) in [
@@ -34,7 +34,7 @@ async fn limits_that_break_a_promise_are_refused() {
     }
 }
 
-/// Notes the largest batch, and refuses everything.
+/// Records the size of the largest batch, and fails.
 #[derive(Clone, Default)]
 struct Refuser(Arc<AtomicUsize>);
 

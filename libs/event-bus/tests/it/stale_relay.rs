@@ -1,4 +1,4 @@
-//! A relay whose publish is under way for so long that another has taken over by the time it arrives.
+//! A relay whose publish arrives after another relay has taken over.
 
 use crate::documents::{Id, event};
 use crate::harness::{Harness, append};
@@ -9,7 +9,7 @@ async fn a_publish_that_arrives_after_a_takeover_is_refused(backlog: i64, publis
     let mut harness = Harness::start().await;
     let way = Proxy::to(&harness.nats.server()).await.unwrap();
     let stale = harness.relay_through(&testkit::nats_url("admin", &way.address().to_string())).await;
-    // A transaction draws its ids first, and commits in the middle of all that follows.
+    // A transaction gets its ids first, and commits later, between the reads of the two relays.
     let (first, second) = (Id::generate(), Id::generate());
     let mut late = harness.db().await;
     late.execute("begin").await.unwrap();
@@ -23,7 +23,7 @@ async fn a_publish_that_arrives_after_a_takeover_is_refused(backlog: i64, publis
     harness.published().await;
     harness.forget_event_ids().await;
 
-    // The stale relay reads its rows and publishes them, but nothing of it arrives.
+    // The stale relay reads its rows and publishes them, but the messages do not arrive.
     way.hold();
     let mut tx = stale.begin().await.unwrap();
     for version in 1..=backlog {
@@ -33,17 +33,17 @@ async fn a_publish_that_arrives_after_a_takeover_is_refused(backlog: i64, publis
     eventually("the stale relay to hold the lock", async || {
         let mut db = harness.db().await;
         let free = sqlx::query("select 1 from bus.relay for update skip locked").fetch_optional(&mut db).await?;
-        anyhow::ensure!(free.is_none(), "nobody holds it");
+        anyhow::ensure!(free.is_none(), "it is not locked");
         Ok(())
     })
     .await
     .unwrap();
-    // It loses the lock without noticing, as it would frozen for longer than Postgres waits for it.
+    // Postgres ends its transaction, as it does with a relay that is frozen for too long. The lock is released.
     let end = "select pg_terminate_backend(pid) from pg_stat_activity
                where datname = current_database() and state = 'idle in transaction' and application_name = 'test'";
     sqlx::query(end).execute(&mut harness.db().await).await.unwrap();
 
-    // Events come into the outbox before those it has read.
+    // Events with smaller ids than those that it has read appear in the outbox.
     late.execute("commit").await.unwrap();
     let successor = harness.relay().await;
     append(&successor, second, published_meanwhile..published_meanwhile + 1).await;

@@ -1,4 +1,4 @@
-//! Streams that are configured otherwise, several streams, and streams that nobody relays.
+//! Streams without atomic batches, several streams, and streams without a relay.
 
 use crate::documents::{DocumentEvent, Id, event};
 use crate::harness::{Harness, append};
@@ -85,7 +85,7 @@ async fn events_that_no_relay_publishes_are_logged_as_an_error() {
     let relay = tokio::spawn(restarted.clone().relay::<DocumentEvent>(harness.stop.clone()));
     eventually("the error", async || log.lines(" ERROR ").iter().any(|line| line.contains("NOTES"))).await.unwrap();
     drop(logging);
-    // It goes on all the same.
+    // The relay continues.
     append(&restarted, Id::generate(), 0..1).await;
     eventually("the other stream", async || harness.stream().await.len() == 2).await.unwrap();
     relay.abort();
@@ -101,7 +101,7 @@ async fn events_that_no_relay_publishes_are_logged_as_an_error() {
     assert_eq!(log.lines(" ERROR "), Vec::<String>::new());
 }
 
-/// A refusal of a batch looks like progress, and must not hide that single events fail as well.
+/// A refused batch does not count as a failure, but failures of the single events after it are logged.
 #[tokio::test]
 async fn a_failure_is_logged_for_a_stream_without_atomic_batches() {
     let mut harness = Harness::start().await;

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use testkit::{eventually, eventually_within};
 
-/// Notes what it is given, and fails as it is told to.
+/// Records the events that it gets, and fails on demand.
 #[derive(Clone, Default)]
 pub struct Recorder {
     applied: Arc<Mutex<Vec<String>>>,
@@ -18,7 +18,7 @@ pub struct Recorder {
 enum Fault {
     /// Refuses every batch that contains this event.
     Refuse(String),
-    /// Goes on after an error, as a careless handler would.
+    /// Ignores an error.
     Swallow,
     /// Postgres ends the connection in the middle of the handler.
     Disconnect,
@@ -71,7 +71,7 @@ async fn letters(harness: &Harness, status: &'static str) -> i64 {
 }
 
 #[tokio::test]
-async fn an_event_that_is_refused_takes_no_neighbours_with_it_and_is_tried_five_times() {
+async fn a_failing_event_is_tried_five_times_and_its_neighbours_are_applied() {
     let mut harness = Harness::start().await;
     let (bus, recorder) = (harness.relay().await, Recorder::default());
     let mut ids = append(&bus, Id::generate(), 0..4).await;
@@ -93,7 +93,7 @@ async fn an_event_that_is_refused_takes_no_neighbours_with_it_and_is_tried_five_
 }
 
 #[tokio::test]
-async fn an_event_that_is_refused_is_not_tried_again_once_a_newer_version_was_applied() {
+async fn a_failing_event_is_not_tried_again_after_a_newer_version() {
     let mut harness = Harness::start().await;
     let (bus, recorder) = (harness.relay().await, Recorder::default());
     let id = Id::generate();
@@ -107,14 +107,14 @@ async fn an_event_that_is_refused_is_not_tried_again_once_a_newer_version_was_ap
     assert_eq!((letters(&harness, "superseded").await, letters(&harness, "dead").await), (1, 0));
 }
 
-/// What a publisher calls its garbage may be too long for an index, and must not keep it from being stored.
+/// The id of a message that is no event may be too long for an index, but the message must be stored.
 #[tokio::test]
-async fn poison_with_hostile_headers_is_stored_and_holds_up_nobody() {
+async fn poison_messages_with_hostile_headers_are_stored_and_block_no_event() {
     let mut harness = Harness::start().await;
     let (bus, recorder) = (harness.relay().await, Recorder::default());
     let jetstream = harness.jetstream().await;
     eventually("the stream", async || jetstream.get_stream("DOCUMENTS").await).await.unwrap();
-    // Random, because an index takes what can be compressed.
+    // Random, because an index compresses long values.
     let long = [(); 250].map(|()| format!("{:032x}", rand::random::<u128>())).concat();
     for number in 0..50 {
         let mut headers = async_nats::HeaderMap::new();
@@ -129,7 +129,7 @@ async fn poison_with_hostile_headers_is_stored_and_holds_up_nobody() {
 }
 
 #[tokio::test]
-async fn poison_is_not_given_up_before_it_is_safely_stored() {
+async fn a_poison_message_is_terminated_only_after_it_is_stored() {
     let mut harness = Harness::start().await;
     let (bus, recorder) = (harness.relay().await, Recorder::default());
     harness.tasks.spawn(bus.clone().subscribe("reader", recorder.clone(), harness.stop.clone()));
@@ -139,37 +139,37 @@ async fn poison_is_not_given_up_before_it_is_safely_stored() {
     sqlx::query("begin").execute(&mut holder).await.unwrap();
     sqlx::query("lock table bus.dead_letters in share mode").execute(&mut holder).await.unwrap();
     harness.jetstream().await.publish("document.created", "garbage".into()).await.unwrap().await.unwrap();
-    eventually("somebody to wait for the table", async || {
+    eventually("a statement to wait for the table", async || {
         let sql = "select count(*) from pg_locks where not granted and relation = 'bus.dead_letters'::regclass";
         sqlx::query_scalar::<_, i64>(sql).fetch_one(&mut harness.db().await).await.is_ok_and(|waiting| waiting > 0)
     })
     .await
     .unwrap();
-    assert_eq!(unacknowledged(&harness).await.unwrap(), 1, "given up before it was stored");
+    assert_eq!(unacknowledged(&harness).await.unwrap(), 1, "terminated before it was stored");
     sqlx::query("rollback").execute(&mut holder).await.unwrap();
     eventually("the dead letter", async || letters(&harness, "dead").await == 1).await.unwrap();
     eventually("its end", async || unacknowledged(&harness).await.is_ok_and(|open| open == 0)).await.unwrap();
 }
 
 #[tokio::test]
-async fn a_handler_that_goes_on_after_an_error_commits_and_acknowledges_nothing() {
+async fn a_handler_that_ignores_an_error_commits_and_acknowledges_nothing() {
     let mut harness = Harness::start().await;
     let (bus, recorder) = (harness.relay().await, Recorder::default());
     recorder.fails(Some(Fault::Swallow));
     harness.tasks.spawn(bus.clone().subscribe("reader", recorder.clone(), harness.stop.clone()));
     append(&bus, Id::generate(), 0..1).await;
-    eventually("the refusal", async || letters(&harness, "retrying").await == 1).await.unwrap();
+    eventually("the failed attempt", async || letters(&harness, "retrying").await == 1).await.unwrap();
     assert_eq!(unacknowledged(&harness).await.unwrap(), 1);
 
     recorder.fails(None);
     eventually("the event to be acknowledged", async || unacknowledged(&harness).await.is_ok_and(|open| open == 0))
         .await
         .unwrap();
-    assert_eq!(letters(&harness, "superseded").await, 1, "the record of a refusal outlived its success");
+    assert_eq!(letters(&harness, "superseded").await, 1, "the record of the failed attempt is not superseded");
 }
 
 #[tokio::test]
-async fn an_outage_of_postgres_never_counts_against_an_event() {
+async fn an_outage_of_postgres_is_no_failed_attempt_of_an_event() {
     let mut harness = Harness::start().await;
     let (bus, recorder) = (harness.relay().await, Recorder::default());
     recorder.fails(Some(Fault::Disconnect));
@@ -199,7 +199,7 @@ async fn a_newer_version_that_was_applied_supersedes_a_dead_letter() {
 }
 
 #[tokio::test]
-async fn subscriptions_share_the_events_and_stop_without_leaving_any() {
+async fn subscriptions_share_the_events_and_stop_with_all_acknowledged() {
     let mut harness = Harness::start().await;
     let (bus, recorder) = (harness.relay().await, Recorder::default());
     let url = harness.nats.url();
@@ -223,9 +223,9 @@ async fn subscriptions_share_the_events_and_stop_without_leaving_any() {
     assert!(applied.iter().all(|id| ids.contains(id)));
 }
 
-/// More than several requests bring.
+/// More events than a few pull requests deliver.
 #[tokio::test]
-async fn a_backlog_is_delivered_once_and_at_once() {
+async fn a_backlog_is_delivered_once_and_without_delay() {
     let mut harness = Harness::start().await;
     let (bus, recorder) = (harness.relay().await, Recorder::default());
     let append = "select bus.append('DOCUMENTS', 'document.created', lpad(to_hex(number), 24, '0'), 0, $1, null)

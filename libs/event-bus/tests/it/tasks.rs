@@ -15,7 +15,7 @@ use tokio::sync::Semaphore;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-/// Prints documents, and notes how often. Printing has no effect on the database.
+/// Prints documents, and counts the attempts. Printing is an effect outside of the database.
 #[derive(Clone)]
 struct Printer {
     attempts: Arc<Mutex<HashMap<String, usize>>>,
@@ -23,7 +23,7 @@ struct Printer {
     paper: Arc<Semaphore>,
     under_way: Arc<AtomicUsize>,
     most_under_way: Arc<AtomicUsize>,
-    /// So many attempts fail, the next ones.
+    /// How many of the next attempts fail.
     failing: Arc<AtomicUsize>,
     /// They fail with a panic.
     panics: bool,
@@ -87,7 +87,7 @@ impl Task for Printer {
     }
 }
 
-/// Goes on after an error of Postgres.
+/// Ignores an error of Postgres.
 struct Careless;
 
 impl Task for Careless {
@@ -212,7 +212,7 @@ async fn a_task_that_exists_is_not_scheduled_again() {
 }
 
 #[tokio::test]
-async fn keys_that_are_no_idempotency_keys_are_refused() {
+async fn malformed_keys_are_refused() {
     let mut harness = Harness::start().await;
     let (bus, _) = harness.work(Printer::default()).await;
     for key in ["", "a key", "schlüssel", "a\nkey", &"k".repeat(201)] {
@@ -256,7 +256,7 @@ async fn failed_attempts_and_panics_are_retried_until_the_task_is_dead() {
         assert_eq!(log.lines(" WARN ").iter().filter(|line| line.contains(&key)).count(), 2);
         drop(logging);
 
-        // By a person.
+        // As a person would.
         let revive = "update bus.tasks set status = 'pending', attempts = 0, due_at = now()";
         harness.db().await.execute(revive).await.unwrap();
         harness.performed().await;
@@ -327,7 +327,7 @@ async fn of_two_attempts_that_overlap_one_commits_its_result() {
     let (bus, slow_stop) = harness.work(slow.clone()).await;
     let key = print(&bus).await;
     slow.wait_for_attempts(&key, 1).await;
-    // It goes on, but takes no other task. Meanwhile its lease ends.
+    // The attempt continues, but its worker leases no other task. Meanwhile the lease ends.
     slow_stop.cancel();
     harness.db().await.execute("update bus.tasks set due_at = now()").await.unwrap();
     let fast = Printer::default();
@@ -376,7 +376,7 @@ async fn a_late_failure_does_not_touch_the_next_attempt() {
 }
 
 #[tokio::test]
-async fn at_a_stop_attempts_have_some_time_and_then_another_replica_takes_over_at_once() {
+async fn after_a_stop_another_replica_performs_unfinished_tasks_at_once() {
     let mut harness = Harness::start().await;
     let (ending, hanging) = (Printer::new(0, 0), Printer::new(0, 0));
     let settings = Settings { task_attempts: 1, ..harness.settings(&harness.nats.url()) };
@@ -407,12 +407,12 @@ async fn at_a_stop_attempts_have_some_time_and_then_another_replica_takes_over_a
 }
 
 #[tokio::test]
-async fn a_task_that_ends_its_process_each_time_is_dead_in_the_end() {
+async fn a_task_that_kills_its_process_each_time_becomes_dead() {
     let mut harness = Harness::start().await;
     let printer = Printer::default();
     let bus = harness.relay().await;
     let key = print(&bus).await;
-    // As three workers have left it that died.
+    // As after three workers that died.
     harness.db().await.execute("update bus.tasks set attempts = 3").await.unwrap();
     harness.work(printer.clone()).await;
     harness.wait_for_dead_task().await;
@@ -421,7 +421,7 @@ async fn a_task_that_ends_its_process_each_time_is_dead_in_the_end() {
 }
 
 #[tokio::test]
-async fn so_many_attempts_are_under_way_at_once_as_the_settings_say() {
+async fn the_settings_limit_concurrent_attempts() {
     let mut harness = Harness::start().await;
     let printer = Printer::new(0, 0);
     let (bus, _) = harness.work(printer.clone()).await;

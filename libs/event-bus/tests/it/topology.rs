@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use testkit::eventually;
 
 #[tokio::test]
-async fn what_the_files_say_is_created_as_they_say_it() {
+async fn streams_and_consumers_are_created_with_the_options_of_the_files() {
     let mut harness = Harness::start().await;
     harness.relay().await;
     let jetstream = harness.jetstream().await;
@@ -20,7 +20,7 @@ async fn what_the_files_say_is_created_as_they_say_it() {
 }
 
 #[tokio::test]
-async fn drift_is_mended_and_events_survive_it() {
+async fn changed_options_are_changed_back_and_events_are_kept() {
     let mut harness = Harness::start().await;
     let bus = harness.relay().await;
     append(&bus, Id::generate(), 0..3).await;
@@ -32,7 +32,7 @@ async fn drift_is_mended_and_events_survive_it() {
     jetstream.update_stream(config).await.unwrap();
 
     let second = harness.relay().await;
-    eventually("the stream to be as it should", async || {
+    eventually("the option to be changed back", async || {
         let config = jetstream.get_stream("DOCUMENTS").await?.cached_info().config.clone();
         anyhow::ensure!(config.duplicate_window == Duration::from_secs(10), "{:?}", config.duplicate_window);
         anyhow::Ok(())
@@ -45,7 +45,7 @@ async fn drift_is_mended_and_events_survive_it() {
 }
 
 #[tokio::test]
-async fn options_that_cannot_change_are_logged_once_and_keep_no_bus_from_working() {
+async fn options_that_cannot_change_are_logged_once_and_the_bus_works() {
     let mut harness = Harness::start().await;
     let jetstream = harness.jetstream().await;
     let stream = stream::Config {
@@ -59,7 +59,7 @@ async fn options_that_cannot_change_are_logged_once_and_keep_no_bus_from_working
 
     let (log, logging) = Log::start();
     let bus = harness.relay().await;
-    // Each part of a service prepares what it needs.
+    // Each part of a service provisions.
     harness.tasks.spawn(bus.clone().relay::<DocumentEvent>(harness.stop.clone()));
     append(&bus, Id::generate(), 0..3).await;
     harness.published().await;
@@ -91,7 +91,7 @@ async fn the_replicas_of_a_stream_are_those_of_the_settings() {
 }
 
 #[tokio::test]
-async fn one_stream_that_is_refused_keeps_no_other_from_being_created() {
+async fn a_refused_stream_does_not_prevent_the_creation_of_others() {
     let harness = Harness::start().await;
     let files = [
         ("A.stream.json", r#"{"discard": "new", "subjects": ["a"], "no_option": 1}"#),
@@ -104,6 +104,6 @@ async fn one_stream_that_is_refused_keeps_no_other_from_being_created() {
     let error = event_bus::provision(&settings, &topology, Duration::from_mins(1)).await.unwrap_err();
     let error = format!("{error:#}");
     assert!(error.contains("stream A: ") && error.contains("no_option"), "{error}");
-    assert!(begun.elapsed() < Duration::from_secs(20), "it was tried again, though nothing will change");
+    assert!(begun.elapsed() < Duration::from_secs(20), "it was tried again, though another attempt cannot help");
     harness.jetstream().await.get_stream("B").await.unwrap().consumer_info("c").await.unwrap();
 }

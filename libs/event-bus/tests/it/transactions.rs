@@ -24,7 +24,7 @@ async fn only_committed_events_are_published() {
 }
 
 #[tokio::test]
-async fn a_version_is_announced_once() {
+async fn a_second_event_for_a_version_is_refused() {
     let mut harness = Harness::start().await;
     let bus = harness.bus("127.0.0.1:1").await;
     harness.tasks.spawn(bus.clone().relay::<crate::documents::DocumentEvent>(harness.stop.clone()));
@@ -38,21 +38,21 @@ async fn a_version_is_announced_once() {
 }
 
 #[tokio::test]
-async fn a_transaction_that_is_cancelled_anywhere_leaves_no_connection_inside_one() {
+async fn a_cancelled_transaction_leaves_no_connection_inside_it() {
     let mut harness = Harness::start().await;
     let bus = harness.relay().await;
-    // From long to short, so that no later transaction comes to its end and tidies up what an earlier one has left open.
+    // From long to short, so that no later transaction completes and ends one that an earlier future has left open.
     for round in (0..400_u64).rev() {
         let work = async {
             let mut tx = bus.begin().await.unwrap();
             tx.append([&event(Id::generate(), 0)]).await.unwrap();
             tx.commit().await.unwrap();
         };
-        // Cut off at another place every time: a transaction takes about a millisecond.
+        // Cancelled at another point each time: a transaction takes about a millisecond.
         let _ = timeout(Duration::from_micros(round * 5), work).await;
     }
     let mut db = harness.db().await;
-    // Much sooner than the server itself would end them.
+    // Much sooner than Postgres ends idle transactions.
     eventually_within(Duration::from_secs(4), "all connections to rest outside of transactions", async || {
         let sql = "select count(*) from pg_stat_activity
                    where datname = current_database() and state like 'idle in transaction%'";
@@ -62,7 +62,7 @@ async fn a_transaction_that_is_cancelled_anywhere_leaves_no_connection_inside_on
     })
     .await
     .unwrap();
-    // As many at once as there are connections: none of them is lost, and none carries on what was cut off.
+    // All connections at once: none is lost, and none is inside a cancelled transaction.
     let mut held = Vec::new();
     for _ in 0..8 {
         held.push(bus.begin().await.unwrap());

@@ -1,4 +1,4 @@
-//! What a service is told when the database cannot be used.
+//! The errors while the database cannot be used.
 
 use crate::harness::Harness;
 use event_bus::{Error, Settings};
@@ -8,7 +8,7 @@ use testkit::eventually;
 const LIMIT: Duration = Duration::from_millis(100);
 
 #[tokio::test]
-async fn before_the_tables_are_there_the_error_says_so() {
+async fn without_tables_the_error_is_not_migrated() {
     let harness = Harness::start().await;
     let bus = harness.bus(&harness.nats.url()).await;
     let Err(error) = bus.connection().await else { panic!("there are no tables yet") };
@@ -17,7 +17,7 @@ async fn before_the_tables_are_there_the_error_says_so() {
 }
 
 #[tokio::test]
-async fn when_all_connections_are_busy_the_error_says_so() {
+async fn with_all_connections_busy_the_error_is_no_connection() {
     let mut harness = Harness::start().await;
     harness.relay().await; // migrates
     let settings = harness.settings(&harness.nats.url());
