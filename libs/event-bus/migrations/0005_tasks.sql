@@ -1,10 +1,6 @@
 -- Work with an effect outside of this database. A row is the intent, committed with the change that causes it; a worker
 -- performs it and deletes the row together with what becomes of it.
 
--- A table that a backup reads cannot be changed, and later statements would wait behind this migration: it gives up soon,
--- and is tried again.
-set local lock_timeout = '2s';
-
 create table bus.tasks (
     id          bigint generated always as identity primary key,
     -- what is to be done
@@ -33,15 +29,18 @@ create index tasks_due on bus.tasks (kind, due_at) where status = 'pending';
 -- The row comes, changes twice and goes with every task.
 alter table bus.tasks set (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 10000);
 
--- Begins the next attempt of tasks that are due: no other attempt begins before `lease`, in seconds, is over. The settings leave one
--- possible plan, because a table that empties and fills has no true statistics.
-create function bus.lease_tasks(wanted text, at_most bigint, lease double precision) returns setof bus.tasks
+-- Begins the next attempt of tasks that are due: no other attempt begins before `lease`, in seconds, is over. Looks at those that
+-- became due in the last `looks_back` seconds; null: at all. The settings leave one possible plan, because a table that empties
+-- and fills has no true statistics.
+create function bus.lease_tasks(wanted text, at_most bigint, lease double precision, looks_back double precision)
+returns setof bus.tasks
 language sql volatile
 set enable_seqscan = off set enable_bitmapscan = off set enable_sort = off
 set enable_hashjoin = off set enable_mergejoin = off as $$
     with due as materialized (
         select id from bus.tasks
         where kind = wanted and status = 'pending' and due_at <= now()
+              and due_at > coalesce(now() - make_interval(secs => looks_back), '-infinity')
         order by due_at limit at_most for update skip locked
     )
     update bus.tasks as task set due_at = now() + make_interval(secs => lease), attempts = task.attempts + 1, updated_at = now()

@@ -113,11 +113,11 @@ impl Bus {
 
     /// Performs the tasks of the kind `T` until `stop`, together with the other replicas. Does not need NATS.
     ///
-    /// At the stop, attempts that are under way have 3 s. Tasks that are not performed by then are due at once for
-    /// another replica.
+    /// At the stop, attempts that are under way have 3 s, and results that are being stored as long as
+    /// [`Settings::apply_timeout`]. Tasks that are not done by then are due at once for another replica.
     ///
-    /// Call this for all kinds of tasks before the first one is spawned: tasks of a kind that no worker of this process
-    /// performs are logged as an error.
+    /// Call this for all kinds of tasks when the service starts: tasks of a kind that no worker of this process performs
+    /// are logged as an error.
     pub fn perform<T: Task>(
         self,
         task: T,

@@ -121,9 +121,11 @@ impl Transaction {
     /// Commits rows, events and tasks, and wakes the relays and workers.
     ///
     /// # Errors
+    /// A statement of this transaction has failed before, and its error was ignored: nothing is committed.
     /// If the connection is lost here, the outcome of the commit is unknown: do not report success.
     pub async fn commit(mut self) -> Result<()> {
-        self.connection.execute("commit").await?;
+        // In an aborted transaction, Postgres would accept COMMIT alone, and roll back.
+        self.connection.execute("select 1; commit").await?;
         self.connection.open = false;
         self.wakes.relays.all();
         if self.scheduled {

@@ -1,17 +1,20 @@
-//! What this process does in the background, and what is left to do that it does not.
+//! The streams and kinds of tasks of this process, and work that waits without a relay or a worker.
 //!
-//! A stream without a relay and a kind of task without a worker are mistakes in the code of a service that look like
-//! silence. So one relay or worker of the process looks for them now and then, and logs an error.
+//! A stream without a relay and a kind of tasks without a worker are mistakes in the code of a service that no other error
+//! shows. Every 30 s one relay or worker of the process searches for them, and logs an error.
 
 use crate::connection::Connection;
 use crate::database::Database;
+use crate::error::{Error, Result};
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 
 /// How often to look.
 const PERIOD: Duration = Duration::from_secs(30);
+/// How long it may take.
+const STEP: Duration = Duration::from_secs(5);
 
 /// The streams that this process relays, and the kinds of tasks that it performs. Clones share everything.
 #[derive(Clone, Debug, Default)]
@@ -33,29 +36,24 @@ impl Duties {
         self.change(|shared| shared.performed.insert(kind));
     }
 
-    /// Looks for events and tasks that wait and that nothing in this process takes care of, if it is time.
-    pub(crate) async fn look_for_forgotten(&self, database: &Database) -> anyhow::Result<()> {
+    /// Logs events and tasks that wait without a relay or a worker in this process, at most once per [`PERIOD`].
+    pub(crate) async fn look_for_forgotten(&self, database: &Database) {
         let due = self.change(|shared| {
-            if shared.looked.is_some_and(|last| last.elapsed() < PERIOD) {
-                return None;
-            }
-            shared.looked = Some(Instant::now());
-            Some((
-                shared.relayed.iter().copied().collect::<Vec<_>>(),
-                shared.performed.iter().copied().collect::<Vec<_>>(),
-            ))
+            let is_due = shared.looked.is_none_or(|last| last.elapsed() > PERIOD);
+            is_due.then(|| {
+                shared.looked = Some(Instant::now());
+                let names = |set: &BTreeSet<&'static str>| set.iter().copied().collect::<Vec<_>>();
+                (names(&shared.relayed), names(&shared.performed))
+            })
         });
-        let Some((relayed, performed)) = due else { return Ok(()) };
-        let mut db = database.background_connection().await?;
-        let streams = streams_without_relay(&mut db, &relayed).await?.join(", ");
-        if !streams.is_empty() {
-            tracing::error!(streams, "events wait in the outbox that no relay of this process publishes: start one");
+        let Some((relayed, performed)) = due else { return };
+        let looking = async { forgotten(&mut database.background_connection().await?, &relayed, &performed).await };
+        match timeout(STEP, looking).await.unwrap_or(Err(Error::NoAnswer(STEP))) {
+            Ok(()) => {}
+            // The relay or the worker will say it.
+            Err(error) if error.is_outage() => tracing::debug!("looking for forgotten events and tasks: {error:#}"),
+            Err(error) => tracing::warn!("cannot look for events and tasks without a relay or a worker: {error:#}"),
         }
-        let kinds = kinds_without_worker(&mut db, &performed).await?.join(", ");
-        if !kinds.is_empty() {
-            tracing::error!(kinds, "tasks are overdue that no worker of this process performs: start one");
-        }
-        Ok(())
     }
 
     fn change<T>(&self, change: impl FnOnce(&mut Shared) -> T) -> T {
@@ -63,8 +61,20 @@ impl Duties {
     }
 }
 
+async fn forgotten(db: &mut Connection, relayed: &[&str], performed: &[&str]) -> Result<()> {
+    let streams = streams_without_relay(db, relayed).await?.join(", ");
+    if !streams.is_empty() {
+        tracing::error!(streams, "events wait in the outbox that no relay of this process publishes: start one");
+    }
+    let kinds = kinds_without_worker(db, performed).await?.join(", ");
+    if !kinds.is_empty() {
+        tracing::error!(kinds, "tasks are overdue that no worker of this process performs: start one");
+    }
+    Ok(())
+}
+
 /// Streams that are not among `relayed`, and of which an event has been waiting for 10 s. Reads the index between the
-/// relayed streams only: their own part of it may hold many dead rows. Of several between two relayed ones, the first.
+/// relayed streams only: their own part of it may hold many dead rows. Returns only the first of several streams between two relayed ones.
 async fn streams_without_relay(db: &mut Connection, relayed: &[&str]) -> sqlx::Result<Vec<String>> {
     let streams = sqlx::query_scalar!(
         r#"

@@ -176,7 +176,7 @@ impl Relay<'_> {
     }
 
     async fn look_and_step(&mut self) -> anyhow::Result<Step> {
-        self.duties.look_for_forgotten(self.database).await?;
+        self.duties.look_for_forgotten(self.database).await;
         self.step().await
     }
 

@@ -33,8 +33,8 @@ pub struct Settings {
     pub database_connections: u32,
     /// The most connections to Postgres for relays, subscriptions, tasks, the service's own background work, replies to
     /// other services, and the readiness check. A separate pool: requests and background work cannot take each other's
-    /// connections. One for each relay, subscription and kind of tasks, `reply_concurrency`, and one more are enough.
-    /// Default: 8.
+    /// connections. One for each relay and subscription, three for each kind of tasks, `reply_concurrency`, and one more are
+    /// enough. Default: 8.
     pub background_connections: u32,
     /// How long to wait for a connection to Postgres, of either kind; at most 8 s. Default: 2 s.
     pub connection_timeout: Duration,
@@ -66,8 +66,8 @@ pub struct Settings {
     /// How long an attempt may perform a task; 10 minutes at most. If a process dies, its tasks wait for this time, and
     /// for `apply_timeout` and `connection_timeout`, before another one performs them. Default: 30 s.
     pub task_timeout: Duration,
-    /// Failed attempts after which a task is dead. The delays between them are those of events. Default: 12, in about
-    /// half an hour.
+    /// Failed attempts after which a task is dead. The delays between them are those of events. Default: 24, in about
+    /// two hours.
     pub task_attempts: u32,
 
     /// How long a reply to a request to another service may take. Default: 300 ms.
@@ -99,7 +99,7 @@ impl Settings {
             retry_delay: Duration::from_secs(2),
             task_concurrency: 8,
             task_timeout: Duration::from_secs(30),
-            task_attempts: 12,
+            task_attempts: 24,
             reply_timeout: Duration::from_millis(300),
             reply_concurrency: 2,
         }

@@ -125,6 +125,28 @@ async fn events_are_published_after_the_ids_of_the_outbox_restart() {
 
 /// It is neither among the rows that the relay reads, nor among the writers that it finds afterwards.
 #[tokio::test]
+async fn a_held_snapshot_leaves_the_search_for_due_tasks_small() {
+    let mut harness = Harness::start().await;
+    let mut db = harness.db().await;
+    harness.relay().await;
+    let mut holder = harness.db().await;
+    holder.execute("begin isolation level repeatable read; select from bus.tasks").await.unwrap();
+    let done = "insert into bus.tasks (kind, key, input, due_at)
+                select 'print', number::text, '{}', now() - interval '10 minutes' from generate_series(1, 20000) as number;
+                delete from bus.tasks";
+    db.execute(done).await.unwrap();
+    for (looks_back, is_small) in [("120", true), ("null", false)] {
+        let lease = format!("explain (analyze, buffers) select * from bus.lease_tasks('print', 8, 1, {looks_back})");
+        // The first call of a session also reads the catalogue.
+        db.execute(AssertSqlSafe(lease.clone())).await.unwrap();
+        let plan: Vec<String> = sqlx::query_scalar(AssertSqlSafe(lease)).fetch_all(&mut db).await.unwrap();
+        let hit = plan.iter().find_map(|line| line.trim().strip_prefix("Buffers: shared hit=")).unwrap();
+        let buffers: f64 = hit.split(' ').next().unwrap().parse().unwrap();
+        assert_eq!(buffers < BUFFERS, is_small, "{looks_back}: {plan:#?}");
+    }
+}
+
+#[tokio::test]
 async fn an_event_that_commits_between_the_statements_of_a_step_is_published() {
     let mut harness = Harness::start().await;
     let bus = harness.relay().await;

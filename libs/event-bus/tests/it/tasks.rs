@@ -463,8 +463,173 @@ async fn tasks_that_no_worker_performs_are_logged_as_an_error() {
     harness.db().await.execute("update bus.tasks set due_at = now() - interval '2 minutes'").await.unwrap();
     let (log, logging) = Log::start();
     harness.work(Careless).await;
-    eventually("the error", async || log.lines(" ERROR ").iter().any(|line| line.contains("print"))).await.unwrap();
+    let error = "kinds=\"print\"";
+    eventually("the error", async || log.lines(" ERROR ").iter().any(|line| line.contains(error))).await.unwrap();
     drop(logging);
+
+    // Tasks of a kind that is performed here are only late.
+    let (log, logging) = Log::start();
+    let printer = Printer::new(0, 0);
+    harness.work(printer.clone()).await;
+    eventually("an attempt", async || printer.under_way.load(Ordering::SeqCst) == 1).await.unwrap();
+    assert_eq!(log.lines(" ERROR "), Vec::<String>::new());
+    drop(logging);
+}
+
+/// Schedules the next task under the same key, three in all.
+struct Chain;
+
+impl Task for Chain {
+    const KIND: &'static str = "chain";
+    type Input = u32;
+    type Output = ();
+
+    async fn perform(&self, _: &str, _: &u32) -> Result<()> {
+        Ok(())
+    }
+
+    async fn complete(&self, tx: &mut Transaction, key: &str, link: &u32, (): &()) -> Result<()> {
+        let document = Document { id: key.to_owned(), version: i64::from(*link), title: String::new() };
+        tx.append([&DocumentEvent::Updated(document)]).await?;
+        if *link < 2 {
+            ensure!(tx.schedule::<Self>(key, &(link + 1), Duration::ZERO).await?, "the key is taken");
+        }
+        Ok(())
+    }
+}
+
+#[tokio::test]
+async fn a_task_can_schedule_the_next_one_under_its_key() {
+    let mut harness = Harness::start().await;
+    let (bus, _) = harness.work(Chain).await;
+    schedule::<Chain>(&bus, "one", &0).await;
+    harness.performed().await;
+    assert_eq!(harness.announced().await, ["one-0", "one-1", "one-2"]);
+}
+
+#[tokio::test]
+async fn a_commit_wakes_the_worker() {
+    const TASKS: usize = 10;
+    let mut harness = Harness::start().await;
+    let printer = Printer::default();
+    let (bus, _) = harness.work(printer.clone()).await;
+    let begun = Instant::now();
+    for _ in 0..TASKS {
+        let key = print(&bus).await;
+        while printer.attempts(&key) == 0 {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    }
+    // Without it, a task is found after a third of a second.
+    assert!(begun.elapsed() < Duration::from_secs(2), "{TASKS} tasks took {:?}", begun.elapsed());
+}
+
+#[tokio::test]
+async fn the_next_attempt_begins_after_the_delay() {
+    let mut harness = Harness::start().await;
+    let printer = Printer::new(Semaphore::MAX_PERMITS, 1);
+    let settings = Settings { retry_delay: Duration::from_secs(2), ..harness.settings(&harness.nats.url()) };
+    let bus = Harness::open(settings).await.unwrap();
+    harness.tasks.spawn(bus.clone().perform(printer.clone(), harness.stop.clone()));
+    eventually("the database to be prepared", async || bus.connection().await.map(drop)).await.unwrap();
+    let key = print(&bus).await;
+    printer.wait_for_attempts(&key, 1).await;
+    let failed = Instant::now();
+    printer.wait_for_attempts(&key, 2).await;
+    assert!(failed.elapsed() > Duration::from_millis(800), "after {:?}", failed.elapsed());
+}
+
+/// Takes 600 ms to store a result.
+#[derive(Clone, Default)]
+struct Archive(Arc<AtomicUsize>);
+
+impl Task for Archive {
+    const KIND: &'static str = "archive";
+    type Input = ();
+    type Output = ();
+
+    async fn perform(&self, _: &str, (): &()) -> Result<()> {
+        self.0.fetch_add(1, Ordering::SeqCst);
+        Ok(())
+    }
+
+    async fn complete(&self, tx: &mut Transaction, _: &str, (): &(), (): &()) -> Result<()> {
+        tx.execute("select pg_sleep(0.6)").await?;
+        Ok(())
+    }
+}
+
+#[tokio::test]
+async fn a_slow_store_of_results_does_not_repeat_the_effect() {
+    let mut harness = Harness::start().await;
+    let archive = Archive::default();
+    // Eight results, two at a time, take 2.4 s; one at a time they would take longer than the lease.
+    let (apply_timeout, task_timeout) = (Duration::from_millis(3500), Duration::from_millis(500));
+    let connection_timeout = Duration::from_millis(500);
+    let settings = harness.settings(&harness.nats.url());
+    let bus = Harness::open(Settings { apply_timeout, task_timeout, connection_timeout, ..settings }).await.unwrap();
+    harness.tasks.spawn(bus.clone().perform(archive.clone(), harness.stop.clone()));
+    eventually("the database to be prepared", async || bus.connection().await.map(drop)).await.unwrap();
+    for number in 0..8 {
+        schedule::<Archive>(&bus, &number.to_string(), &()).await;
+    }
+    harness.performed().await;
+    assert_eq!(archive.0.load(Ordering::SeqCst), 8);
+}
+
+/// Panics when an attempt is given up.
+struct Burning;
+
+struct Fire;
+
+impl Drop for Fire {
+    fn drop(&mut self) {
+        assert!(std::thread::panicking(), "dropped while it burns");
+    }
+}
+
+impl Task for Burning {
+    const KIND: &'static str = "burning";
+    type Input = ();
+    type Output = ();
+
+    async fn perform(&self, _: &str, (): &()) -> Result<()> {
+        let _fire = Fire;
+        std::future::pending().await
+    }
+
+    async fn complete(&self, _: &mut Transaction, _: &str, (): &(), (): &()) -> Result<()> {
+        Ok(())
+    }
+}
+
+#[tokio::test]
+async fn a_panic_at_the_end_of_an_attempt_is_a_failed_attempt() {
+    let mut harness = Harness::start().await;
+    let (bus, _) = harness.work(Burning).await;
+    schedule::<Burning>(&bus, "one", &()).await;
+    let failed =
+        eventually("the attempt to fail", async || harness.task().await.2.ok_or_else(|| anyhow::anyhow!("it has not")));
+    assert_eq!(failed.await.unwrap(), "the task panicked: dropped while it burns");
+}
+
+#[tokio::test]
+async fn a_worker_that_cannot_lease_backs_off() {
+    let mut harness = Harness::start().await;
+    let (log, logging) = Log::start();
+    let (bus, _) = harness.work(Printer::default()).await;
+    harness.db().await.execute("alter function bus.lease_tasks rename to hidden").await.unwrap();
+    let begun = Instant::now();
+    while begun.elapsed() < Duration::from_secs(3) {
+        print(&bus).await;
+    }
+    harness.db().await.execute("alter function bus.hidden rename to lease_tasks").await.unwrap();
+    harness.performed().await;
+    let works = log.lines(" INFO ").into_iter().find(|line| line.contains("leasing") && line.contains("works again"));
+    drop(logging);
+    let works = works.expect("more than one lease failed");
+    let failures = works.split("failures=").nth(1).and_then(|rest| rest.split(' ').next()).unwrap();
+    assert!(failures.parse::<u32>().unwrap() < 20, "{works}");
 }
 
 #[tokio::test]

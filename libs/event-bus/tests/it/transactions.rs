@@ -1,6 +1,7 @@
 use crate::documents::{Id, event};
 use crate::harness::{Harness, append};
 use event_bus::Event;
+use sqlx::Executor;
 use std::time::Duration;
 use testkit::{eventually, eventually_within};
 use tokio::time::timeout;
@@ -35,6 +36,23 @@ async fn a_second_event_for_a_version_is_refused() {
     let error = tx.append([&event(id, 0)]).await.unwrap_err();
     let event_bus::Error::Postgres(error) = error else { panic!("{error}") };
     assert!(error.as_database_error().unwrap().is_unique_violation(), "{error}");
+}
+
+#[tokio::test]
+async fn a_transaction_whose_error_was_ignored_does_not_look_committed() {
+    let mut harness = Harness::start().await;
+    let bus = harness.relay().await;
+    for ends in [false, true] {
+        let mut tx = bus.begin().await.unwrap();
+        tx.append([&event(Id::generate(), 0)]).await.unwrap();
+        tx.execute("select 1 / 0").await.unwrap_err();
+        let outcome = if ends { tx.end(Ok(())).await } else { tx.commit().await };
+        let error = outcome.unwrap_err();
+        assert!(error.to_string().contains("current transaction is aborted") && !error.is_outage(), "{error}");
+    }
+    append(&bus, Id::generate(), 0..1).await;
+    harness.published().await;
+    assert_eq!(harness.stream().await.len(), 1);
 }
 
 #[tokio::test]
