@@ -15,7 +15,7 @@ create table payments (
     number     bigint not null,
     status     text not null default 'pending' check (status in ('pending', 'charged', 'declined')),
     -- the provider's name for the charge
-    charge_id  text,
+    charge_id  text unique,
     created_at timestamptz not null default now(),
     unique (order_id, number),
     check ((status = 'charged') = (charge_id is not null))

@@ -1,11 +1,8 @@
 //! The HTTP API of payments.
 
 use crate::charge::{Charge, Request};
-use anyhow::Context;
 use axum::extract::{FromRef, Path, State, rejection::PathRejection};
-use axum::http::StatusCode;
-use axum::routing::{get, post};
-use axum::{Json, Router};
+use axum::{Json, Router, http::StatusCode, routing};
 use bootstrap::{ApiError, Caller, Field, FieldError, JsonBody, Keys};
 use contracts::Id;
 use event_bus::{Bus, Transaction};
@@ -19,11 +16,11 @@ pub struct App {
 }
 
 pub fn routes(app: App) -> Router {
-    let payments = Router::new().route("/api/payments", post(create_payment));
-    payments.route("/api/payments/{id}", get(show_payment)).with_state(app)
+    let payments = Router::new().route("/api/payments", routing::post(create_payment));
+    payments.route("/api/payments/{id}", routing::get(show_payment)).with_state(app)
 }
 
-/// 201 promises an attempt to charge the card. The payment is `pending` until the provider has decided.
+/// A 201 means that the task to charge the card is committed. The payment is `pending` until the provider has decided.
 async fn create_payment(
     State(bus): State<Bus>,
     caller: Caller,
@@ -59,7 +56,8 @@ async fn schedule(tx: &mut Transaction, user: &str, order_id: Id, token: String)
         user,
     );
     let number = number.fetch_optional(&mut **tx).await?.ok_or(ApiError::Refused("Order is already being paid"))?;
-    let request = Request { payment, order: order_id, price: order.price.try_into().context("not a price")?, token };
+    let request =
+        Request { payment, order: order_id, price: order.price.try_into().map_err(anyhow::Error::new)?, token };
     // A declined payment has charged nothing, so the next one of the order has a key of its own.
     tx.schedule::<Charge>(&format!("{order_id}-{number}"), &request, Duration::ZERO).await?;
     Ok(payment)
@@ -72,13 +70,11 @@ async fn show_payment(
 ) -> Result<Json<Value>, ApiError> {
     let (user, Path(id)) = (caller.user()?, id?);
     let payment = sqlx::query!("select order_id, user_id, status from payments where id = $1", id.to_string());
-    match payment.fetch_optional(&mut *bus.connection().await?).await? {
-        Some(row) if row.user_id == user.id => {
-            Ok(Json(json!({"id": id, "orderId": row.order_id, "status": row.status})))
-        }
-        Some(_) => Err(ApiError::NotAuthorized),
-        None => Err(ApiError::NotFound),
+    let row = payment.fetch_optional(&mut *bus.connection().await?).await?.ok_or(ApiError::NotFound)?;
+    if row.user_id != user.id {
+        return Err(ApiError::NotAuthorized);
     }
+    Ok(Json(json!({"id": id, "orderId": row.order_id, "status": row.status})))
 }
 
 fn order_and_token(body: &JsonBody) -> Result<(Id, String), ApiError> {

@@ -1,18 +1,17 @@
-//! Charging: a durable task, so that the charge is no dual write.
+//! Charges cards in a durable task, which avoids a dual write.
 
-use anyhow::{bail, ensure};
-use axum::http::StatusCode;
-use contracts::neighbours::Payment;
-use contracts::{Id, PaymentEvent, Price};
+use anyhow::{Context, bail, ensure};
+use axum::http::{HeaderValue, StatusCode, header};
+use contracts::{Id, PaymentEvent, Price, neighbours::Payment};
 use event_bus::{Task, Transaction};
+use reqwest::{Client, Url, redirect::Policy};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 /// Charges cards at the provider.
 pub struct Charge {
-    http: reqwest::Client,
-    url: String,
-    key: String,
+    http: Client,
+    url: Url,
 }
 
 /// What to charge.
@@ -26,8 +25,12 @@ pub struct Request {
 }
 
 impl Charge {
-    pub fn new(url: String, key: String) -> Self {
-        Self { http: reqwest::Client::new(), url, key }
+    pub fn new(url: Url, key: &str) -> anyhow::Result<Self> {
+        ensure!(url.scheme() == "http", "PROVIDER_URL: for https, add the feature `rustls` of reqwest");
+        let key = HeaderValue::try_from(format!("Bearer {key}")).context("PROVIDER_KEY is not a header value")?;
+        let http = Client::builder().default_headers([(header::AUTHORIZATION, key)].into_iter().collect());
+        // A response must be that of the provider to this request: no redirects, and a connection for each request.
+        Ok(Self { http: http.redirect(Policy::none()).pool_max_idle_per_host(0).build()?, url })
     }
 }
 
@@ -39,15 +42,20 @@ impl Task for Charge {
 
     async fn perform(&self, key: &str, due: &Request) -> anyhow::Result<Option<String>> {
         let body = json!({"amount": due.price, "source": due.token, "description": due.order});
-        let post = self.http.post(&self.url).bearer_auth(&self.key).header("Idempotency-Key", key).json(&body);
-        let response = post.send().await?;
+        let post = self.http.post(self.url.clone()).header("Idempotency-Key", key).json(&body);
+        let mut response = post.send().await.map_err(reqwest::Error::without_url)?;
         match response.status() {
-            StatusCode::PAYMENT_REQUIRED => Ok(None),
-            status if status.is_success() => match &response.json::<Value>().await?["id"] {
-                Value::String(id) => Ok(Some(id.clone())),
-                _ => bail!("the provider's answer has no id"),
-            },
-            status => bail!("the provider answered {status}"),
+            StatusCode::PAYMENT_REQUIRED => return Ok(None),
+            status => ensure!(status.is_success(), "the provider responded {status}"),
+        }
+        let mut body = Vec::new();
+        while let Some(chunk) = response.chunk().await? {
+            body.extend(chunk);
+            ensure!(body.len() < 10_000, "the response of the provider is too long");
+        }
+        match serde_json::from_slice::<Value>(&body)?["id"].as_str() {
+            Some(id) if !id.is_empty() => Ok(Some(id.to_owned())),
+            _ => bail!("the response of the provider has no id"),
         }
     }
 

@@ -1,7 +1,5 @@
 //! The payments service of `docs/a-service-of-your-own.md`: charges cards for orders.
-//!
-//! `orders` keeps a copy of the orders. `api` commits a payment together with the task to charge it. `charge` performs
-//! the task and announces the payment.
+//! `orders` keeps a replica of the orders, `api` commits a payment with the task to charge it, `charge` performs the task.
 
 mod api;
 mod charge;
@@ -17,11 +15,11 @@ use std::time::Duration;
 #[derive(clap::Parser)]
 #[command(name = "payments", version)]
 struct Config {
-    /// Where charges are made: `http://provider/charges`
-    #[arg(long, env)]
-    provider_url: String,
+    /// URL that charges are posted to: `http://provider/charges`
+    #[arg(long, env, hide_env_values = true)]
+    provider_url: reqwest::Url,
 
-    /// Secret that the provider knows this service by
+    /// Secret that authenticates this service to the provider
     #[arg(long, env, hide_env_values = true)]
     provider_key: String,
 
@@ -51,7 +49,7 @@ async fn start(config: Config) -> anyhow::Result<Running> {
     let keys = Keys::new(&config.service)?;
     let settings = Settings { task_timeout: config.provider_timeout, ..config.service.bus("payments") };
     let bus = Bus::open(settings, schema()).await?;
-    let charge = charge::Charge::new(config.provider_url, config.provider_key);
+    let charge = charge::Charge::new(config.provider_url, &config.provider_key)?;
     let mut service = Service::new(&config.service);
     service.spawn("relay", |stop| bus.clone().relay::<PaymentEvent>(stop));
     service.spawn("order events", |stop| bus.clone().subscribe("payments", orders::Replica, stop));

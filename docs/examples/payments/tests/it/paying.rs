@@ -96,12 +96,46 @@ async fn payments_that_cannot_be_are_refused() -> Result<()> {
 }
 
 #[tokio::test]
-async fn a_payment_that_never_succeeds_is_tried_again_and_stays_pending() -> Result<()> {
+async fn a_response_that_is_not_a_charge_leaves_the_payment_pending() -> Result<()> {
     let shop = Shop::open().await?;
-    let order = shop.order().await?;
-    let payment = shop.pay(&order, card::GARBLED).await?;
-    shop.requested(&order, 2).await?;
-    ensure!(shop.status(&payment).await? == "pending");
+    let mut payments = Vec::new();
+    for card in [card::GARBLED, card::MOVED, card::MOVED_WHOLE, card::NAMELESS, card::ENDLESS] {
+        let order = shop.order().await?;
+        payments.push((card, shop.pay(&order, card).await?, order));
+    }
+    for (card, payment, order) in payments {
+        shop.requested(&order, 2).await?;
+        ensure!(shop.status(&payment).await? == "pending", "{card}");
+    }
     ensure!(shop.announced().await?.is_empty());
+    let peak = shop.payments.memory_peak()?;
+    ensure!(peak < 100_000, "{peak} kB of memory");
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_second_response_is_not_that_of_the_next_payment() -> Result<()> {
+    let shop = Shop::open().await?;
+    let (first, second) = (shop.order().await?, shop.order().await?);
+    let late = shop.pay(&first, card::LATE).await?;
+    shop.wait_for_status(&late, "charged").await?;
+    let declined = shop.pay(&second, card::DECLINED).await?;
+    shop.wait_for_status(&declined, "declined").await?;
+    shop.settled(&[first]).await
+}
+
+#[tokio::test]
+async fn a_wrong_configuration_of_the_provider_is_reported_at_the_start() -> Result<()> {
+    for (url, key, expected) in [
+        ("https://provider/charges", "secret", "feature `rustls`"),
+        ("provider/charges", "secret", "--provider-url"),
+        ("http://provider/charges", "secret\n", "PROVIDER_KEY"),
+    ] {
+        let options =
+            [("DATABASE_URL", "postgres://none"), ("JWT_KEY", "key"), ("PROVIDER_URL", url), ("PROVIDER_KEY", key)];
+        let payments = tokio::process::Command::new(env!("CARGO_BIN_EXE_payments")).envs(options).output().await?;
+        let said = String::from_utf8_lossy(&payments.stdout) + String::from_utf8_lossy(&payments.stderr);
+        ensure!(!payments.status.success() && said.contains(expected), "{said}");
+    }
     Ok(())
 }

@@ -25,15 +25,25 @@ pub mod card {
     pub const BREAKS_OFF: &str = "breaks-off";
     /// Every request gets two answers.
     pub const TWICE: &str = "twice";
-    /// The answer is no JSON.
+    /// The first request is charged and answered, and answered once more after 200 ms.
+    pub const LATE: &str = "late";
+    /// 302 to another URL of the provider, which answers any request with an id.
+    pub const MOVED: &str = "moved";
+    /// 307, with which a client repeats its request.
+    pub const MOVED_WHOLE: &str = "moved-whole";
+    /// The id is empty.
+    pub const NAMELESS: &str = "nameless";
+    /// The response does not end.
+    pub const ENDLESS: &str = "endless";
+    /// The response is no JSON.
     pub const GARBLED: &str = "garbled";
 }
 
 /// What was charged, and what was asked for.
 #[derive(Clone, Debug, Default)]
 pub struct Books {
-    /// Order and id of each charge, by idempotency key.
-    pub charges: HashMap<String, (String, String)>,
+    /// Order, id and amount of each charge, by idempotency key.
+    pub charges: HashMap<String, (String, String, Value)>,
     /// Order and idempotency key of each request.
     pub requests: Vec<(String, String)>,
 }
@@ -64,7 +74,7 @@ impl Provider {
 
     /// How often this order was charged.
     pub fn charges(&self, order: &str) -> usize {
-        self.books().charges.values().filter(|(charged, _)| charged == order).count()
+        self.books().charges.values().filter(|(charged, _, _)| charged == order).count()
     }
 
     /// How often a charge for this order was asked for.
@@ -75,6 +85,12 @@ impl Provider {
 
 async fn serve(mut stream: TcpStream, books: Arc<Mutex<Books>>) -> std::io::Result<()> {
     while let Some((head, body)) = read(&mut stream).await? {
+        if !head.starts_with("POST /charges ") {
+            let answer = r#"{"id": "not-a-charge"}"#;
+            let answer = format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n{answer}", answer.len());
+            stream.write_all(answer.as_bytes()).await?;
+            continue;
+        }
         assert!(head.to_lowercase().contains("authorization: bearer secret"), "{head}");
         let key = header(&head, "idempotency-key").expect("every request has a key");
         let (order, card) = (text(&body, "description"), text(&body, "source"));
@@ -86,8 +102,11 @@ async fn serve(mut stream: TcpStream, books: Arc<Mutex<Books>>) -> std::io::Resu
         let charge = || {
             let mut books = books.lock().unwrap();
             let next = books.charges.len();
-            let charged = books.charges.entry(key.clone()).or_insert_with(|| (order.clone(), format!("ch_{next}")));
-            json!({"id": charged.1, "amount": body["amount"]}).to_string()
+            let charged = books
+                .charges
+                .entry(key.clone())
+                .or_insert_with(|| (order.clone(), format!("ch_{next}"), body["amount"].clone()));
+            json!({"id": charged.1, "amount": charged.2}).to_string()
         };
         let (status, answers, answer) = match card.as_str() {
             card::DECLINED => ("402 Payment Required", 1, r#"{"error": "declined"}"#.to_owned()),
@@ -106,6 +125,23 @@ async fn serve(mut stream: TcpStream, books: Arc<Mutex<Books>>) -> std::io::Resu
                 return Ok(());
             }
             card::TWICE => ("201 Created", 2, charge()),
+            card::LATE if attempt == 1 => {
+                let answer = charge();
+                let answer = format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n{answer}", answer.len());
+                stream.write_all(answer.as_bytes()).await?;
+                sleep(Duration::from_millis(200)).await;
+                stream.write_all(answer.as_bytes()).await?;
+                continue;
+            }
+            card::MOVED => ("302 Found\r\nlocation: /elsewhere", 1, String::new()),
+            card::MOVED_WHOLE => ("307 Temporary Redirect\r\nlocation: /elsewhere", 1, String::new()),
+            card::NAMELESS => ("200 OK", 1, r#"{"id": ""}"#.to_owned()),
+            card::ENDLESS => {
+                stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 9999999999\r\n\r\n{\"id\": \"").await?;
+                loop {
+                    stream.write_all(&[b'x'; 8192]).await?;
+                }
+            }
             card::GARBLED => ("200 OK", 1, "charged!".to_owned()),
             _ => ("200 OK", 1, charge()),
         };
@@ -123,7 +159,8 @@ async fn read(stream: &mut TcpStream) -> std::io::Result<Option<(String, Value)>
             let head = String::from_utf8_lossy(&bytes[..end]).into_owned();
             let length: usize = header(&head, "content-length").map_or(0, |length| length.parse().unwrap());
             if bytes.len() >= end + 4 + length {
-                return Ok(Some((head, serde_json::from_slice(&bytes[end + 4..end + 4 + length]).unwrap())));
+                let body = serde_json::from_slice(&bytes[end + 4..end + 4 + length]).unwrap_or_default();
+                return Ok(Some((head, body)));
             }
         }
         if stream.read_buf(&mut bytes).await? == 0 {

@@ -163,14 +163,16 @@ impl Shop {
             Ok(())
         })
         .await?;
-        let announced = self.announced().await?;
+        let (announced, books) = (self.announced().await?, self.provider.books());
         for order in orders {
-            let charges = self.provider.charges(order);
-            ensure!(charges == 1, "order {order} was charged {charges} times");
-            let announced = announced.get(order).copied().unwrap_or_default();
-            ensure!(announced == 1, "the payment of order {order} was announced {announced} times");
+            let charges: Vec<_> = books.charges.values().filter(|(charged, _, _)| charged == order).collect();
+            ensure!(charges.len() == 1, "order {order} was charged {} times", charges.len());
+            let (_, id, amount) = charges[0];
+            ensure!(*amount == 20.5, "{amount} was charged for order {order}");
+            let announced = announced.get(order).cloned().unwrap_or_default();
+            ensure!(announced == [id.clone()], "charge {id} of order {order} was announced as {announced:?}");
         }
-        let (charges, events) = (self.provider.books().charges.len(), announced.values().sum::<usize>());
+        let (charges, events) = (books.charges.len(), announced.values().flatten().count());
         ensure!(charges == events, "{charges} charges, {events} events");
         Ok(())
     }
@@ -179,13 +181,14 @@ impl Shop {
         Ok(sqlx::query_scalar("select error from bus.tasks").fetch_all(&mut self.db().await?).await?)
     }
 
-    /// How many events of the stream announce a payment, by order.
-    pub async fn announced(&self) -> Result<HashMap<String, usize>> {
+    /// The charges that the events of the stream announce, by order.
+    pub async fn announced(&self) -> Result<HashMap<String, Vec<String>>> {
         let stream = async_nats::jetstream::new(self.nats.connect().await?).get_stream("PAYMENTS").await?;
-        let mut orders = HashMap::new();
+        let mut orders = HashMap::<String, Vec<String>>::new();
         for seq in 1..=stream.cached_info().state.last_sequence {
             let body: Value = serde_json::from_slice(&stream.get_raw_message(seq).await?.payload)?;
-            *orders.entry(body["orderId"].as_str().context("an order")?.to_owned()).or_default() += 1;
+            let text = |field: &str| body[field].as_str().map(str::to_owned).context("the event has this field");
+            orders.entry(text("orderId")?).or_default().push(text("stripeId")?);
         }
         Ok(orders)
     }
