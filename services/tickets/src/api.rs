@@ -1,6 +1,6 @@
 //! The HTTP API of tickets: parse, check, ask the rules, store, answer.
 
-use crate::store;
+use crate::store::{self, InsertTickets, NewTicket};
 use crate::ticket::{Draft, EditError, Ticket};
 use axum::extract::rejection::PathRejection;
 use axum::extract::{FromRef, Path, State};
@@ -11,13 +11,14 @@ use axum::{Json, Router};
 use bootstrap::{ApiError, Caller, Field, FieldError, JsonBody, Keys, List};
 use contracts::ticket::TicketSnapshot;
 use contracts::{Id, Price};
-use event_bus::{Bus, Connection};
+use event_bus::{Bus, Connection, Writer};
 
 /// The state of every handler.
 #[derive(Clone, FromRef)]
 pub struct App {
     pub bus: Bus,
     pub keys: Keys,
+    pub new_tickets: Writer<InsertTickets>,
 }
 
 /// The routes under `/api/tickets`.
@@ -43,14 +44,14 @@ async fn show_ticket(State(bus): State<Bus>, Path(id): Path<Id>) -> Result<Json<
 }
 
 async fn create_ticket(
-    State(bus): State<Bus>,
+    State(new_tickets): State<Writer<InsertTickets>>,
     caller: Caller,
     body: JsonBody,
 ) -> Result<(StatusCode, Json<TicketSnapshot>), ApiError> {
     let user = caller.user()?;
     let draft = draft(body, "Price must be greater than 0")?;
     let ticket = Ticket::new(&user.id, draft);
-    store::insert(&mut *bus.statement().await?, &ticket).await?;
+    new_tickets.write(NewTicket::new(ticket.clone())).await?;
     Ok((StatusCode::CREATED, Json(ticket.into())))
 }
 

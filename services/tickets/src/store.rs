@@ -5,7 +5,7 @@ use anyhow::Context;
 use bootstrap::list::{self, Part};
 use contracts::ticket::TicketSnapshot;
 use contracts::{Id, TicketEvent};
-use event_bus::{Outgoing, Transaction};
+use event_bus::{Columns, Event, Outgoing, Transaction, Write};
 use rust_decimal::Decimal;
 use sqlx::PgConnection;
 use std::collections::BTreeMap;
@@ -104,27 +104,55 @@ pub async fn lock(db: &mut PgConnection, ids: impl Iterator<Item = Id>) -> anyho
     tickets.map(|ticket| ticket.map(|ticket| (ticket.id, ticket))).collect()
 }
 
-/// Writes a new ticket and `ticket.created`, in one statement.
-pub async fn insert(db: &mut PgConnection, ticket: &Ticket) -> sqlx::Result<()> {
-    let event = Outgoing::new(&TicketEvent::Created(ticket.snapshot()));
-    sqlx::query!(
-        "with ticket as (
-             insert into tickets (id, title, price, user_id, version) values ($3, $7, $8, $9, $4) returning 1
-         )
-         select bus.append($1, $2, $3, $4, $5, $6) from ticket",
-        event.stream,
-        event.subject,
-        event.aggregate_id,
-        event.version,
-        event.payload,
-        event.traceparent,
-        ticket.title,
-        ticket.price.amount(),
-        ticket.user_id,
-    )
-    .execute(db)
-    .await?;
-    Ok(())
+/// A new ticket and its event, made where the trace of its request is known.
+pub struct NewTicket {
+    ticket: Ticket,
+    event: Outgoing,
+}
+
+impl NewTicket {
+    /// `ticket`, and `ticket.created`.
+    pub fn new(ticket: Ticket) -> Self {
+        let event = Outgoing::new(&TicketEvent::Created(ticket.snapshot()));
+        Self { ticket, event }
+    }
+}
+
+/// Writes new tickets and their `ticket.created`, in one statement.
+pub struct InsertTickets;
+
+impl Write for InsertTickets {
+    type Item = NewTicket;
+    type Output = ();
+
+    async fn write(&self, db: &mut PgConnection, new: &[NewTicket]) -> anyhow::Result<Vec<()>> {
+        let events: Columns = new.iter().map(|new| &new.event).collect();
+        let titles: Vec<&str> = new.iter().map(|new| new.ticket.title.as_str()).collect();
+        let prices: Vec<Decimal> = new.iter().map(|new| new.ticket.price.amount()).collect();
+        let users: Vec<&str> = new.iter().map(|new| new.ticket.user_id.as_str()).collect();
+        sqlx::query!(
+            "with tickets as (
+                 insert into tickets (id, title, price, user_id, version)
+                 select id, title, price, user_id, version
+                 from unnest($2::text[], $3::text[], $4::numeric[], $5::text[], $6::bigint[]) with ordinality
+                      as new (id, title, price, user_id, version, position)
+                 order by position
+             )
+             select bus.append_all($1, $7, $2, $6, $8, $9)",
+            TicketEvent::STREAM,
+            &events.aggregate_ids as _,
+            &titles as _,
+            &prices,
+            &users as _,
+            &events.versions,
+            &events.subjects as _,
+            &events.payloads as _,
+            &events.traceparents as _,
+        )
+        .execute(db)
+        .await?;
+        Ok(vec![(); new.len()])
+    }
 }
 
 /// Writes the next version of a ticket and `ticket.updated`, in one statement.
