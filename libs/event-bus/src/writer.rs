@@ -104,6 +104,10 @@ impl<W: Write> Writing<W> {
         let mut batch = Vec::with_capacity(self.most);
         while let Some(1..) = stop.run_until_cancelled(self.queue.recv_many(&mut batch, self.most)).await {
             if let Err(error) = self.write_while_busy(&mut batch, &stop).await {
+                // What has come in meanwhile would wait for the same in vain.
+                while let Ok(waiting) = self.queue.try_recv() {
+                    batch.push(waiting);
+                }
                 let reason = format!("{error:#}");
                 for Waiting { caller, .. } in batch.drain(..) {
                     let _ = caller.send(Err(Error::NotWritten(reason.clone()).into()));
