@@ -21,7 +21,7 @@ use std::time::Duration;
 pub struct App {
     pub bus: Bus,
     pub keys: Keys,
-    pub new_orders: Writer<InsertOrders>,
+    pub inserts: Writer<InsertOrders>,
     /// How long an order may stay unpaid.
     pub ttl: Duration,
 }
@@ -65,7 +65,7 @@ async fn show_order(
 
 async fn create_order(
     State(bus): State<Bus>,
-    State(new_orders): State<Writer<InsertOrders>>,
+    State(inserts): State<Writer<InsertOrders>>,
     State(ttl): State<Duration>,
     caller: Caller,
     body: JsonBody,
@@ -80,7 +80,7 @@ async fn create_order(
             Some(offer) => {
                 let order = Order::new(&user.id, offer)?;
                 drop(db);
-                if new_orders.write(NewOrder::new(order.clone())).await? {
+                if inserts.write(NewOrder::new(order.clone())).await? {
                     return Ok((StatusCode::CREATED, Json(order)));
                 }
             }

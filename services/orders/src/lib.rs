@@ -65,12 +65,12 @@ pub async fn start(config: Config) -> anyhow::Result<Running> {
     let keys = Keys::new(&config.service)?;
     let bus = Bus::open(config.service.bus("orders"), schema()).await?;
     let mut service = Service::new(&config.service);
-    let (new_orders, inserts) = bus.writer(InsertOrders);
-    service.spawn("new orders", |stop| inserts.run(stop));
+    let (inserts, inserting) = bus.writer(InsertOrders);
+    service.spawn("inserts", |stop| inserting.run(stop));
     service.spawn("relay", |stop| bus.clone().relay::<OrderEvent>(stop));
     service.spawn("ticket events", |stop| bus.clone().subscribe("orders", TicketEvents, stop));
     service.spawn("payment events", |stop| bus.clone().subscribe("orders", PaymentEvents::default(), stop));
     service.spawn("expiration events", |stop| bus.clone().subscribe("orders", ExpirationEvents, stop));
     service.spawn("expiry", |stop| expiry::run(bus.clone(), stop));
-    service.run(api::routes(App { bus: bus.clone(), keys, new_orders, ttl: config.order_ttl }), bus).await
+    service.run(api::routes(App { bus: bus.clone(), keys, inserts, ttl: config.order_ttl }), bus).await
 }
