@@ -13,6 +13,7 @@ use crate::settings::Settings;
 use crate::subscription::{self, Handler};
 use crate::task::{self, Task};
 use crate::topology::{Drift, PROVISIONING};
+use crate::writer::{self, Write, Writer, Writing};
 use event_bus_core::{Endpoint, Publish};
 use serde::{Serialize, de::DeserializeOwned};
 use std::sync::Arc;
@@ -62,6 +63,11 @@ impl Bus {
     /// Dropping it wakes the relays.
     pub async fn statement(&self) -> Result<Connection> {
         self.database.statement().await
+    }
+
+    /// A writer: its handle, for requests, and its background task, which has to [run](Writing::run).
+    pub fn writer<W: Write>(&self, write: W) -> (Writer<W>, Writing<W>) {
+        writer::new(write, &self.database, self.settings.write_items, self.settings.write_queue)
     }
 
     /// A transaction of several statements.

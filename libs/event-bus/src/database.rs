@@ -23,6 +23,7 @@ pub(crate) struct Database {
     background: Pool,
     wakes: Wakes,
     options: PgConnectOptions,
+    connection_timeout: Duration,
     schema: Arc<Schema>,
     migrated: Arc<OnceCell<()>>,
 }
@@ -39,6 +40,7 @@ impl Database {
             schema: Arc::new(schema),
             migrated: Arc::default(),
             options,
+            connection_timeout: settings.connection_timeout,
         })
     }
 
@@ -64,6 +66,22 @@ impl Database {
     /// A connection for requests that wakes the relays when it is dropped.
     pub(crate) async fn statement(&self) -> Result<Connection> {
         Ok(self.connection().await?.waking(&self.wakes.relays))
+    }
+
+    /// The connection of one writer. A batch does not wait long for a lock.
+    pub(crate) fn writer_pool(&self) -> Pool {
+        Pool::new(self.options.clone().options([("lock_timeout", "200ms")]), 1, self.connection_timeout)
+    }
+
+    /// From a [`writer_pool`](Self::writer_pool).
+    pub(crate) async fn writer_connection(&self, pool: &Pool) -> Result<Connection> {
+        self.migrated()?;
+        pool.acquire().await
+    }
+
+    /// For what is committed on the connection of a writer.
+    pub(crate) fn wake_relays(&self) {
+        self.wakes.relays.all();
     }
 
     /// A transaction for requests.

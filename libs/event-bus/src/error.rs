@@ -19,6 +19,12 @@ pub enum Error {
     /// Postgres did not reply to a statement in time.
     #[error("no answer from Postgres within {0:?}")]
     NoAnswer(Duration),
+    /// More writes wait than [`Settings::write_queue`](crate::Settings::write_queue), or the service stops.
+    #[error("too many writes are waiting")]
+    Overloaded,
+    /// The statement that wrote this and other items was not executed, or whether it was committed is unknown.
+    #[error("the statement that wrote this and other items failed: {0}")]
+    NotWritten(String),
     /// The name or the value of a header is not valid. See [`Headers::insert`](crate::Headers::insert).
     #[error(
         "the header {0:?} is not valid: its name has letters, digits and hyphens and is not Nats-… or traceparent, its \
@@ -35,7 +41,9 @@ impl Error {
     /// a race. The cause is not the request or the event.
     pub fn is_outage(&self) -> bool {
         match self {
-            Self::NotMigrated | Self::NoConnection(_) | Self::NoAnswer(_) => true,
+            Self::NotMigrated | Self::NoConnection(_) | Self::NoAnswer(_) | Self::Overloaded | Self::NotWritten(_) => {
+                true
+            }
             Self::Header(_) => false,
             Self::Postgres(error) => is_outage_of_postgres(error),
         }
@@ -47,6 +55,13 @@ pub fn is_outage(error: &anyhow::Error) -> bool {
     let is_ours = |error: &Error| error.is_outage();
     error.chain().any(|cause| cause.downcast_ref().is_some_and(is_ours))
         || causes_in_postgres(error).any(is_outage_of_postgres)
+}
+
+/// Whether Postgres certainly undid the statement, for a reason that concerns this statement alone: it is not an outage, or
+/// the statement timed out, waited too long for a lock, or was in a deadlock.
+pub(crate) fn is_undone(error: &anyhow::Error) -> bool {
+    let gave_up = |state: &str| matches!(state.get(..2), Some("40" | "55")) || state == "57014";
+    !is_outage(error) || causes_in_postgres(error).any(|error| has_state(error, gave_up))
 }
 
 /// The errors of Postgres among the causes of `error`.

@@ -13,6 +13,8 @@
 //! committed with its cause ([`Transaction::schedule`]), a worker performs it at least once with the same key
 //! ([`Bus::perform`]), and its result and events are committed once.
 //!
+//! Writes of concurrent requests can share a statement and a commit: [`Bus::writer`].
+//!
 //! Beside events there are requests ([`Bus::request`], [`Bus::reply`]). A reply comes within
 //! [`Settings::reply_timeout`] or not at all: use a request only if the service also works without the reply.
 //!
@@ -99,7 +101,7 @@
 //! # Where to read on
 //!
 //! Read `database` and `broker` first: events move between these two servers. Then read the protocols: `outbox`,
-//! `relay`, `subscription`, `pull`, `dead_letters`, `task`, `request`, in this order; then `bus`, which owns all.
+//! `relay`, `subscription`, `pull`, `dead_letters`, `task`, `request`, `writer`, in this order; then `bus`, which owns all.
 #![warn(missing_docs)]
 
 mod broker;
@@ -125,6 +127,7 @@ mod subscription;
 mod task;
 mod topology;
 pub mod trace;
+mod writer;
 
 pub use bus::Bus;
 pub use connection::{Connection, Transaction};
@@ -132,7 +135,7 @@ pub use error::{Error, Result, is_outage};
 pub use event_bus_core::{DecodeError, Endpoint, Event, Publish, decode_json, deserialize_version, encode_json};
 pub use headers::Headers;
 pub use nats::{Authentication, NatsSettings};
-pub use outbox::Outgoing;
+pub use outbox::{Columns, Outgoing};
 pub use panics::panic_message;
 pub use retry::Backoff;
 pub use schema::{Schema, migrate};
@@ -140,3 +143,4 @@ pub use settings::Settings;
 pub use subscription::{Handler, Received};
 pub use task::Task;
 pub use topology::{Topology, TopologyError, provision};
+pub use writer::{Write, Writer, Writing};

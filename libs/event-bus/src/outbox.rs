@@ -58,6 +58,37 @@ impl Outgoing {
     }
 }
 
+/// Events as arrays, as `bus.append_all(stream, subjects, aggregate_ids, versions, payloads, traceparents)` takes them.
+///
+/// For statements that write the rows of several items and append their events: see [`Write`](crate::Write).
+#[derive(Debug, Default)]
+pub struct Columns<'a> {
+    /// What happened.
+    pub subjects: Vec<&'a str>,
+    /// What it happened to.
+    pub aggregate_ids: Vec<&'a str>,
+    /// The versions they announce.
+    pub versions: Vec<i64>,
+    /// The bodies, JSON.
+    pub payloads: Vec<&'a str>,
+    /// The trace contexts.
+    pub traceparents: Vec<Option<&'a str>>,
+}
+
+impl<'a> FromIterator<&'a Outgoing> for Columns<'a> {
+    fn from_iter<I: IntoIterator<Item = &'a Outgoing>>(events: I) -> Self {
+        let mut columns = Self::default();
+        for event in events {
+            columns.subjects.push(event.subject);
+            columns.aggregate_ids.push(&event.aggregate_id);
+            columns.versions.push(event.version);
+            columns.payloads.push(&event.payload);
+            columns.traceparents.push(event.traceparent.as_deref());
+        }
+        columns
+    }
+}
+
 impl<E: Publish> From<&E> for Outgoing {
     fn from(event: &E) -> Self {
         Self::new(event)
@@ -78,12 +109,8 @@ impl Transaction {
         if events.is_empty() {
             return Ok(());
         }
+        let columns: Columns = events.iter().collect();
         let streams: Vec<&str> = events.iter().map(|event| event.stream).collect();
-        let subjects: Vec<&str> = events.iter().map(|event| event.subject).collect();
-        let aggregates: Vec<&str> = events.iter().map(|event| event.aggregate_id.as_str()).collect();
-        let versions: Vec<i64> = events.iter().map(|event| event.version).collect();
-        let payloads: Vec<&str> = events.iter().map(|event| event.payload.as_str()).collect();
-        let traceparents: Vec<Option<&str>> = events.iter().map(|event| event.traceparent.as_deref()).collect();
         let headers: Vec<Option<String>> = events.iter().map(|event| event.headers.to_json()).collect();
         sqlx::query!(
             "insert into bus.outbox (stream, subject, aggregate_id, version, payload, traceparent, headers)
@@ -93,11 +120,11 @@ impl Transaction {
                   as events (stream, subject, aggregate_id, version, payload, traceparent, headers, number)
              order by number",
             &streams as _,
-            &subjects as _,
-            &aggregates as _,
-            &versions,
-            &payloads as _,
-            &traceparents as _,
+            &columns.subjects as _,
+            &columns.aggregate_ids as _,
+            &columns.versions,
+            &columns.payloads as _,
+            &columns.traceparents as _,
             &headers as _,
         )
         .execute(&mut **self)

@@ -1,6 +1,7 @@
 //! The HTTP API of orders. A handler parses and checks the request, applies the rules, stores, and responds.
 
 use crate::order::{CancelError, Order, Reserved};
+use crate::store::{InsertOrders, NewOrder};
 use crate::{replica, store};
 use axum::extract::rejection::PathRejection;
 use axum::extract::{FromRef, Path, State};
@@ -11,7 +12,7 @@ use axum::{Json, Router};
 use bootstrap::{ApiError, Caller, Field, FieldError, JsonBody, Keys, List};
 use contracts::Id;
 use contracts::endpoint::SHOW_TICKET;
-use event_bus::Bus;
+use event_bus::{Bus, Writer};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -20,6 +21,7 @@ use std::time::Duration;
 pub struct App {
     pub bus: Bus,
     pub keys: Keys,
+    pub inserts: Writer<InsertOrders>,
     /// How long an order may stay unpaid.
     pub ttl: Duration,
 }
@@ -63,6 +65,7 @@ async fn show_order(
 
 async fn create_order(
     State(bus): State<Bus>,
+    State(inserts): State<Writer<InsertOrders>>,
     State(ttl): State<Duration>,
     caller: Caller,
     body: JsonBody,
@@ -72,11 +75,12 @@ async fn create_order(
     let mut known = false;
     // A request that loses the race for a reservation tries again with what the winner wrote. Each round has a winner.
     loop {
-        let mut db = bus.statement().await?;
+        let mut db = bus.connection().await?;
         match store::offer(&mut db, ticket_id, ttl).await? {
             Some(offer) => {
                 let order = Order::new(&user.id, offer)?;
-                if store::insert(&mut db, &order).await? {
+                drop(db);
+                if inserts.write(NewOrder::new(order.clone())).await? {
                     return Ok((StatusCode::CREATED, Json(order)));
                 }
             }

@@ -23,6 +23,7 @@ use payment_events::PaymentEvents;
 use std::ffi::OsString;
 use std::process::ExitCode;
 use std::time::Duration;
+use store::InsertOrders;
 use ticket_events::TicketEvents;
 
 /// Reserves tickets: order, cancel, list; expires what is not paid
@@ -64,10 +65,12 @@ pub async fn start(config: Config) -> anyhow::Result<Running> {
     let keys = Keys::new(&config.service)?;
     let bus = Bus::open(config.service.bus("orders"), schema()).await?;
     let mut service = Service::new(&config.service);
+    let (inserts, inserting) = bus.writer(InsertOrders);
+    service.spawn("inserts", |stop| inserting.run(stop));
     service.spawn("relay", |stop| bus.clone().relay::<OrderEvent>(stop));
     service.spawn("ticket events", |stop| bus.clone().subscribe("orders", TicketEvents, stop));
     service.spawn("payment events", |stop| bus.clone().subscribe("orders", PaymentEvents::default(), stop));
     service.spawn("expiration events", |stop| bus.clone().subscribe("orders", ExpirationEvents, stop));
     service.spawn("expiry", |stop| expiry::run(bus.clone(), stop));
-    service.run(api::routes(App { bus: bus.clone(), keys, ttl: config.order_ttl }), bus).await
+    service.run(api::routes(App { bus: bus.clone(), keys, inserts, ttl: config.order_ttl }), bus).await
 }

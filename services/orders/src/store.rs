@@ -6,7 +6,7 @@ use anyhow::{Context, ensure};
 use bootstrap::list::{self, Part};
 use contracts::neighbours::Payment;
 use contracts::{Id, OrderEvent, Timestamp};
-use event_bus::{Event, Outgoing, Publish, trace};
+use event_bus::{Columns, Event, Outgoing, Publish, Write, trace};
 use rust_decimal::Decimal;
 use sqlx::PgConnection;
 use sqlx::types::time::OffsetDateTime;
@@ -152,7 +152,7 @@ pub async fn lock_expired(
 /// The terms on which the ticket `id` can be ordered now, by an order that expires after `ttl`.
 ///
 /// Returns `None` if the ticket is not in the replica. Whether it is reserved is read from the orders, because the replica
-/// lags behind them. Nothing is locked: see [`insert`].
+/// lags behind them. Nothing is locked: see [`InsertOrders`].
 pub async fn offer(db: &mut PgConnection, id: Id, ttl: Duration) -> anyhow::Result<Option<Offer>> {
     let row = sqlx::query!(
         r#"
@@ -174,37 +174,78 @@ pub async fn offer(db: &mut PgConnection, id: Id, ttl: Duration) -> anyhow::Resu
     }))
 }
 
-/// Writes a new order and `order.created`, in one statement.
+/// A new order and its event, made where the trace of its request is known.
+pub struct NewOrder {
+    order: Order,
+    event: Outgoing,
+}
+
+impl NewOrder {
+    /// `order`, and `order.created`.
+    pub fn new(order: Order) -> Self {
+        let event = Outgoing::new(&OrderEvent::Created(order.snapshot()));
+        Self { order, event }
+    }
+}
+
+/// Writes new orders and their `order.created`, in one statement.
 ///
-/// Returns false and writes nothing if the offer is outdated: another order holds the ticket or has the same reservation
-/// number, or the ticket has changed. The unique indexes are the lock: of any number of concurrent inserts one succeeds.
-pub async fn insert(db: &mut PgConnection, order: &Order) -> sqlx::Result<bool> {
-    let event = Outgoing::new(&OrderEvent::Created(order.snapshot()));
-    let inserted = sqlx::query!(
-        "with new as (
-             insert into orders
-                 (id, user_id, status, expires_at, ticket_id, title, price, ticket_version, reservation, version)
-             select $3, $7, $8, $9, ticket.id, ticket.title, ticket.price, ticket.version, $10, $4
-             from ticket_replica as ticket where ticket.id = $11 and ticket.version = $12
-             on conflict do nothing returning 1
-         )
-         select bus.append($1, $2, $3, $4, $5, $6) from new",
-        event.stream,
-        event.subject,
-        event.aggregate_id,
-        event.version,
-        event.payload,
-        event.traceparent,
-        order.user_id,
-        order.status.as_str(),
-        order.expires_at.0,
-        order.reservation,
-        order.ticket.id.to_string(),
-        order.ticket.version,
-    )
-    .execute(db)
-    .await?;
-    Ok(inserted.rows_affected() == 1)
+/// The output is false, and nothing is written, for an order whose offer is outdated: another order holds the ticket or has the
+/// same reservation number, or the ticket has changed. The unique indexes are the lock: of any number of concurrent inserts
+/// one succeeds.
+pub struct InsertOrders;
+
+impl Write for InsertOrders {
+    type Item = NewOrder;
+    type Output = bool;
+
+    async fn write(&self, db: &mut PgConnection, new: &[NewOrder]) -> anyhow::Result<Vec<bool>> {
+        let events: Columns = new.iter().map(|new| &new.event).collect();
+        let users: Vec<&str> = new.iter().map(|new| new.order.user_id.as_str()).collect();
+        let statuses: Vec<&str> = new.iter().map(|new| new.order.status.as_str()).collect();
+        let expiries: Vec<OffsetDateTime> = new.iter().map(|new| new.order.expires_at.0).collect();
+        let reservations: Vec<i64> = new.iter().map(|new| new.order.reservation).collect();
+        let tickets: Vec<String> = new.iter().map(|new| new.order.ticket.id.to_string()).collect();
+        let ticket_versions: Vec<i64> = new.iter().map(|new| new.order.ticket.version).collect();
+        let inserted = sqlx::query_scalar!(
+            r#"
+            with inserted as (
+                insert into orders
+                    (id, user_id, status, expires_at, ticket_id, title, price, ticket_version, reservation, version)
+                select new.id, new.user_id, new.status, new.expires_at, ticket.id, ticket.title, ticket.price,
+                       ticket.version, new.reservation, new.version
+                from unnest($2::text[], $4::bigint[], $7::text[], $8::text[], $9::timestamptz[], $10::bigint[],
+                            $11::text[], $12::bigint[])
+                     as new (id, version, user_id, status, expires_at, reservation, ticket_id, ticket_version)
+                join ticket_replica as ticket on ticket.id = new.ticket_id and ticket.version = new.ticket_version
+                -- In order, so that replicas meet in the indexes in the same order.
+                order by ticket.id
+                on conflict do nothing returning id
+            ), appended as (
+                select bus.append_all($1, array_agg(subject), array_agg(id), array_agg(version), array_agg(payload),
+                                      array_agg(traceparent))
+                from unnest($3::text[], $2, $4, $5::text[], $6::text[])
+                     as event (subject, id, version, payload, traceparent)
+                join inserted using (id)
+            )
+            select id as "id!" from inserted cross join appended
+            "#,
+            OrderEvent::STREAM,
+            &events.aggregate_ids as _,
+            &events.subjects as _,
+            &events.versions,
+            &events.payloads as _,
+            &events.traceparents as _,
+            &users as _,
+            &statuses as _,
+            &expiries,
+            &reservations,
+            &tickets,
+            &ticket_versions,
+        );
+        let inserted: HashSet<String> = inserted.fetch_all(db).await?.into_iter().collect();
+        Ok(new.iter().map(|new| inserted.contains(&new.event.aggregate_id)).collect())
+    }
 }
 
 /// Writes the next versions of orders and their events, in one statement; at most one event per order.

@@ -1,6 +1,6 @@
 //! The HTTP API of tickets. A handler parses and checks the request, applies the rules, stores, and responds.
 
-use crate::store;
+use crate::store::{self, InsertTickets, SaveTickets, Version};
 use crate::ticket::{Draft, EditError, Ticket};
 use axum::extract::rejection::PathRejection;
 use axum::extract::{FromRef, Path, State};
@@ -11,13 +11,15 @@ use axum::{Json, Router};
 use bootstrap::{ApiError, Caller, Field, FieldError, JsonBody, Keys, List};
 use contracts::ticket::TicketSnapshot;
 use contracts::{Id, Price};
-use event_bus::{Bus, Connection};
+use event_bus::{Bus, Connection, Writer};
 
 /// The state of every handler.
 #[derive(Clone, FromRef)]
 pub struct App {
     pub bus: Bus,
     pub keys: Keys,
+    pub inserts: Writer<InsertTickets>,
+    pub saves: Writer<SaveTickets>,
 }
 
 /// The routes under `/api/tickets`.
@@ -43,19 +45,20 @@ async fn show_ticket(State(bus): State<Bus>, Path(id): Path<Id>) -> Result<Json<
 }
 
 async fn create_ticket(
-    State(bus): State<Bus>,
+    State(inserts): State<Writer<InsertTickets>>,
     caller: Caller,
     body: JsonBody,
 ) -> Result<(StatusCode, Json<TicketSnapshot>), ApiError> {
     let user = caller.user()?;
     let draft = draft(body, "Price must be greater than 0")?;
     let ticket = Ticket::new(&user.id, draft);
-    store::insert(&mut *bus.statement().await?, &ticket).await?;
+    inserts.write(Version::created(ticket.clone())).await?;
     Ok((StatusCode::CREATED, Json(ticket.into())))
 }
 
 async fn edit_ticket(
     State(bus): State<Bus>,
+    State(saves): State<Writer<SaveTickets>>,
     caller: Caller,
     id: Result<Path<Id>, PathRejection>,
     body: JsonBody,
@@ -63,12 +66,11 @@ async fn edit_ticket(
     let user = caller.user()?;
     let draft = draft(body, "Price must be provided and must be greater than 0")?;
     let Path(id) = id?;
-    let mut db = bus.statement().await?;
     // A request that loses the race for a version tries again with what the winner wrote. Each round has a winner.
     loop {
-        let mut ticket = store::find(&mut db, id).await?.ok_or(ApiError::NotFound)?;
+        let mut ticket = store::find(&mut *bus.connection().await?, id).await?.ok_or(ApiError::NotFound)?;
         ticket.edit(&user.id, draft.clone())?;
-        if store::save(&mut db, &ticket).await? {
+        if saves.write(Version::updated(ticket.clone())).await? {
             return Ok(Json(ticket.into()));
         }
     }

@@ -5,10 +5,10 @@ use anyhow::Context;
 use bootstrap::list::{self, Part};
 use contracts::ticket::TicketSnapshot;
 use contracts::{Id, TicketEvent};
-use event_bus::{Outgoing, Transaction};
+use event_bus::{Columns, Event, Outgoing, Transaction, Write};
 use rust_decimal::Decimal;
 use sqlx::PgConnection;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 
 const MALFORMED_ID: &str = "the table holds a malformed id";
 const NO_PRICE: &str = "the table holds no price";
@@ -104,56 +104,112 @@ pub async fn lock(db: &mut PgConnection, ids: impl Iterator<Item = Id>) -> anyho
     tickets.map(|ticket| ticket.map(|ticket| (ticket.id, ticket))).collect()
 }
 
-/// Writes a new ticket and `ticket.created`, in one statement.
-pub async fn insert(db: &mut PgConnection, ticket: &Ticket) -> sqlx::Result<()> {
-    let event = Outgoing::new(&TicketEvent::Created(ticket.snapshot()));
-    sqlx::query!(
-        "with ticket as (
-             insert into tickets (id, title, price, user_id, version) values ($3, $7, $8, $9, $4) returning 1
-         )
-         select bus.append($1, $2, $3, $4, $5, $6) from ticket",
-        event.stream,
-        event.subject,
-        event.aggregate_id,
-        event.version,
-        event.payload,
-        event.traceparent,
-        ticket.title,
-        ticket.price.amount(),
-        ticket.user_id,
-    )
-    .execute(db)
-    .await?;
-    Ok(())
+/// A new version of a ticket, and its event with the trace of the request.
+pub struct Version {
+    ticket: Ticket,
+    event: Outgoing,
 }
 
-/// Writes the next version of a ticket and `ticket.updated`, in one statement.
+impl Version {
+    /// The first version, and `ticket.created`.
+    pub fn created(ticket: Ticket) -> Self {
+        let event = Outgoing::new(&TicketEvent::Created(ticket.snapshot()));
+        Self { ticket, event }
+    }
+
+    /// Any later version, and `ticket.updated`.
+    pub fn updated(ticket: Ticket) -> Self {
+        let event = Outgoing::new(&TicketEvent::Updated(ticket.snapshot()));
+        Self { ticket, event }
+    }
+}
+
+/// Writes new tickets and their `ticket.created`, in one statement.
+pub struct InsertTickets;
+
+impl Write for InsertTickets {
+    type Item = Version;
+    type Output = ();
+
+    async fn write(&self, db: &mut PgConnection, new: &[Version]) -> anyhow::Result<Vec<()>> {
+        let events: Columns = new.iter().map(|new| &new.event).collect();
+        let titles: Vec<&str> = new.iter().map(|new| new.ticket.title.as_str()).collect();
+        let prices: Vec<Decimal> = new.iter().map(|new| new.ticket.price.amount()).collect();
+        let users: Vec<&str> = new.iter().map(|new| new.ticket.user_id.as_str()).collect();
+        sqlx::query!(
+            "with tickets as (
+                 insert into tickets (id, title, price, user_id, version)
+                 select id, title, price, user_id, version
+                 from unnest($2::text[], $3::text[], $4::numeric[], $5::text[], $6::bigint[]) with ordinality
+                      as new (id, title, price, user_id, version, position)
+                 order by position
+             )
+             select bus.append_all($1, $7, $2, $6, $8, $9)",
+            TicketEvent::STREAM,
+            &events.aggregate_ids as _,
+            &titles as _,
+            &prices,
+            &users as _,
+            &events.versions,
+            &events.subjects as _,
+            &events.payloads as _,
+            &events.traceparents as _,
+        )
+        .execute(db)
+        .await?;
+        Ok(vec![(); new.len()])
+    }
+}
+
+/// Writes the next versions of tickets and their `ticket.updated`, in one statement.
 ///
-/// Returns false and writes nothing if another request has written that version first.
+/// The output is false, and nothing is written, for a ticket of which another request has written that version first.
 ///
 /// Optimistic locking on the version that was read: nothing is locked while the rules are checked, and there are two round
 /// trips instead of four.
-pub async fn save(db: &mut PgConnection, ticket: &Ticket) -> sqlx::Result<bool> {
-    let event = Outgoing::new(&TicketEvent::Updated(ticket.snapshot()));
-    let saved = sqlx::query!(
-        "with ticket as (
-             update tickets set title = $7, price = $8, order_id = $9, version = $4, updated_at = now()
-             where id = $3 and version = $4::bigint - 1 returning 1
-         )
-         select bus.append($1, $2, $3, $4, $5, $6) from ticket",
-        event.stream,
-        event.subject,
-        event.aggregate_id,
-        event.version,
-        event.payload,
-        event.traceparent,
-        ticket.title,
-        ticket.price.amount(),
-        ticket.order_id.map(|id| id.to_string()),
-    )
-    .execute(db)
-    .await?;
-    Ok(saved.rows_affected() == 1)
+pub struct SaveTickets;
+
+impl Write for SaveTickets {
+    type Item = Version;
+    type Output = bool;
+
+    async fn write(&self, db: &mut PgConnection, new: &[Version]) -> anyhow::Result<Vec<bool>> {
+        let events: Columns = new.iter().map(|new| &new.event).collect();
+        let titles: Vec<&str> = new.iter().map(|new| new.ticket.title.as_str()).collect();
+        let prices: Vec<Decimal> = new.iter().map(|new| new.ticket.price.amount()).collect();
+        let saved = sqlx::query_scalar!(
+            r#"
+            with locked as materialized (
+                -- In order, so that replicas lock rows in the same order.
+                select id from tickets where id = any($2) order by id for no key update
+            ), saved as (
+                update tickets set title = new.title, price = new.price, version = new.version, updated_at = now()
+                from unnest($2::text[], $3::bigint[], $4::text[], $5::numeric[], $6::text[], $7::text[], $8::text[])
+                     with ordinality
+                     as new (id, version, title, price, subject, payload, traceparent, position)
+                join locked on locked.id = new.id
+                -- Of several that are next, one is taken.
+                where tickets.id = new.id and tickets.version = new.version - 1
+                returning new.*
+            ), appended as (
+                select bus.append_all($1, array_agg(subject), array_agg(id), array_agg(version), array_agg(payload),
+                                      array_agg(traceparent))
+                from saved
+            )
+            select position as "position!" from saved cross join appended
+            "#,
+            TicketEvent::STREAM,
+            &events.aggregate_ids as _,
+            &events.versions,
+            &titles as _,
+            &prices,
+            &events.subjects as _,
+            &events.payloads as _,
+            &events.traceparents as _,
+        );
+        let saved: HashSet<i64> = saved.fetch_all(db).await?.into_iter().collect();
+        Ok((1..).take(new.len()).map(|position| saved.contains(&position)).collect())
+    }
 }
 
 /// Writes the locked tickets whose fencing token has grown, and appends `updates`, one event per version.

@@ -21,3 +21,4 @@ mod tasks;
 mod topology;
 mod transactions;
 mod unavailable;
+mod writing;

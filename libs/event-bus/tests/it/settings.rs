@@ -25,6 +25,8 @@ async fn limits_that_break_a_guarantee_are_refused() {
         ("connection_timeout", Settings { connection_timeout: Duration::from_secs(9), ..settings() }),
         ("database_connections", Settings { database_connections: 0, ..settings() }),
         ("reply_concurrency", Settings { reply_concurrency: 0, ..settings() }),
+        ("write_items", Settings { write_items: 0, ..settings() }),
+        ("write_queue", Settings { write_queue: 0, ..settings() }),
         ("task_concurrency", Settings { task_concurrency: 0, ..settings() }),
         ("task_timeout", Settings { task_timeout: Duration::from_mins(11), ..settings() }),
         ("task_attempts", Settings { task_attempts: 0, ..settings() }),
