@@ -56,7 +56,7 @@ fn provision_reports_the_server_it_waited_for() {
     let output = hello(&["provision", "--nats-url", &url, "--patience", "1s"], &[]);
     assert_fails(&output, 1, "NATS is not connected");
     let output = hello(&["provision", "--nats-url", &url, "--nats-ca", "/none"], &[]);
-    assert_fails(&output, 1, "NATS_CA: there is no file /none");
+    assert_fails(&output, 1, "nats.authority: there is no file /none");
 }
 
 #[tokio::test]
