@@ -68,9 +68,11 @@ impl Database {
         Ok(self.connection().await?.waking(&self.wakes.relays))
     }
 
-    /// The connection of one writer. A batch does not wait long for a lock.
+    /// The connection of one writer. A batch does not wait long, for a lock or at all, and looks rows up in an index whatever
+    /// the statistics of a young table say.
     pub(crate) fn writer_pool(&self) -> Pool {
-        Pool::new(self.options.clone().options([("lock_timeout", "200ms")]), 1, self.connection_timeout)
+        let batches = [("lock_timeout", "200ms"), ("statement_timeout", "2s"), ("enable_seqscan", "off")];
+        Pool::new(self.options.clone().options(batches), 1, self.connection_timeout)
     }
 
     /// From a [`writer_pool`](Self::writer_pool).

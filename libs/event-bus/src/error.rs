@@ -1,6 +1,6 @@
 //! Errors of the database, and which of them are outages.
 
-use sqlx::postgres::PgDatabaseError;
+use sqlx::postgres::{PgDatabaseError, PgSeverity};
 use std::time::Duration;
 
 /// The result of a function that uses Postgres.
@@ -61,7 +61,12 @@ pub fn is_outage(error: &anyhow::Error) -> bool {
 /// the statement timed out, waited too long for a lock, or was in a deadlock.
 pub(crate) fn is_undone(error: &anyhow::Error) -> bool {
     let gave_up = |state: &str| matches!(state.get(..2), Some("40" | "55")) || state == "57014";
-    !is_outage(error) || causes_in_postgres(error).any(|error| has_state(error, gave_up))
+    match causes_in_postgres(error).next() {
+        Some(sqlx::Error::Encode(_)) => true,
+        Some(error) => is_error(error) && (!is_outage_of_postgres(error) || has_state(error, gave_up)),
+        // A panic, or an error of the code around the statement.
+        None => !is_outage(error),
+    }
 }
 
 /// The errors of Postgres among the causes of `error`.
@@ -98,6 +103,12 @@ fn is_outage_of_postgres(error: &sqlx::Error) -> bool {
         | sqlx::Error::WorkerCrashed => true,
         error => has_state(error, is_outage_state),
     }
+}
+
+/// Whether Postgres reports an error that ends a statement, and not the session.
+fn is_error(error: &sqlx::Error) -> bool {
+    let error = error.as_database_error().and_then(|error| error.try_downcast_ref::<PgDatabaseError>());
+    error.is_some_and(|error| matches!(error.severity(), PgSeverity::Error))
 }
 
 fn has_state(error: &sqlx::Error, wanted: impl FnOnce(&str) -> bool) -> bool {

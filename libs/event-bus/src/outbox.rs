@@ -58,7 +58,7 @@ impl Outgoing {
     }
 }
 
-/// Events as arrays, as `bus.append_all(stream, subjects, aggregate_ids, versions, payloads, traceparents)` takes them.
+/// Events as arrays, as `bus.append_all(stream, subjects, aggregate_ids, versions, payloads, traceparents, headers)` takes them.
 ///
 /// For statements that write the rows of several items and append their events: see [`Write`](crate::Write).
 #[derive(Debug, Default)]
@@ -73,6 +73,8 @@ pub struct Columns<'a> {
     pub payloads: Vec<&'a str>,
     /// The trace contexts.
     pub traceparents: Vec<Option<&'a str>>,
+    /// The headers of the application, JSON.
+    pub headers: Vec<Option<String>>,
 }
 
 impl<'a> FromIterator<&'a Outgoing> for Columns<'a> {
@@ -84,6 +86,7 @@ impl<'a> FromIterator<&'a Outgoing> for Columns<'a> {
             columns.versions.push(event.version);
             columns.payloads.push(&event.payload);
             columns.traceparents.push(event.traceparent.as_deref());
+            columns.headers.push(event.headers.to_json());
         }
         columns
     }
@@ -111,7 +114,6 @@ impl Transaction {
         }
         let columns: Columns = events.iter().collect();
         let streams: Vec<&str> = events.iter().map(|event| event.stream).collect();
-        let headers: Vec<Option<String>> = events.iter().map(|event| event.headers.to_json()).collect();
         sqlx::query!(
             "insert into bus.outbox (stream, subject, aggregate_id, version, payload, traceparent, headers)
              select stream, subject, aggregate_id, version, payload, traceparent, headers::json
@@ -125,7 +127,7 @@ impl Transaction {
             &columns.versions,
             &columns.payloads as _,
             &columns.traceparents as _,
-            &headers as _,
+            &columns.headers as _,
         )
         .execute(&mut **self)
         .await?;

@@ -14,9 +14,9 @@
 
 use crate::connection::Pool;
 use crate::database::Database;
-use crate::error::{Error, is_undone};
+use crate::error::{Error, is_outage, is_undone};
 use crate::panics;
-use anyhow::{Context, ensure};
+use anyhow::{Context, anyhow, ensure};
 use sqlx::PgConnection;
 use std::slice;
 use std::sync::Arc;
@@ -25,8 +25,12 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
-/// How long a statement may take before the connection counts as dead. Longer than Postgres lets it run.
-const STEP: Duration = Duration::from_secs(10);
+/// How long a batch may take before the connection counts as dead. Longer than Postgres lets its statement run.
+const BATCH: Duration = Duration::from_secs(3);
+/// The same for one item, on a connection for requests.
+const ALONE: Duration = Duration::from_secs(10);
+/// How long closing may take.
+const CLOSE: Duration = Duration::from_secs(1);
 /// How long the connection is kept while nothing comes in. One that has rested for longer is tested before it is used.
 const KEPT: Duration = Duration::from_millis(500);
 
@@ -40,7 +44,8 @@ pub trait Write: Send + Sync + 'static {
     /// Writes all of `items` in a single statement, which commits by itself. Returns one output for each, in their order.
     ///
     /// # Errors
-    /// Nothing was written. If there were several items, each of them is then written by itself.
+    /// Nothing was written: nothing may fail after the statement. If there were several items, each of them is then written
+    /// by itself.
     fn write(
         &self,
         db: &mut PgConnection,
@@ -104,36 +109,48 @@ impl<W: Write> Writing<W> {
     pub async fn run(mut self, stop: CancellationToken) -> anyhow::Result<()> {
         let mut batch = Vec::with_capacity(self.most);
         while let Some(1..) = stop.run_until_cancelled(self.queue.recv_many(&mut batch, self.most)).await {
-            if let Err(error) = self.write_while_busy(&mut batch, &stop).await {
-                // The items that have come in meanwhile would wait for the same reason.
-                while let Ok(waiting) = self.queue.try_recv() {
-                    batch.push(waiting);
-                }
-                let reason = format!("{error:#}");
-                for Waiting { caller, .. } in batch.drain(..) {
-                    let _ = caller.send(Err(Error::NotWritten(reason.clone()).into()));
-                }
+            let Err(error) = self.write_while_busy(&mut batch, &stop).await else { continue };
+            let (reason, is_outage) = (format!("{error:#}"), is_outage(&error));
+            for Waiting { caller, .. } in batch.drain(..) {
+                let error = if is_outage { Error::NotWritten(reason.clone()).into() } else { anyhow!(reason.clone()) };
+                let _ = caller.send(Err(error));
             }
         }
-        self.pool.close().await;
+        let _ = timeout(CLOSE, self.pool.close()).await;
         Ok(())
     }
 
     /// Writes batches on one connection for as long as items come in. An error is that of all items in `batch`.
     async fn write_while_busy(&mut self, batch: &mut Vec<Waiting<W>>, stop: &CancellationToken) -> anyhow::Result<()> {
-        let mut db = self.shared.database.writer_connection(&self.pool).await?;
+        let mut db = match self.shared.database.writer_connection(&self.pool).await {
+            Ok(db) => db,
+            Err(error) => {
+                self.take_all(batch);
+                return Err(error.into());
+            }
+        };
         while !batch.is_empty() {
+            // A caller that has left has told its client that the outcome is unknown.
+            batch.retain(|waiting| !waiting.caller.is_closed());
             let (items, callers): (Vec<_>, Vec<_>) =
                 batch.drain(..).map(|Waiting { item, caller }| (item, caller)).unzip();
-            match self.shared.write(&mut db, &items).await {
+            match self.shared.write(&mut db, &items, BATCH).await {
                 Ok(outputs) => {
                     self.shared.database.wake_relays();
-                    // A caller that has left gets nothing.
                     callers.into_iter().zip(outputs).for_each(|(caller, output)| drop(caller.send(Ok(output))));
                 }
-                Err(error) if is_undone(&error) => self.write_one_by_one(items, callers),
+                // It would fail again.
+                Err(error) if callers.len() == 1 && !is_outage(&error) => {
+                    callers.into_iter().zip([error]).for_each(|(caller, error)| drop(caller.send(Err(error))));
+                }
+                Err(error) if is_undone(&error) && !error.is::<Outputs>() => {
+                    self.write_one_by_one(items, callers, &error);
+                }
                 Err(error) => {
                     batch.extend(items.into_iter().zip(callers).map(|(item, caller)| Waiting { item, caller }));
+                    if matches!(error.downcast_ref(), Some(Error::NoAnswer(_))) {
+                        self.take_all(batch);
+                    }
                     return Err(error);
                 }
             }
@@ -143,12 +160,28 @@ impl<W: Write> Writing<W> {
         Ok(())
     }
 
+    /// Postgres is away: the items that have come in meanwhile would wait for the same reason, one batch after another.
+    fn take_all(&mut self, batch: &mut Vec<Waiting<W>>) {
+        while let Ok(waiting) = self.queue.try_recv() {
+            batch.push(waiting);
+        }
+    }
+
     /// Each on a connection for requests: one that waits for a lock does not hold up the others, nor the next batch.
-    fn write_one_by_one(&self, items: Vec<W::Item>, callers: Vec<oneshot::Sender<anyhow::Result<W::Output>>>) {
+    fn write_one_by_one(
+        &self,
+        items: Vec<W::Item>,
+        callers: Vec<oneshot::Sender<anyhow::Result<W::Output>>>,
+        error: &anyhow::Error,
+    ) {
+        tracing::debug!(items = items.len(), "a batch is written item by item: {error:#}");
+        metrics::counter!("event_bus_split_batches_total").increment(1);
         for (item, caller) in items.into_iter().zip(callers) {
             let shared = self.shared.clone();
             tokio::spawn(async move {
-                let _ = caller.send(shared.write_alone(&item).await);
+                if !caller.is_closed() {
+                    let _ = caller.send(shared.write_alone(&item).await);
+                }
             });
         }
     }
@@ -157,13 +190,21 @@ impl<W: Write> Writing<W> {
 impl<W: Write> Shared<W> {
     async fn write_alone(&self, item: &W::Item) -> anyhow::Result<W::Output> {
         let mut db = self.database.statement().await?;
-        self.write(&mut db, slice::from_ref(item)).await?.pop().context("a write has no output")
+        self.write(&mut db, slice::from_ref(item), ALONE).await?.pop().context("a write has no output")
     }
 
-    async fn write(&self, db: &mut PgConnection, items: &[W::Item]) -> anyhow::Result<Vec<W::Output>> {
-        let written = timeout(STEP, panics::caught("the write", self.write.write(db, items)));
-        let outputs = written.await.map_err(|_| Error::NoAnswer(STEP))??;
-        ensure!(outputs.len() == items.len(), "{} outputs for {} items", outputs.len(), items.len());
+    async fn write(&self, db: &mut PgConnection, items: &[W::Item], limit: Duration) -> anyhow::Result<Vec<W::Output>> {
+        if items.is_empty() {
+            return Ok(Vec::new());
+        }
+        let writing = panics::caught("the write", async { self.write.write(db, items).await });
+        let outputs = timeout(limit, writing).await.map_err(|_| Error::NoAnswer(limit))??;
+        ensure!(outputs.len() == items.len(), Outputs(outputs.len(), items.len()));
         Ok(outputs)
     }
 }
+
+/// Found after the commit.
+#[derive(Debug, thiserror::Error)]
+#[error("the write returned {0} outputs for {1} items")]
+struct Outputs(usize, usize);

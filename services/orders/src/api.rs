@@ -15,6 +15,8 @@ use contracts::endpoint::SHOW_TICKET;
 use event_bus::{Bus, Writer};
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::sync::Semaphore;
+use tokio::time::timeout;
 
 /// The state of every handler.
 #[derive(Clone, FromRef)]
@@ -63,6 +65,11 @@ async fn show_order(
     Ok(Json(order))
 }
 
+/// Orders that are being made at once: each holds the title of its ticket, which may have 100 kB.
+static BEING_MADE: Semaphore = Semaphore::const_new(256);
+/// How long a request waits to be one of them, as for a connection.
+const PATIENCE: Duration = Duration::from_secs(2);
+
 async fn create_order(
     State(bus): State<Bus>,
     State(inserts): State<Writer<InsertOrders>>,
@@ -72,6 +79,8 @@ async fn create_order(
 ) -> Result<(StatusCode, Json<Order>), ApiError> {
     let user = caller.user()?;
     let ticket_id = ticket_id(body)?;
+    let permit = timeout(PATIENCE, BEING_MADE.acquire()).await;
+    let Ok(Ok(_permit)) = permit else { return Err(ApiError::Unavailable) };
     let mut known = false;
     // A request that loses the race for a reservation tries again with what the winner wrote. Each round has a winner.
     loop {
@@ -80,7 +89,7 @@ async fn create_order(
             Some(offer) => {
                 let order = Order::new(&user.id, offer)?;
                 drop(db);
-                if inserts.write(NewOrder::new(order.clone())).await? {
+                if inserts.write(NewOrder::new(&order)).await? {
                     return Ok((StatusCode::CREATED, Json(order)));
                 }
             }

@@ -176,15 +176,27 @@ pub async fn offer(db: &mut PgConnection, id: Id, ttl: Duration) -> anyhow::Resu
 
 /// A new order and its event, made where the trace of its request is known.
 pub struct NewOrder {
-    order: Order,
+    user_id: String,
+    status: &'static str,
+    expires_at: OffsetDateTime,
+    reservation: i64,
+    ticket_id: String,
+    ticket_version: i64,
     event: Outgoing,
 }
 
 impl NewOrder {
-    /// `order`, and `order.created`.
-    pub fn new(order: Order) -> Self {
-        let event = Outgoing::new(&OrderEvent::Created(order.snapshot()));
-        Self { order, event }
+    /// `order`, and `order.created`. Without the title, which the statement takes from the replica: it may be long.
+    pub fn new(order: &Order) -> Self {
+        Self {
+            user_id: order.user_id.clone(),
+            status: order.status.as_str(),
+            expires_at: order.expires_at.0,
+            reservation: order.reservation,
+            ticket_id: order.ticket.id.to_string(),
+            ticket_version: order.ticket.version,
+            event: Outgoing::new(&OrderEvent::Created(order.snapshot())),
+        }
     }
 }
 
@@ -201,12 +213,12 @@ impl Write for InsertOrders {
 
     async fn write(&self, db: &mut PgConnection, new: &[NewOrder]) -> anyhow::Result<Vec<bool>> {
         let events: Columns = new.iter().map(|new| &new.event).collect();
-        let users: Vec<&str> = new.iter().map(|new| new.order.user_id.as_str()).collect();
-        let statuses: Vec<&str> = new.iter().map(|new| new.order.status.as_str()).collect();
-        let expiries: Vec<OffsetDateTime> = new.iter().map(|new| new.order.expires_at.0).collect();
-        let reservations: Vec<i64> = new.iter().map(|new| new.order.reservation).collect();
-        let tickets: Vec<String> = new.iter().map(|new| new.order.ticket.id.to_string()).collect();
-        let ticket_versions: Vec<i64> = new.iter().map(|new| new.order.ticket.version).collect();
+        let users: Vec<&str> = new.iter().map(|new| new.user_id.as_str()).collect();
+        let statuses: Vec<&str> = new.iter().map(|new| new.status).collect();
+        let expiries: Vec<OffsetDateTime> = new.iter().map(|new| new.expires_at).collect();
+        let reservations: Vec<i64> = new.iter().map(|new| new.reservation).collect();
+        let tickets: Vec<&str> = new.iter().map(|new| new.ticket_id.as_str()).collect();
+        let ticket_versions: Vec<i64> = new.iter().map(|new| new.ticket_version).collect();
         let inserted = sqlx::query_scalar!(
             r#"
             with inserted as (
@@ -223,9 +235,9 @@ impl Write for InsertOrders {
                 on conflict do nothing returning id
             ), appended as (
                 select bus.append_all($1, array_agg(subject), array_agg(id), array_agg(version), array_agg(payload),
-                                      array_agg(traceparent))
-                from unnest($3::text[], $2, $4, $5::text[], $6::text[])
-                     as event (subject, id, version, payload, traceparent)
+                                      array_agg(traceparent), array_agg(header))
+                from unnest($3::text[], $2, $4, $5::text[], $6::text[], $13::text[])
+                     as event (subject, id, version, payload, traceparent, header)
                 join inserted using (id)
             )
             select id as "id!" from inserted cross join appended
@@ -240,8 +252,9 @@ impl Write for InsertOrders {
             &statuses as _,
             &expiries,
             &reservations,
-            &tickets,
+            &tickets as _,
             &ticket_versions,
+            &events.headers as _,
         );
         let inserted: HashSet<String> = inserted.fetch_all(db).await?.into_iter().collect();
         Ok(new.iter().map(|new| inserted.contains(&new.event.aggregate_id)).collect())

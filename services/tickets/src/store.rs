@@ -144,7 +144,7 @@ impl Write for InsertTickets {
                       as new (id, title, price, user_id, version, position)
                  order by position
              )
-             select bus.append_all($1, $7, $2, $6, $8, $9)",
+             select bus.append_all($1, $7, $2, $6, $8, $9, $10)",
             TicketEvent::STREAM,
             &events.aggregate_ids as _,
             &titles as _,
@@ -154,6 +154,7 @@ impl Write for InsertTickets {
             &events.subjects as _,
             &events.payloads as _,
             &events.traceparents as _,
+            &events.headers as _,
         )
         .execute(db)
         .await?;
@@ -184,16 +185,17 @@ impl Write for SaveTickets {
                 select id from tickets where id = any($2) order by id for no key update
             ), saved as (
                 update tickets set title = new.title, price = new.price, version = new.version, updated_at = now()
-                from unnest($2::text[], $3::bigint[], $4::text[], $5::numeric[], $6::text[], $7::text[], $8::text[])
+                from unnest($2::text[], $3::bigint[], $4::text[], $5::numeric[], $6::text[], $7::text[], $8::text[],
+                            $9::text[])
                      with ordinality
-                     as new (id, version, title, price, subject, payload, traceparent, position)
+                     as new (id, version, title, price, subject, payload, traceparent, header, position)
                 join locked on locked.id = new.id
                 -- Of several that are next, one is taken.
                 where tickets.id = new.id and tickets.version = new.version - 1
                 returning new.*
             ), appended as (
                 select bus.append_all($1, array_agg(subject), array_agg(id), array_agg(version), array_agg(payload),
-                                      array_agg(traceparent))
+                                      array_agg(traceparent), array_agg(header))
                 from saved
             )
             select position as "position!" from saved cross join appended
@@ -206,6 +208,7 @@ impl Write for SaveTickets {
             &events.subjects as _,
             &events.payloads as _,
             &events.traceparents as _,
+            &events.headers as _,
         );
         let saved: HashSet<i64> = saved.fetch_all(db).await?.into_iter().collect();
         Ok((1..).take(new.len()).map(|position| saved.contains(&position)).collect())

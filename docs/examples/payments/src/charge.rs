@@ -8,13 +8,11 @@ use reqwest::{Client, Url, redirect::Policy};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-/// Charges cards at the provider.
 pub struct Charge {
     http: Client,
     url: Url,
 }
 
-/// What to charge.
 #[derive(Serialize, Deserialize)]
 pub struct Request {
     pub payment: Id,

@@ -10,8 +10,10 @@ impl Handler for Replica {
     type Event = OrderEvent;
 
     async fn apply(&self, tx: &mut Transaction, events: &[Received<OrderEvent>]) -> anyhow::Result<()> {
-        for order in events.iter().map(|event| event.snapshot()) {
-            // The newest version wins, so duplicates and reordering change nothing.
+        let mut orders: Vec<_> = events.iter().map(|event| event.snapshot()).collect();
+        // Replicas lock rows in the same order. The newest version wins, so duplicates and reordering change nothing.
+        orders.sort_by_key(|order| order.id);
+        for order in orders {
             let upsert = sqlx::query!(
                 "insert into order_replica as mine (id, user_id, status, price, version) values ($1, $2, $3, $4, $5)
                  on conflict (id) do update set status = excluded.status, version = excluded.version

@@ -24,7 +24,8 @@ struct NewDocument {
 
 fn new(id: &str, title: &str) -> NewDocument {
     let document = Document { id: id.to_owned(), version: 0, title: title.to_owned() };
-    NewDocument { id: id.to_owned(), title: title.to_owned(), event: Outgoing::new(&DocumentEvent::Created(document)) }
+    let event = Outgoing::new(&DocumentEvent::Created(document)).with_header("Tenant", "one").unwrap();
+    NewDocument { id: id.to_owned(), title: title.to_owned(), event }
 }
 
 /// Inserts documents. The output says whether there was none of this id.
@@ -49,9 +50,9 @@ impl Write for Insert {
                        returning id
                    ), appended as (
                        select bus.append_all($1, array_agg(subject), array_agg(id), array_agg(version),
-                                             array_agg(payload), array_agg(traceparent))
-                       from unnest($2, $3::text[], $4::bigint[], $5::text[], $6::text[])
-                            as event (id, subject, version, payload, traceparent)
+                                             array_agg(payload), array_agg(traceparent), array_agg(header))
+                       from unnest($2, $3::text[], $4::bigint[], $5::text[], $6::text[], $8::text[])
+                            as event (id, subject, version, payload, traceparent, header)
                        join inserted using (id)
                    )
                    select id from inserted cross join appended";
@@ -63,6 +64,7 @@ impl Write for Insert {
             .bind(&events.payloads)
             .bind(&events.traceparents)
             .bind(&titles)
+            .bind(&events.headers)
             .fetch_all(db)
             .await?;
         Ok(new.iter().map(|new| inserted.contains(&new.id)).collect())
@@ -135,6 +137,8 @@ async fn concurrent_writes_travel_together_with_their_events() {
     let mut expected: Vec<String> = ids.iter().map(|id| format!("{id}-0")).collect();
     expected.sort();
     assert_eq!(stream, expected);
+    let stream = writers.harness.jetstream().await.get_stream("DOCUMENTS").await.unwrap();
+    assert_eq!(stream.get_raw_message(1).await.unwrap().headers.get("Tenant").unwrap().as_str(), "one");
 }
 
 #[tokio::test]
