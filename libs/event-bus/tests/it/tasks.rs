@@ -468,6 +468,7 @@ async fn tasks_that_no_worker_performs_are_logged_as_an_error() {
     drop(logging);
 
     // Tasks of a kind that is performed here are only late.
+    harness.tasks.shutdown().await;
     let (log, logging) = Log::start();
     let printer = Printer::new(0, 0);
     harness.work(printer.clone()).await;
