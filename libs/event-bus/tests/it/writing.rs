@@ -173,7 +173,7 @@ async fn an_item_that_waits_for_a_lock_waits_alone() {
     }
     assert!(!held.is_finished(), "the lock held nothing up");
     // And the next ones do not wait behind it.
-    let next = eventually_within(Duration::from_millis(900), "the next write", async || {
+    let next = eventually_within(Duration::from_secs(3), "the next write", async || {
         writers.writer.write(new(&Id::generate().to_string(), "A title")).await
     });
     assert!(next.await.unwrap());
