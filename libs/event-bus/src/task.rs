@@ -17,6 +17,8 @@
 //! deletes the row. The other finds no row and commits nothing.
 //! `of_two_attempts_that_overlap_one_commits_its_result` shows it.
 
+mod sweep;
+
 use crate::connection::Transaction;
 use crate::database::Database;
 use crate::duties::Duties;
@@ -31,9 +33,10 @@ use event_bus_core::{decode_json, encode_json};
 use serde::{Serialize, de::DeserializeOwned};
 use std::sync::Arc;
 use std::time::Duration;
+use sweep::Sweep;
 use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
 /// How often to look for due tasks without being woken.
@@ -42,8 +45,6 @@ const POLL: Duration = Duration::from_millis(500);
 const STOP: Duration = Duration::from_secs(3);
 /// How long a statement may take before the connection to Postgres counts as dead.
 const STEP: Duration = Duration::from_secs(10);
-/// How often to look at all tasks, and not only at those that became due lately.
-const SWEEP: Duration = Duration::from_mins(1);
 /// Results of one kind that are stored at the same time at most.
 const COMPLETING: usize = 2;
 /// Characters of an error that are stored at most.
@@ -191,31 +192,6 @@ async fn wait_for_work(
     }
 }
 
-/// How far back a worker looks for due tasks.
-///
-/// Tasks become due in the order of time, so most of the time it is enough to look at the last minutes, and not at the
-/// entries of the index that older tasks have left behind. They stay while a backup or a report holds a snapshot open.
-#[derive(Default)]
-struct Sweep {
-    /// When a lease looked at everything, and left nothing behind.
-    done: Option<Instant>,
-    looks_back: Option<Duration>,
-}
-
-impl Sweep {
-    /// `None`: at everything.
-    fn looks_back(&mut self) -> Option<Duration> {
-        self.looks_back = self.done.filter(|done| done.elapsed() < SWEEP).map(|_| 2 * SWEEP);
-        self.looks_back
-    }
-
-    fn has_leased(&mut self, all: bool) {
-        if self.looks_back.is_none() && all {
-            self.done = Some(Instant::now());
-        }
-    }
-}
-
 impl<T: Task> Worker<T> {
     /// Begins attempts of at most `limit` tasks that are due, and became due within the time that `looks_back` says.
     async fn lease(&self, limit: usize, looks_back: Option<Duration>) -> anyhow::Result<Vec<Attempt>> {
@@ -341,25 +317,5 @@ fn count<T: Task>(outcome: &'static str) {
 impl<E: Into<anyhow::Error>> From<E> for Failure {
     fn from(error: E) -> Self {
         Self::Error(error.into())
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_worker_looks_at_all_tasks_until_none_is_left_behind() {
-        let mut sweep = Sweep::default();
-        for all in [false, false, true] {
-            assert_eq!(sweep.looks_back(), None);
-            sweep.has_leased(all);
-        }
-        for all in [true, false] {
-            assert_eq!(sweep.looks_back(), Some(2 * SWEEP));
-            sweep.has_leased(all);
-        }
-        sweep.done = Instant::now().checked_sub(SWEEP);
-        assert_eq!(sweep.looks_back(), None);
     }
 }
