@@ -89,8 +89,7 @@ pub(crate) fn is_lock_timeout(error: &sqlx::Error) -> bool {
 
 /// The lock for which a statement waited, as Postgres reports it: `while locking tuple (0,1) in relation "…"`.
 pub(crate) fn lock_of(error: &sqlx::Error) -> String {
-    let error = error.as_database_error().and_then(|error| error.try_downcast_ref::<PgDatabaseError>());
-    error.and_then(PgDatabaseError::r#where).unwrap_or("waiting for a lock").replace('\n', "; ")
+    reported(error).and_then(PgDatabaseError::r#where).unwrap_or("waiting for a lock").replace('\n', "; ")
 }
 
 fn is_outage_of_postgres(error: &sqlx::Error) -> bool {
@@ -105,10 +104,14 @@ fn is_outage_of_postgres(error: &sqlx::Error) -> bool {
     }
 }
 
+/// The error as Postgres reports it, if it does.
+fn reported(error: &sqlx::Error) -> Option<&PgDatabaseError> {
+    error.as_database_error().and_then(|error| error.try_downcast_ref())
+}
+
 /// Whether Postgres reports an error that ends a statement, and not the session.
 fn is_error(error: &sqlx::Error) -> bool {
-    let error = error.as_database_error().and_then(|error| error.try_downcast_ref::<PgDatabaseError>());
-    error.is_some_and(|error| matches!(error.severity(), PgSeverity::Error))
+    reported(error).is_some_and(|error| matches!(error.severity(), PgSeverity::Error))
 }
 
 fn has_state(error: &sqlx::Error, wanted: impl FnOnce(&str) -> bool) -> bool {

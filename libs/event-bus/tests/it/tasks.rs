@@ -118,10 +118,17 @@ impl Harness {
 
     /// A worker, and what stops it.
     async fn work<T: Task>(&mut self, task: T) -> (Bus, CancellationToken) {
-        let (bus, stop) = (self.patient_bus().await, self.stop.child_token());
+        let bus = self.patient_bus().await;
+        let stop = self.work_on(&bus, task).await;
+        (bus, stop)
+    }
+
+    /// A worker of this bus, and what stops it.
+    async fn work_on<T: Task>(&mut self, bus: &Bus, task: T) -> CancellationToken {
+        let stop = self.stop.child_token();
         self.tasks.spawn(bus.clone().perform(task, stop.clone()));
         eventually("the database to be prepared", async || bus.connection().await.map(drop)).await.unwrap();
-        (bus, stop)
+        stop
     }
 
     /// Waits until no task is left.
@@ -531,8 +538,7 @@ async fn the_next_attempt_begins_after_the_delay() {
     let printer = Printer::new(Semaphore::MAX_PERMITS, 1);
     let settings = Settings { retry_delay: Duration::from_secs(2), ..harness.settings(&harness.nats.url()) };
     let bus = Harness::open(settings).await.unwrap();
-    harness.tasks.spawn(bus.clone().perform(printer.clone(), harness.stop.clone()));
-    eventually("the database to be prepared", async || bus.connection().await.map(drop)).await.unwrap();
+    harness.work_on(&bus, printer.clone()).await;
     let key = print(&bus).await;
     printer.wait_for_attempts(&key, 1).await;
     let failed = Instant::now();
@@ -569,8 +575,7 @@ async fn a_slow_store_of_results_does_not_repeat_the_effect() {
     let connection_timeout = Duration::from_millis(500);
     let settings = harness.settings(&harness.nats.url());
     let bus = Harness::open(Settings { apply_timeout, task_timeout, connection_timeout, ..settings }).await.unwrap();
-    harness.tasks.spawn(bus.clone().perform(archive.clone(), harness.stop.clone()));
-    eventually("the database to be prepared", async || bus.connection().await.map(drop)).await.unwrap();
+    harness.work_on(&bus, archive.clone()).await;
     for number in 0..8 {
         schedule::<Archive>(&bus, &number.to_string(), &()).await;
     }
