@@ -1,0 +1,111 @@
+//! What was counted while a load ran.
+
+use crate::http::Call;
+use anyhow::Result;
+use hdrhistogram::Histogram;
+use hyper::StatusCode;
+use std::collections::BTreeMap;
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+/// Latencies and failures of one point. Only responses within the measured time count as requests; every failure counts.
+pub struct Tally {
+    from: Instant,
+    until: Instant,
+    counted: Mutex<Counted>,
+}
+
+struct Counted {
+    latencies: Histogram<u64>,
+    failures: BTreeMap<String, u64>,
+}
+
+/// Percentiles of times.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Percentiles {
+    /// How many times were measured.
+    pub count: u64,
+    /// The median.
+    pub p50: Duration,
+    /// 99 % were at most this.
+    pub p99: Duration,
+    /// 99.9 % were at most this.
+    pub p999: Duration,
+    /// The longest.
+    pub max: Duration,
+}
+
+impl Tally {
+    /// Measures between these two moments.
+    pub fn new(from: Instant, until: Instant) -> Self {
+        let counted = Mutex::new(Counted { latencies: histogram(), failures: BTreeMap::new() });
+        Self { from, until, counted }
+    }
+
+    /// The measured time.
+    pub fn window(&self) -> (Instant, Instant) {
+        (self.from, self.until)
+    }
+
+    /// Whether the load has ended.
+    pub fn is_over(&self) -> bool {
+        Instant::now() >= self.until
+    }
+
+    /// Counts a response to a request that was sent, or should have been sent, at `sent`. Returns whether it was as expected.
+    pub fn response(&self, status: StatusCode, expected: StatusCode, sent: Instant) -> bool {
+        let now = Instant::now();
+        if status != expected {
+            self.failure(&format!("status {}", status.as_u16()));
+        } else if (self.from..self.until).contains(&now) {
+            record(&mut self.counted().latencies, now - sent);
+        }
+        status == expected
+    }
+
+    /// Counts a request without a response, or with a wrong one.
+    pub fn failure(&self, what: &str) {
+        *self.counted().failures.entry(what.to_owned()).or_default() += 1;
+    }
+
+    /// The latencies, and the failures with their numbers.
+    pub fn result(&self) -> (Percentiles, Vec<(String, u64)>) {
+        let counted = self.counted();
+        let failures = counted.failures.iter().map(|(what, count)| (what.clone(), *count)).collect();
+        (Percentiles::of(&counted.latencies), failures)
+    }
+
+    fn counted(&self) -> std::sync::MutexGuard<'_, Counted> {
+        self.counted.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Percentiles {
+    /// Those of a histogram in microseconds.
+    pub fn of(histogram: &Histogram<u64>) -> Self {
+        let at = |percentile| Duration::from_micros(histogram.value_at_percentile(percentile));
+        let max = Duration::from_micros(histogram.max());
+        Self { count: histogram.len(), p50: at(50.0), p99: at(99.0), p999: at(99.9), max }
+    }
+}
+
+/// A histogram of microseconds, up to two minutes, with three digits.
+pub fn histogram() -> Histogram<u64> {
+    Histogram::new_with_bounds(1, 120_000_000, 3).expect("the bounds are valid")
+}
+
+/// Adds a time. One beyond the bound of the histogram counts as the bound.
+pub fn record(histogram: &mut Histogram<u64>, time: Duration) {
+    histogram.saturating_record(u64::try_from(time.as_micros()).unwrap_or(u64::MAX).max(1));
+}
+
+/// The name of a failed request.
+pub fn failure(call: &Call, error: &anyhow::Error) -> String {
+    format!("{} without a response: {error:#}", call.method)
+}
+
+/// Ends a load that cannot reach its service.
+pub fn check_reachable(failures: u32) -> Result<()> {
+    anyhow::ensure!(failures < 10, "ten requests in a row had no response");
+    Ok(())
+}
