@@ -3,7 +3,7 @@
 use crate::drive::{Load, Pace};
 use crate::http::Target;
 use crate::lag::Prober;
-use crate::point::{Costs, Plan, Point};
+use crate::point::{Costs, Plan, Point, Rest};
 use crate::records::{Records, USER};
 use crate::routes::{Ids, Requests, Route};
 use crate::system::System;
@@ -15,7 +15,6 @@ use stack::services::{ORDERS, TICKETS};
 use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
 use testkit::Process;
 
 /// Tickets to order per second and connection, and at most per second: more than a service can use up.
@@ -71,10 +70,8 @@ impl Bench {
             self.fill_free(&plan).await?;
         }
         let targets = self.targets(plan.route).await?;
-        let (prober, sampler) = match plan.route.changes_tickets() {
-            true => Some(Prober::start(self.system.superuser_url(&ORDERS))).unzip(),
-            false => (None, None),
-        };
+        let probed = plan.route.changes_tickets().then(|| Prober::start(self.system.superuser_url(&ORDERS)));
+        let (prober, sampler) = probed.unzip();
         let requests = Arc::new(Requests::new(plan.route, Ids::Numbered(self.changed), self.free.clone()));
         let (from, until) = plan.window();
         let load = Load { targets, requests: requests.clone(), tally: Tally::new(from, until), sampler };
@@ -82,13 +79,13 @@ impl Bench {
         let (seen, before, after) = plan.run(load, || self.snapshot()).await?;
         let costs = before.zip(after).map(|(before, after)| self.costs(seen.latency.count, &before, &after));
         self.free.start = requests.next_free();
-        let outbox = self.records.outbox().await?;
+        let events = self.records.outbox().await?;
         let drain = self.records.drained().await?;
         let lag = match prober {
             Some(prober) => Some(prober.finish().await?),
             None => None,
         };
-        Ok(Point { plan, seen, costs, lag, outbox, drain })
+        Ok(Point { plan, seen, costs, lag, rest: Some(Rest { events, drain }) })
     }
 
     /// Makes sure that there are enough tickets to order.
@@ -152,9 +149,4 @@ fn sum(processes: &[Process]) -> Option<Usage> {
 
 fn largest_peak(processes: &[Process]) -> u64 {
     processes.iter().filter_map(|process| process.memory_peak().ok()).max().unwrap_or_default()
-}
-
-/// Seconds as a duration.
-pub fn seconds(seconds: u16) -> Duration {
-    Duration::from_secs(seconds.into())
 }

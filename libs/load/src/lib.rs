@@ -5,16 +5,23 @@
 //! `docs/performance.md` explains every figure.
 //!
 //! Read [`system`] and [`records`] (what is measured), [`routes`], [`http`], [`drive`], [`tally`] (the load), [`lag`] and
-//! [`usage`] (what is measured beside it), [`point`] and [`bench`], [`yardstick`]; then `run` and `report`.
+//! [`usage`] (what is measured beside it), [`point`] and [`bench`], [`yardstick`]; then `run`, which calls `growth`, `backlog`,
+//! `replicas` and `peer`, and `report`, which is written by `markdown` and `plot`.
 
+mod backlog;
 pub mod bench;
 pub mod drive;
+mod growth;
 pub mod http;
 pub mod lag;
 mod machine;
+mod markdown;
 mod options;
+mod peer;
+mod plot;
 pub mod point;
 pub mod records;
+mod replicas;
 mod report;
 pub mod routes;
 mod run;

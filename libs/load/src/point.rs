@@ -1,6 +1,7 @@
 //! One point of the report: what is measured, and its result.
 
 use crate::drive::{Load, Pace, drive};
+use crate::options::Options;
 use crate::routes::Route;
 use crate::tally::Percentiles;
 use crate::usage::Usage;
@@ -35,9 +36,16 @@ pub struct Point {
     pub costs: Option<Costs>,
     /// From the response to visible in the replica.
     pub lag: Option<Percentiles>,
-    /// Events in the outboxes when the load ended.
-    pub outbox: u64,
-    /// How long it took from then until the outboxes were empty.
+    /// What was left to publish.
+    pub rest: Option<Rest>,
+}
+
+/// What was left to publish when a load ended.
+#[derive(Clone, Copy, Debug)]
+pub struct Rest {
+    /// Events in the outboxes.
+    pub events: u64,
+    /// How long it took until the outboxes were empty.
     pub drain: Duration,
 }
 
@@ -87,6 +95,12 @@ pub struct Seen {
 }
 
 impl Plan {
+    /// A plan with the times of the command line.
+    pub fn new(options: &Options, route: Route, connections: u16, pace: Pace) -> Self {
+        let [warm_up, measured] = [options.warm_up, options.seconds].map(|seconds| Duration::from_secs(seconds.into()));
+        Self { route, connections, pace, warm_up, measured }
+    }
+
     /// The measured time, if the load begins now.
     pub fn window(&self) -> (Instant, Instant) {
         let from = Instant::now() + self.warm_up;

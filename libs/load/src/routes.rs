@@ -4,6 +4,7 @@ use crate::http::Call;
 use bytes::Bytes;
 use hyper::{Method, StatusCode, Uri};
 use std::fmt::{self, Display, Formatter};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 const BODY: Bytes = Bytes::from_static(br#"{"title":"Concert","price":20.5}"#);
@@ -27,6 +28,11 @@ pub enum Route {
 }
 
 impl Route {
+    /// Whether it writes, so that events are published.
+    pub fn is_change(self) -> bool {
+        !matches!(self, Self::Get | Self::List)
+    }
+
     /// Whether it changes tickets, so that the lag of the replica can be measured.
     pub fn changes_tickets(self) -> bool {
         matches!(self, Self::Post | Self::Put | Self::Mix)
@@ -52,7 +58,7 @@ pub enum Ids {
     /// The tickets 0 to this number, which [`id`] names: they were filled in by SQL.
     Numbered(u64),
     /// Those that a service gave.
-    Given(Vec<String>),
+    Given(Arc<Vec<String>>),
 }
 
 impl Ids {
@@ -145,13 +151,17 @@ fn ticket(id: &str) -> Uri {
     format!("{TICKETS}/{id}").try_into().expect("an id has no character that a path must not have")
 }
 
-/// The id and the version in the JSON of a ticket, without parsing the rest.
+/// The id in the JSON of a ticket, without parsing the rest.
+pub fn ticket_id(json: &str) -> Option<&str> {
+    json.split_once(r#""id":""#)?.1.split('"').next()
+}
+
+/// Id and version in the JSON of a ticket.
 pub fn id_and_version(json: &[u8]) -> Option<(&str, i64)> {
     let json = std::str::from_utf8(json).ok()?;
-    let id = json.split_once(r#""id":""#)?.1.split('"').next()?;
     let version = json.split_once(r#""version":"#)?.1;
     let end = version.find(|c: char| !c.is_ascii_digit()).unwrap_or(version.len());
-    Some((id, version[..end].parse().ok()?))
+    Some((ticket_id(json)?, version[..end].parse().ok()?))
 }
 
 #[cfg(test)]

@@ -1,14 +1,16 @@
 //! The order in which everything is measured.
 
-use crate::bench::{Bench, seconds};
+use crate::bench::Bench;
 use crate::drive::Pace;
 use crate::machine::Machine;
+use crate::markdown::line;
 use crate::options::Options;
 use crate::point::{Plan, Point};
 use crate::report::{self, Report};
 use crate::routes::Route;
 use crate::system::this_binary;
 use crate::yardstick::{MOST_CONNECTIONS, Yardstick};
+use crate::{backlog, growth, peer, replicas};
 use anyhow::{Context, Result};
 use std::process::ExitCode;
 use testkit::{Lock, announced, say};
@@ -38,13 +40,32 @@ fn runtime() -> Result<tokio::runtime::Runtime> {
 
 /// Returns whether all responses were as expected.
 async fn measure(options: &Options) -> Result<bool> {
-    let _lock = Lock::take("ticketing-load")?;
-    let mut bench = announced("starting the system", Bench::start(&this_binary()?, options.tickets)).await?;
+    let report = if let Some((url, token)) = options.against.as_ref().zip(options.token.as_ref()) {
+        peer::measure(options, url, token).await?
+    } else {
+        let _lock = Lock::take("ticketing-load")?;
+        Box::pin(measure_system(options)).await?
+    };
+    report::write(&report, &options.out)?;
+    Ok(report.failures() == 0)
+}
+
+async fn measure_system(options: &Options) -> Result<Report> {
+    let binary = this_binary()?;
+    let mut bench = announced("starting the system", Bench::start(&binary, options.tickets)).await?;
     let mut report = Report::new(Some(Machine::describe(&mut bench).await?));
     measure_yardstick(options, &bench, &mut report).await?;
     measure_routes(options, &mut bench, &mut report).await?;
-    report::write(&report, &options.out)?;
-    Ok(report.failures() == 0)
+    if options.replicas {
+        report.replicas = replicas::measure(options, &mut bench).await?;
+    }
+    for events in options.backlogs() {
+        report.backlogs.push(backlog::measure(&mut bench, events).await?);
+    }
+    // The other system gets the whole machine.
+    drop(bench);
+    report.growth = growth::measure(options, &binary, &options.sizes()).await?;
+    Ok(report)
 }
 
 async fn measure_yardstick(options: &Options, bench: &Bench, report: &mut Report) -> Result<()> {
@@ -68,8 +89,8 @@ async fn measure_routes(options: &Options, bench: &mut Bench, report: &mut Repor
     for &route in &options.routes {
         for &connections in &options.connections {
             let pace = options.rate.map_or(Pace::Closed, Pace::Open);
-            let point = bench.measure(plan(options, route, connections, pace)).await?;
-            say(&report::line(&point));
+            let point = bench.measure(Plan::new(options, route, connections, pace)).await?;
+            say(&line(&point));
             report.points.push(point);
         }
         if route == Route::Post && options.rate.is_none() {
@@ -85,13 +106,8 @@ async fn measure_half(options: &Options, bench: &mut Bench, report: &mut Report)
     let Some(busy) = report.points.iter().find(is_busy) else { return Ok(()) };
     #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a rate is positive and small")]
     let half = (busy.seen.rate / 2.0).max(1.0) as u32;
-    let point = bench.measure(plan(options, Route::Post, BUSY, Pace::Open(half))).await?;
-    say(&report::line(&point));
+    let point = bench.measure(Plan::new(options, Route::Post, BUSY, Pace::Open(half))).await?;
+    say(&line(&point));
     report.half = Some(point);
     Ok(())
-}
-
-/// A point with the times of the command line.
-pub(crate) fn plan(options: &Options, route: Route, connections: u16, pace: Pace) -> Plan {
-    Plan { route, connections, pace, warm_up: seconds(options.warm_up), measured: seconds(options.seconds) }
 }

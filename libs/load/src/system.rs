@@ -57,7 +57,7 @@ impl System {
         let mut env = service.environment(database_url, nats_url(service.nats_user, &self.addresses.nats));
         env.push(("RUST_LOG", "warn".to_owned()));
         // Every line is shown: under load, none is expected.
-        Process::spawn_at(&self.binary, service.name, free_port(), env, |line| testkit::say(line))
+        Process::spawn_at(&self.binary, service.name, free_port(), env, testkit::say)
     }
 
     /// Starts replicas of tickets until there are this many, and waits until they are ready.
