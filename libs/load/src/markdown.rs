@@ -34,16 +34,16 @@ pub(crate) fn of(report: &Report, plots: &[&str]) -> String {
 }
 
 fn introduction(report: &Report) -> String {
-    let mut text =
-        "# Load report\n\ndocs/performance.md says what each figure means and how it is measured.\n".to_owned();
-    if let Some(Machine { cores, memory, processor, postgres, nats, is_proxied }) = &report.machine {
-        text += &format!("\nMachine: {cores} cores, {memory}, {processor}. Postgres {postgres}, NATS {nats}.\n");
-        text += "Services, servers and the load generator share this machine.\n";
-        if *is_proxied {
-            text += "The services connect to published ports, so the CPU of Docker's proxy is missing in the costs.\n";
-        }
-    }
-    text
+    let title = "# Load report\n\ndocs/performance.md says what each figure means and how it is measured.\n";
+    let Some(Machine { cores, memory, processor, postgres, nats, is_proxied }) = &report.machine else {
+        return title.to_owned();
+    };
+    let proxied = "The services connect to published ports, so the CPU of Docker's proxy is missing in the costs.\n";
+    format!(
+        "{title}\nMachine: {cores} cores, {memory}, {processor}. Postgres {postgres}, NATS {nats}.\n\
+         Services, servers and the load generator share this machine.\n{}",
+        if *is_proxied { proxied } else { "" }
+    )
 }
 
 fn summary(report: &Report) -> Option<String> {

@@ -1,25 +1,29 @@
 //! The plots of the report, as SVG. Text is drawn by the program that shows them, so no fonts are needed here.
 
+use crate::growth::Size;
 use crate::markdown::cost_ratio;
 use crate::point::Point;
 use crate::report::Report;
 use crate::tally::Percentiles;
 use anyhow::{Result, anyhow};
 use plotters::prelude::*;
+use std::ops::Range;
 use std::path::Path;
 use std::time::Duration;
 
 const SIZE: (u32, u32) = (900, 520);
 
-/// Named points of a line.
-type Line = (String, Vec<(f64, f64)>);
+/// Named points of a line. A point has the number of its place on the horizontal axis.
+type Line = (String, Vec<(usize, f64)>);
 
-/// A plot with logarithmic axes.
+/// A plot with a logarithmic vertical axis.
 struct Plot {
     file: &'static str,
     title: &'static str,
     x: &'static str,
     y: &'static str,
+    /// The labels of the horizontal axis, at equal distances.
+    places: Vec<String>,
     lines: Vec<Line>,
 }
 
@@ -36,33 +40,45 @@ pub(crate) fn write(report: &Report, directory: &Path) -> Result<Vec<&'static st
 
 fn throughput(report: &Report) -> Plot {
     let mut lines = by_route(report, |point| Some(point.seen.rate));
-    lines.push(("yardstick".to_owned(), report.yardstick.iter().map(|(x, rate)| (f64::from(*x), *rate)).collect()));
-    Plot { file: "throughput.svg", title: "Throughput", x: "connections", y: "requests per second", lines }
+    let connections = report.connections();
+    let place = |wanted| connections.iter().position(|connections| connections == wanted);
+    let yardstick = report.yardstick.iter().filter_map(|(connections, rate)| Some((place(connections)?, *rate)));
+    lines.push(("yardstick".to_owned(), yardstick.collect()));
+    over_connections(report, "throughput.svg", "Throughput", "requests per second", lines)
 }
 
 fn latencies(report: &Report) -> Plot {
     let lines = percentiles(report, |point| Some(point.seen.latency));
-    Plot { file: "latency.svg", title: "Latency: p50 and p99", x: "connections", y: "ms", lines }
+    over_connections(report, "latency.svg", "Latency: p50 and p99", "ms", lines)
 }
 
 fn lags(report: &Report) -> Plot {
     let lines = percentiles(report, |point| point.lag);
-    Plot { file: "lag.svg", title: "Lag of the replica: p50 and p99", x: "connections", y: "ms", lines }
+    over_connections(report, "lag.svg", "Lag of the replica: p50 and p99", "ms", lines)
+}
+
+fn over_connections(
+    report: &Report,
+    file: &'static str,
+    title: &'static str,
+    y: &'static str,
+    lines: Vec<Line>,
+) -> Plot {
+    let places = report.connections().iter().map(ToString::to_string).collect();
+    Plot { file, title, x: "connections", y, places, lines }
 }
 
 fn growth(report: &Report) -> Plot {
     let smallest = report.growth.first().map_or(&[][..], |size| &size.points);
     let line = |(number, small): (usize, &Point)| {
-        let points = report.growth.iter().filter_map(|size| {
-            #[expect(clippy::cast_precision_loss, reason = "a position in a plot needs no 52 bits")]
-            let tickets = size.tickets as f64;
-            Some((tickets, cost_ratio(size.points.get(number)?, small)?))
-        });
+        let ratio = |(place, size): (usize, &Size)| Some((place, cost_ratio(size.points.get(number)?, small)?));
+        let points = report.growth.iter().enumerate().filter_map(ratio);
         (small.plan.route.to_string(), points.collect())
     };
     let lines = smallest.iter().enumerate().map(line).collect();
     let title = "CPU per request, relative to the smallest size";
-    Plot { file: "growth.svg", title, x: "tickets", y: "ratio", lines }
+    let places = report.growth.iter().map(|size| size.tickets.to_string()).collect();
+    Plot { file: "growth.svg", title, x: "tickets", y: "ratio", places, lines }
 }
 
 fn percentiles(report: &Report, of: impl Fn(&Point) -> Option<Percentiles>) -> Vec<Line> {
@@ -77,10 +93,8 @@ fn percentiles(report: &Report, of: impl Fn(&Point) -> Option<Percentiles>) -> V
 /// A line for each route over the numbers of connections.
 fn by_route(report: &Report, y: impl Fn(&Point) -> Option<f64>) -> Vec<Line> {
     let lines = report.routes().into_iter().map(|route| {
-        let points = report
-            .connections()
-            .into_iter()
-            .filter_map(|connections| Some((f64::from(connections), y(report.point(route, connections)?)?)));
+        let at = |(place, connections)| Some((place, y(report.point(route, connections)?)?));
+        let points = report.connections().into_iter().enumerate().filter_map(at);
         (route.to_string(), points.collect::<Vec<_>>())
     });
     lines.filter(|(_, points)| !points.is_empty()).collect()
@@ -88,33 +102,51 @@ fn by_route(report: &Report, y: impl Fn(&Point) -> Option<f64>) -> Vec<Line> {
 
 impl Plot {
     fn draw(&self, path: &Path) -> Result<(), Box<dyn std::error::Error + '_>> {
-        let points = || self.lines.iter().flat_map(|(_, points)| points);
-        let x = range(points().map(|point| point.0));
-        let y = range(points().map(|point| point.1));
         let area = SVGBackend::new(path, SIZE).into_drawing_area();
         area.fill(&WHITE)?;
         let mut builder = ChartBuilder::on(&area);
         builder.caption(self.title, ("sans-serif", 20)).margin(12).x_label_area_size(40).y_label_area_size(70);
-        let mut chart = builder.build_cartesian_2d(x.log_scale(), y.log_scale())?;
-        chart.configure_mesh().x_desc(self.x).y_desc(self.y).light_line_style(WHITE).draw()?;
+        let x = (0..self.places.len()).into_segmented();
+        let mut chart = builder.build_cartesian_2d(x, self.decades().log_scale())?;
+        let place = |x: &SegmentValue<usize>| match x {
+            SegmentValue::CenterOf(place) => self.places.get(*place).cloned().unwrap_or_default(),
+            SegmentValue::Exact(_) | SegmentValue::Last => String::new(),
+        };
+        let mut mesh = chart.configure_mesh();
+        mesh.x_desc(self.x).y_desc(self.y).x_label_formatter(&place).x_labels(self.places.len()).disable_x_mesh();
+        mesh.draw()?;
         for (number, (name, points)) in self.lines.iter().enumerate() {
             let colour = Palette99::pick(number).stroke_width(2);
-            let line = chart.draw_series(LineSeries::new(points.iter().copied(), colour).point_size(3))?;
+            let points = points.iter().map(|(place, y)| (SegmentValue::CenterOf(*place), *y));
+            let line = chart.draw_series(LineSeries::new(points, colour).point_size(3))?;
             line.label(name).legend(move |(x, y)| PathElement::new([(x, y), (x + 16, y)], colour));
         }
-        let position = SeriesLabelPosition::UpperLeft;
-        chart
-            .configure_series_labels()
-            .position(position)
-            .background_style(WHITE.mix(0.8))
-            .border_style(BLACK)
-            .draw()?;
+        let mut labels = chart.configure_series_labels();
+        labels.position(SeriesLabelPosition::UpperLeft).background_style(WHITE.mix(0.8)).border_style(BLACK).draw()?;
         Ok(area.present()?)
+    }
+
+    /// Powers of ten around all values: the axis has labels only at these.
+    fn decades(&self) -> Range<f64> {
+        let values = || self.lines.iter().flat_map(|(_, points)| points).map(|(_, y)| *y).filter(|y| *y > 0.0);
+        let (least, most) = (values().fold(f64::MAX, f64::min), values().fold(f64::MIN, f64::max));
+        let below = 10_f64.powf(least.log10().floor());
+        below..10_f64.powf(most.log10().ceil()).max(below * 10.0)
     }
 }
 
-/// From below the smallest to above the greatest value.
-fn range(values: impl Iterator<Item = f64>) -> std::ops::Range<f64> {
-    let (least, most) = values.fold((f64::MAX, f64::MIN), |(least, most), value| (least.min(value), most.max(value)));
-    (least * 0.9).max(1e-3)..most * 1.2
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_axis_begins_and_ends_at_powers_of_ten() {
+        let decades = |values: &[f64]| {
+            let points = values.iter().copied().enumerate().collect();
+            let lines = vec![("any".to_owned(), points)];
+            Plot { file: "", title: "", x: "", y: "", places: Vec::new(), lines }.decades()
+        };
+        assert_eq!(decades(&[30.0, 0.0, 2_000.0]), 10.0..10_000.0);
+        assert_eq!(decades(&[1.0, 1.0]), 1.0..10.0);
+    }
 }

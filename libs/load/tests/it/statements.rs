@@ -20,7 +20,10 @@ async fn a_request_costs_a_fixed_number_of_statements_and_events() -> Result<()>
         measured.statements(request, 0..REQUESTS).await?.are(REQUESTS, statements)?;
         let published = u64::try_from(measured.published().await? - before)?;
         // One request more was sent before the statements were counted.
-        ensure!(published == (REQUESTS + 1) * events, "{published} events for {REQUESTS} requests and one: {request:?}");
+        ensure!(
+            published == (REQUESTS + 1) * events,
+            "{published} events for {REQUESTS} requests and one: {request:?}"
+        );
     }
     Ok(())
 }

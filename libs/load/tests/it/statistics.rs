@@ -105,7 +105,8 @@ impl Measured {
 
     /// The events that both services have published so far.
     pub async fn published(&mut self) -> Result<i64> {
-        let sql = "select sum(last)::bigint from (select max(last_seq) as last from bus.position group by stream) as streams";
+        let sql =
+            "select sum(last)::bigint from (select max(last_seq) as last from bus.position group by stream) as streams";
         Ok(number(&mut self.records.tickets, sql).await? + number(&mut self.records.orders, sql).await?)
     }
 }
@@ -114,8 +115,9 @@ impl Measured {
 fn is_of_a_request(text: &str) -> bool {
     const TRANSACTION: [&str; 5] = ["begin", "commit", "rollback", "set local ", "select $1"];
     // Those of the relay and of subscriptions; then those of orders that look for expired orders.
-    const BACKGROUND: [&str; 9] = [
+    const BACKGROUND: [&str; 10] = [
         "bus.lock_stream",
+        "from pg_locks",
         "bus.outbox",
         "bus.position",
         "bus.supersede",
