@@ -63,8 +63,9 @@ impl User {
         while !self.load.tally.is_over() {
             let due = match &clock {
                 Some(clock) => clock.next().await,
-                None => Instant::now(),
+                None => Some(Instant::now()),
             };
+            let Some(due) = due else { break };
             if !self.request(due).await? {
                 break;
             }
@@ -79,7 +80,7 @@ impl User {
             load.tally.failure("no ticket was left to order");
             return Ok(false);
         };
-        let mut connection = match self.connection.take() {
+        let mut connection = match self.connection.take().filter(|connection| !connection.is_idle_for_long()) {
             Some(connection) => connection,
             None => Connection::open(&self.target).await?,
         };
@@ -133,13 +134,10 @@ impl Clock {
         Self { start, interval, next: AtomicU64::new(0), due }
     }
 
-    /// Waits until the next request is due, and returns since when it is.
-    async fn next(&self) -> Instant {
-        match self.due.acquire().await {
-            Ok(permit) => permit.forget(),
-            Err(_closed) => return Instant::now(),
-        }
+    /// Waits until the next request is due, and returns since when it is. None: the load is over.
+    async fn next(&self) -> Option<Instant> {
+        self.due.acquire().await.ok()?.forget();
         let number = self.next.fetch_add(1, Ordering::Relaxed);
-        self.start + self.interval.saturating_mul(u32::try_from(number).unwrap_or(u32::MAX))
+        Some(self.start + self.interval.saturating_mul(u32::try_from(number).unwrap_or(u32::MAX)))
     }
 }

@@ -5,10 +5,11 @@ use crate::drive::Pace;
 use crate::markdown::line;
 use crate::options::Options;
 use crate::point::{Plan, Point};
+use crate::progress::print;
 use crate::routes::Route;
 use anyhow::Result;
 use std::path::Path;
-use testkit::{announced, say};
+use testkit::announced;
 
 /// POST comes last: it adds tickets.
 const ROUTES: [Route; 4] = [Route::Get, Route::List, Route::Put, Route::Post];
@@ -35,7 +36,7 @@ pub async fn measure(options: &Options, binary: &Path, sizes: &[u64]) -> Result<
         let mut points = Vec::new();
         for route in ROUTES {
             let point = bench.measure(Plan::new(options, route, CONNECTIONS, Pace::Closed)).await?;
-            say(&format!("{tickets} tickets: {}", line(&point)));
+            print(&format!("{tickets} tickets: {}", line(&point)));
             points.push(point);
         }
         results.push(Size { tickets, points });

@@ -11,7 +11,11 @@ use hyper_util::rt::TokioIo;
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 use tokio::net::TcpStream;
+
+/// Services close idle connections; a request must not meet that moment.
+const IDLE: Duration = Duration::from_secs(3);
 
 const JSON: HeaderValue = HeaderValue::from_static("application/json");
 
@@ -46,6 +50,7 @@ pub struct Connection {
     sender: SendRequest<Full<Bytes>>,
     /// Reads and writes the socket. Polled by the task that sends, so that a connection is one task.
     driver: Pin<Box<http1::Connection<TokioIo<TcpStream>, Full<Bytes>>>>,
+    used: Instant,
 }
 
 impl Target {
@@ -87,7 +92,12 @@ impl Connection {
         let socket = TcpStream::connect(target.address).await.context("cannot connect")?;
         socket.set_nodelay(true)?;
         let (sender, driver) = http1::handshake(TokioIo::new(socket)).await?;
-        Ok(Self { target: target.clone(), sender, driver: Box::pin(driver) })
+        Ok(Self { target: target.clone(), sender, driver: Box::pin(driver), used: Instant::now() })
+    }
+
+    /// Whether the service may have closed it.
+    pub fn is_idle_for_long(&self) -> bool {
+        self.used.elapsed() > IDLE
     }
 
     /// Sends a request and reads the whole response. The body is kept only if `keep`.
@@ -95,6 +105,7 @@ impl Connection {
     /// After an error the connection cannot be used any more.
     pub async fn send(&mut self, call: Call, keep: bool) -> Result<(StatusCode, Bytes)> {
         let request = self.target.request(call);
+        self.used = Instant::now();
         let Self { sender, driver, .. } = self;
         let exchange = async {
             sender.ready().await?;

@@ -20,6 +20,7 @@ mod options;
 mod peer;
 mod plot;
 pub mod point;
+mod progress;
 pub mod records;
 mod replicas;
 mod report;

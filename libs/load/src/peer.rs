@@ -5,6 +5,7 @@ use crate::http::{Connection, Target};
 use crate::markdown::line;
 use crate::options::Options;
 use crate::point::{Plan, Point};
+use crate::progress::print;
 use crate::report::Report;
 use crate::routes::{Ids, Requests, Route, ticket_id};
 use crate::tally::Tally;
@@ -13,7 +14,6 @@ use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
 use hyper::StatusCode;
 use std::sync::Arc;
-use testkit::say;
 
 /// Tickets that are created before the first point.
 const TICKETS: usize = 1_000;
@@ -31,7 +31,7 @@ pub async fn measure(options: &Options, url: &str, token: &str) -> Result<Report
             let load = Load { targets: vec![target.clone()], requests, tally: Tally::new(from, until), sampler: None };
             let (seen, (), ()) = plan.run(load, || ()).await?;
             let point = Point { plan, seen, costs: None, lag: None, rest: None };
-            say(&line(&point));
+            print(&line(&point));
             report.points.push(point);
         }
     }

@@ -5,9 +5,9 @@ use crate::drive::Pace;
 use crate::markdown::line;
 use crate::options::Options;
 use crate::point::{Plan, Point};
+use crate::progress::print;
 use crate::routes::Route;
 use anyhow::Result;
-use testkit::say;
 
 const MOST: usize = 4;
 const CONNECTIONS: u16 = 128;
@@ -18,7 +18,7 @@ pub async fn measure(options: &Options, bench: &mut Bench) -> Result<Vec<Point>>
     for replicas in 1..=MOST {
         bench.system.scale_tickets(replicas).await?;
         let point = bench.measure(Plan::new(options, Route::Post, CONNECTIONS, Pace::Closed)).await?;
-        say(&format!("{replicas} replicas: {}", line(&point)));
+        print(&format!("{replicas} replicas: {}", line(&point)));
         points.push(point);
     }
     Ok(points)

@@ -71,7 +71,8 @@ impl Report {
 
     /// The yardstick at this number of connections, or at the greatest that is smaller.
     pub(crate) fn yardstick_at(&self, connections: u16) -> Option<f64> {
-        self.yardstick.iter().rfind(|(measured, _)| *measured <= connections).map(|(_, rate)| *rate)
+        let measured = self.yardstick.iter().filter(|(measured, _)| *measured <= connections);
+        measured.max_by_key(|(measured, _)| *measured).map(|(_, rate)| *rate)
     }
 
     pub(crate) fn ratio(&self, point: &Point) -> Option<f64> {

@@ -6,6 +6,7 @@ use crate::machine::Machine;
 use crate::markdown::line;
 use crate::options::Options;
 use crate::point::{Plan, Point};
+use crate::progress::print;
 use crate::report::{self, Report};
 use crate::routes::Route;
 use crate::system::this_binary;
@@ -73,7 +74,7 @@ async fn measure_yardstick(options: &Options, bench: &Bench, report: &mut Report
     for &connections in options.connections.iter().filter(|&&connections| connections <= MOST_CONNECTIONS) {
         match yardstick.measure(connections, options.seconds).await {
             Ok(rate) => {
-                say(&format!("yardstick, {connections} connections: {rate:.0}/s"));
+                print(&format!("yardstick, {connections} connections: {rate:.0}/s"));
                 report.yardstick.push((connections, rate));
             }
             Err(error) => {
@@ -90,7 +91,7 @@ async fn measure_routes(options: &Options, bench: &mut Bench, report: &mut Repor
         for &connections in &options.connections {
             let pace = options.rate.map_or(Pace::Closed, Pace::Open);
             let point = bench.measure(Plan::new(options, route, connections, pace)).await?;
-            say(&line(&point));
+            print(&line(&point));
             report.points.push(point);
         }
         if route == Route::Post && options.rate.is_none() {
@@ -107,7 +108,7 @@ async fn measure_half(options: &Options, bench: &mut Bench, report: &mut Report)
     #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a rate is positive and small")]
     let half = (busy.seen.rate / 2.0).max(1.0) as u32;
     let point = bench.measure(Plan::new(options, Route::Post, BUSY, Pace::Open(half))).await?;
-    say(&line(&point));
+    print(&line(&point));
     report.half = Some(point);
     Ok(())
 }

@@ -109,3 +109,32 @@ pub fn check_reachable(failures: u32) -> Result<()> {
     anyhow::ensure!(failures < 10, "ten requests in a row had no response");
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_expected_responses_within_the_time_have_a_latency() {
+        let now = Instant::now();
+        let (created, failed) = (StatusCode::CREATED, StatusCode::SERVICE_UNAVAILABLE);
+        let tally = Tally::new(now, now + Duration::from_mins(1));
+        assert!(tally.response(created, created, now));
+        assert!(!tally.response(failed, created, now));
+        let (latencies, failures) = tally.result();
+        assert_eq!((latencies.count, failures), (1, vec![("status 503".to_owned(), 1)]));
+
+        let later = Tally::new(now + Duration::from_mins(1), now + Duration::from_mins(2));
+        assert!(later.response(created, created, now));
+        assert_eq!(later.result().0.count, 0);
+    }
+
+    #[test]
+    fn percentiles_are_exact_to_three_digits() {
+        let mut times = histogram();
+        (1..=1_000).for_each(|milliseconds| record(&mut times, Duration::from_millis(milliseconds)));
+        let Percentiles { p50, p99, max, .. } = Percentiles::of(&times);
+        let is_near = |time: Duration, expected: u128| time.as_millis().abs_diff(expected) <= 1;
+        assert!(is_near(p50, 500) && is_near(p99, 990) && is_near(max, 1_000), "{p50:?} {p99:?} {max:?}");
+    }
+}
