@@ -14,6 +14,7 @@ use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
 use hyper::StatusCode;
 use std::sync::Arc;
+use testkit::say;
 
 /// Tickets that are created before the first point.
 const TICKETS: usize = 1_000;
@@ -22,6 +23,9 @@ const TICKETS: usize = 1_000;
 pub async fn measure(options: &Options, url: &str, token: &str) -> Result<Report> {
     let target = Arc::new(target(url, token).await?);
     let ids = Arc::new(create_tickets(&target).await.with_context(|| format!("cannot create tickets at {url}"))?);
+    if options.routes.contains(&Route::Orders) {
+        say("orders are left out: they need the replica of another service");
+    }
     let mut report = Report::new(None);
     for &route in options.routes.iter().filter(|&&route| route != Route::Orders) {
         for &connections in &options.connections {

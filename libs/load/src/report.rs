@@ -1,6 +1,7 @@
 //! Everything that was measured.
 
 use crate::backlog::Backlog;
+use crate::drive::Pace;
 use crate::growth::Size;
 use crate::machine::Machine;
 use crate::point::Point;
@@ -75,8 +76,10 @@ impl Report {
         measured.max_by_key(|(measured, _)| *measured).map(|(_, rate)| *rate)
     }
 
+    /// The throughput of a closed loop, relative to the yardstick. That of an open loop says nothing about the service.
     pub(crate) fn ratio(&self, point: &Point) -> Option<f64> {
-        Some(point.seen.rate / self.yardstick_at(point.plan.connections)?)
+        let yardstick = self.yardstick_at(point.plan.connections)?;
+        matches!(point.plan.pace, Pace::Closed).then(|| point.seen.rate / yardstick)
     }
 }
 
