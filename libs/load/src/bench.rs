@@ -77,7 +77,7 @@ impl Bench {
         let load = Load { targets, requests: requests.clone(), tally: Tally::new(from, until), sampler };
         self.processes().filter_map(Process::id).for_each(usage::reset_memory_peak);
         let (seen, before, after) = plan.run(load, || self.snapshot()).await?;
-        let costs = before.zip(after).map(|(before, after)| self.costs(seen.latency.count, &before, &after));
+        let costs = before.zip(after).map(|(before, after)| self.costs(seen.responses, &before, &after));
         self.free.start = requests.next_free();
         let events = self.records.outbox().await?;
         let drain = self.records.drained().await?;

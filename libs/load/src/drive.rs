@@ -7,9 +7,12 @@ use crate::tally::{Tally, check_reachable, failure};
 use anyhow::Result;
 use futures::future::try_join_all;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 use tokio::sync::Semaphore;
+
+/// How long after the end of an open loop requests that wait are still sent.
+const GRACE: Duration = Duration::from_secs(30);
 
 /// A load on one route, shared by its connections.
 pub struct Load {
@@ -39,7 +42,7 @@ pub enum Pace {
 pub async fn drive(load: Arc<Load>, connections: u16, pace: Pace) -> Result<()> {
     let clock = match pace {
         Pace::Closed => None,
-        Pace::Open(rate) => Some(Arc::new(Clock::start(rate, load.tally.window().1))),
+        Pace::Open(rate) => Some(Clock::start(rate, load.tally.window().1, connections)),
     };
     let tasks = (0..connections).map(|number| {
         let target = load.targets[usize::from(number) % load.targets.len()].clone();
@@ -59,14 +62,22 @@ struct User {
 }
 
 impl User {
-    async fn run(mut self, clock: Option<Arc<Clock>>) -> Result<()> {
-        while !self.load.tally.is_over() {
-            let due = match &clock {
-                Some(clock) => clock.next().await,
-                None => Some(Instant::now()),
-            };
-            let Some(due) = due else { break };
-            if !self.request(due).await? {
+    async fn run(self, clock: Option<Arc<Clock>>) -> Result<()> {
+        if let Some(clock) = clock { self.run_open(&clock).await } else { self.run_closed().await }
+    }
+
+    async fn run_closed(mut self) -> Result<()> {
+        while !self.load.tally.is_over() && self.request(Instant::now()).await? {}
+        Ok(())
+    }
+
+    /// Sends all requests that are due, also those that wait when the load is over: they are the slowest.
+    async fn run_open(mut self, clock: &Clock) -> Result<()> {
+        let given_up = self.load.tally.window().1 + GRACE;
+        while let Some(due) = clock.next().await {
+            if Instant::now() > given_up {
+                self.load.tally.failure("due, and not sent within 30 s after the end");
+            } else if !self.request(due).await? {
                 break;
             }
         }
@@ -94,8 +105,6 @@ impl User {
                 self.failures = 0;
                 self.connection = Some(connection);
             }
-            // The service may close it at the end of the load.
-            Err(_) if load.tally.is_over() => {}
             Err(error) => {
                 load.tally.failure(&failure(&call, &error));
                 self.failures += 1;
@@ -110,34 +119,39 @@ impl User {
 struct Clock {
     start: Instant,
     interval: Duration,
-    next: AtomicU64,
-    /// One permit for each request that is due and not yet taken.
-    due: Arc<Semaphore>,
+    /// Requests that are due until the end.
+    total: u32,
+    next: AtomicU32,
+    /// One permit for each request that is due and not yet taken; in the end, one for each connection.
+    due: Semaphore,
 }
 
 impl Clock {
     /// Starts a thread: timers of tokio are exact to a millisecond only.
-    fn start(rate: u32, until: Instant) -> Self {
+    fn start(rate: u32, until: Instant, connections: u16) -> Arc<Self> {
         let (start, interval) = (Instant::now(), Duration::from_secs(1) / rate);
-        let due = Arc::new(Semaphore::new(0));
-        let permits = due.clone();
+        let total = until.saturating_duration_since(start).as_nanos() / interval.as_nanos().max(1);
+        let total = u32::try_from(total).unwrap_or(u32::MAX);
+        let clock = Arc::new(Self { start, interval, total, next: AtomicU32::new(0), due: Semaphore::new(0) });
+        let thread = clock.clone();
         std::thread::spawn(move || {
-            let mut at = start;
-            while at < until {
-                std::thread::sleep(at.saturating_duration_since(Instant::now()));
-                permits.add_permits(1);
-                at += interval;
+            for number in 0..total {
+                std::thread::sleep(thread.due_at(number).saturating_duration_since(Instant::now()));
+                thread.due.add_permits(1);
             }
-            // The waiting connections end.
-            permits.close();
+            thread.due.add_permits(connections.into());
         });
-        Self { start, interval, next: AtomicU64::new(0), due }
+        clock
     }
 
-    /// Waits until the next request is due, and returns since when it is. None: the load is over.
+    /// Waits until the next request is due, and returns since when it is. None: there is none left.
     async fn next(&self) -> Option<Instant> {
         self.due.acquire().await.ok()?.forget();
         let number = self.next.fetch_add(1, Ordering::Relaxed);
-        Some(self.start + self.interval.saturating_mul(u32::try_from(number).unwrap_or(u32::MAX)))
+        (number < self.total).then(|| self.due_at(number))
+    }
+
+    fn due_at(&self, number: u32) -> Instant {
+        self.start + self.interval.saturating_mul(number)
     }
 }

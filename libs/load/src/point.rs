@@ -86,6 +86,8 @@ impl Costs {
 /// What a load did, seen by its client.
 #[derive(Clone, Debug)]
 pub struct Seen {
+    /// Expected responses in the measured time.
+    pub responses: u64,
     /// Requests per second.
     pub rate: f64,
     /// From sending (closed loop) or from the moment when it was due (open loop) to the end of the response.
@@ -117,9 +119,9 @@ impl Plan {
         sleep_until(until.into()).await;
         let after = observe();
         running.await??;
-        let (latency, failures) = load.tally.result();
+        let (responses, latency, failures) = load.tally.result();
         #[expect(clippy::cast_precision_loss, reason = "a rate needs no 52 bits")]
-        let rate = latency.count as f64 / self.measured.as_secs_f64();
-        Ok((Seen { rate, latency, failures }, before, after))
+        let rate = responses as f64 / self.measured.as_secs_f64();
+        Ok((Seen { responses, rate, latency, failures }, before, after))
     }
 }

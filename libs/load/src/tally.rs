@@ -8,7 +8,10 @@ use std::collections::BTreeMap;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-/// Latencies and failures of one point. Only responses within the measured time count as requests; every failure counts.
+/// Latencies and failures of one point.
+///
+/// Throughput is the number of expected responses within the measured time. A latency is recorded if its request was sent, or due,
+/// within that time, however late the response is. Every failure counts.
 pub struct Tally {
     from: Instant,
     until: Instant,
@@ -16,6 +19,8 @@ pub struct Tally {
 }
 
 struct Counted {
+    /// Expected responses within the measured time.
+    responses: u64,
     latencies: Histogram<u64>,
     failures: BTreeMap<String, u64>,
 }
@@ -38,7 +43,7 @@ pub struct Percentiles {
 impl Tally {
     /// Measures between these two moments.
     pub fn new(from: Instant, until: Instant) -> Self {
-        let counted = Mutex::new(Counted { latencies: histogram(), failures: BTreeMap::new() });
+        let counted = Mutex::new(Counted { responses: 0, latencies: histogram(), failures: BTreeMap::new() });
         Self { from, until, counted }
     }
 
@@ -54,13 +59,17 @@ impl Tally {
 
     /// Counts a response to a request that was sent, or should have been sent, at `sent`. Returns whether it was as expected.
     pub fn response(&self, status: StatusCode, expected: StatusCode, sent: Instant) -> bool {
-        let now = Instant::now();
         if status != expected {
             self.failure(&format!("status {}", status.as_u16()));
-        } else if (self.from..self.until).contains(&now) {
-            record(&mut self.counted().latencies, now - sent);
+            return false;
         }
-        status == expected
+        let (now, measured) = (Instant::now(), self.from..self.until);
+        let mut counted = self.counted();
+        counted.responses += u64::from(measured.contains(&now));
+        if measured.contains(&sent) {
+            record(&mut counted.latencies, now - sent);
+        }
+        true
     }
 
     /// Counts a request without a response, or with a wrong one.
@@ -68,11 +77,11 @@ impl Tally {
         *self.counted().failures.entry(what.to_owned()).or_default() += 1;
     }
 
-    /// The latencies, and the failures with their numbers.
-    pub fn result(&self) -> (Percentiles, Vec<(String, u64)>) {
+    /// The expected responses within the measured time, the latencies, and the failures with their numbers.
+    pub fn result(&self) -> (u64, Percentiles, Vec<(String, u64)>) {
         let counted = self.counted();
         let failures = counted.failures.iter().map(|(what, count)| (what.clone(), *count)).collect();
-        (Percentiles::of(&counted.latencies), failures)
+        (counted.responses, Percentiles::of(&counted.latencies), failures)
     }
 
     fn counted(&self) -> std::sync::MutexGuard<'_, Counted> {
@@ -115,18 +124,24 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_expected_responses_within_the_time_have_a_latency() {
+    fn only_expected_responses_are_counted() {
         let now = Instant::now();
         let (created, failed) = (StatusCode::CREATED, StatusCode::SERVICE_UNAVAILABLE);
         let tally = Tally::new(now, now + Duration::from_mins(1));
         assert!(tally.response(created, created, now));
         assert!(!tally.response(failed, created, now));
-        let (latencies, failures) = tally.result();
-        assert_eq!((latencies.count, failures), (1, vec![("status 503".to_owned(), 1)]));
+        let (responses, latencies, failures) = tally.result();
+        assert_eq!((responses, latencies.count, failures), (1, 1, vec![("status 503".to_owned(), 1)]));
+    }
 
-        let later = Tally::new(now + Duration::from_mins(1), now + Duration::from_mins(2));
-        assert!(later.response(created, created, now));
-        assert_eq!(later.result().0.count, 0);
+    #[test]
+    fn a_late_response_has_a_latency_and_is_no_throughput() {
+        let now = Instant::now();
+        // Over before the response.
+        let tally = Tally::new(now, now + Duration::from_nanos(1));
+        tally.response(StatusCode::OK, StatusCode::OK, now);
+        let (responses, latencies, _) = tally.result();
+        assert_eq!((responses, latencies.count), (0, 1));
     }
 
     #[test]

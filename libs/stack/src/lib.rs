@@ -2,7 +2,8 @@
 //!
 //! `cargo up` uses it from the command line; `cargo load` and tests use it as a library, on the servers of [`testkit`].
 //!
-//! Read [`services`], [`run_service`], [`prepare`](prepare()), [`session`]; then `main`, `up`, `welcome`, `system`, which are `cargo up`.
+//! Read [`services`], [`run_service`], [`prepare`](prepare()), [`session`]; then `main`, `up`, `welcome`, `system`, which are
+//! `cargo up`.
 #![warn(missing_docs)]
 
 mod prepare;
