@@ -91,7 +91,7 @@ impl User {
             load.tally.failure("no ticket was left to order");
             return Ok(false);
         };
-        let mut connection = match self.connection.take().filter(|connection| !connection.is_idle_for_long()) {
+        let mut connection = match self.connection.take().filter(Connection::is_usable) {
             Some(connection) => connection,
             None => Connection::open(&self.target).await?,
         };

@@ -9,7 +9,7 @@ use hyper::header::{AUTHORIZATION, CONTENT_TYPE, COOKIE, HOST, HeaderValue};
 use hyper::{Method, Request, Response, StatusCode, Uri};
 use hyper_util::rt::TokioIo;
 use std::net::SocketAddr;
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::net::TcpStream;
@@ -95,9 +95,9 @@ impl Connection {
         Ok(Self { target: target.clone(), sender, driver: Box::pin(driver), used: Instant::now() })
     }
 
-    /// Whether the service may have closed it.
-    pub fn is_idle_for_long(&self) -> bool {
-        self.used.elapsed() > IDLE
+    /// Whether it can be used: the service has not closed it, and will not do so because it was idle.
+    pub fn is_usable(&self) -> bool {
+        !self.sender.is_closed() && self.used.elapsed() < IDLE
     }
 
     /// Sends a request and reads the whole response. The body is kept only if `keep`.
@@ -107,19 +107,19 @@ impl Connection {
         let request = self.target.request(call);
         self.used = Instant::now();
         let Self { sender, driver, .. } = self;
-        let exchange = async {
+        let mut exchange = pin!(async {
             sender.ready().await?;
             let response = sender.send_request(request).await?;
             let status = response.status();
             Ok((status, read(response, keep).await?))
-        };
+        });
         tokio::select! {
-            // The response is complete before the connection ends.
+            // The response may be complete at the moment when the connection ends.
             biased;
-            outcome = exchange => outcome,
+            outcome = &mut exchange => outcome,
             ended = driver => {
                 ended?;
-                anyhow::bail!("the service closed the connection")
+                exchange.await
             }
         }
     }

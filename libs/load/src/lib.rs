@@ -5,8 +5,8 @@
 //! `docs/performance.md` explains every figure.
 //!
 //! Read [`system`] and [`records`] (what is measured), [`routes`], [`http`], [`drive`], [`tally`] (the load), [`lag`] and
-//! [`usage`] (what is measured beside it), [`point`] and [`bench`], [`yardstick`]; then `run`, which calls `growth`, `backlog`,
-//! `replicas` and `peer`, and `report`, which is written by `markdown` and `plot`.
+//! [`usage`] (what is measured beside it), [`point`] and [`mod@bench`], [`yardstick`]; then `run`, which calls `growth`,
+//! `backlog`, `replicas` and `peer`, and `report`, which is written by `markdown` and `plot`.
 
 mod backlog;
 pub mod bench;
