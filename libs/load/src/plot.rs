@@ -106,7 +106,8 @@ impl Plot {
         area.fill(&WHITE)?;
         let mut builder = ChartBuilder::on(&area);
         builder.caption(self.title, ("sans-serif", 20)).margin(12).x_label_area_size(40).y_label_area_size(70);
-        let x = (0..self.places.len()).into_segmented();
+        // The end is the last place.
+        let x = (0..self.places.len().saturating_sub(1)).into_segmented();
         let mut chart = builder.build_cartesian_2d(x, self.decades().log_scale())?;
         let place = |x: &SegmentValue<usize>| match x {
             SegmentValue::CenterOf(place) => self.places.get(*place).cloned().unwrap_or_default(),
