@@ -104,6 +104,11 @@ impl Process {
         self.port
     }
 
+    /// The id of the process. None after it has ended.
+    pub fn id(&self) -> Option<u32> {
+        self.child.id()
+    }
+
     /// A client that is not signed in.
     pub fn client(&self) -> Client {
         Client::new(&self.address())
@@ -123,7 +128,7 @@ impl Process {
 
     /// Its peak memory (resident set), in kB. Fails if it has ended.
     pub fn memory_peak(&self) -> Result<u64> {
-        let pid = self.child.id().with_context(|| format!("{self} has ended"))?;
+        let pid = self.id().with_context(|| format!("{self} has ended"))?;
         let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
         let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).context("no VmHWM")?;
         Ok(peak.trim().trim_end_matches(" kB").parse()?)
@@ -137,7 +142,7 @@ impl Process {
             Signal::Stop => "STOP",
             Signal::Continue => "CONT",
         };
-        let pid = self.child.id().with_context(|| format!("{self} has ended"))?;
+        let pid = self.id().with_context(|| format!("{self} has ended"))?;
         let status = Command::from(kill(name, pid)).status().await.context("cannot run sh")?;
         ensure!(status.success(), "cannot send SIG{name} to {pid}");
         Ok(())

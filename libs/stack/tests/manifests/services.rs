@@ -103,7 +103,7 @@ fn skaffold(skaffold: &Value, errors: &mut Vec<String>) {
     for (artifact, name) in artifacts.iter().zip(names()) {
         let ignored = items(&artifact["custom"]["dependencies"]["ignore"]).map(|path| text(path).to_owned());
         let others = names().into_iter().filter(|other| *other != name).map(|other| format!("services/{other}"));
-        let test_only = ["**/tests", "libs/stack", "libs/testkit"].map(str::to_owned);
+        let test_only = ["**/tests", "libs/load", "libs/stack", "libs/testkit"].map(str::to_owned);
         let wanted: Vec<_> = test_only.into_iter().chain(others).collect();
         equal(&format!("skaffold.yaml: what {name} ignores"), &ignored.collect(), &wanted, errors);
     }
