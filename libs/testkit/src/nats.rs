@@ -170,6 +170,10 @@ impl NatsSetup {
                 .with_copy_to("/etc/nats/tls/tls.key", key)
                 .with_copy_to("/etc/nats/tls/ca.crt", authority);
         }
+        // A volume, as in every deployment: the file system of a container is several times slower. Without a name, it is removed
+        // together with the container.
+        let volume = if self.cluster.is_none() { self.name.clone() } else { None };
+        request = request.with_mount(Mount::volume_mount(volume.unwrap_or_default(), "/data"));
         if let Some((network, servers)) = self.cluster {
             let routes: Vec<_> =
                 servers.iter().map(|name| format!("\"nats-route://route:route@{name}:6222\"")).collect();
@@ -178,7 +182,7 @@ impl NatsSetup {
                 .with_network(network)
                 .with_env_var("NATS_ROUTES", format!("[{}]", routes.join(",")));
         } else if let Some(name) = self.name {
-            request = request.with_container_name(&name).with_mount(Mount::volume_mount(name, "/data"));
+            request = request.with_container_name(name);
         }
         request
     }
