@@ -1,5 +1,6 @@
 //! The event bus of a service: one object that starts its background work and gives it connections.
 
+use crate::batcher::{self, Batcher, Batching, Statement};
 use crate::broker::Broker;
 use crate::connection::{Connection, Transaction};
 use crate::database::Database;
@@ -13,7 +14,6 @@ use crate::settings::Settings;
 use crate::subscription::{self, Handler};
 use crate::task::{self, Task};
 use crate::topology::{Drift, PROVISIONING};
-use crate::writer::{self, Write, Writer, Writing};
 use event_bus_core::{Endpoint, Publish};
 use serde::{Serialize, de::DeserializeOwned};
 use std::sync::Arc;
@@ -65,9 +65,11 @@ impl Bus {
         self.database.statement().await
     }
 
-    /// A writer: its handle, for requests, and its background task, which has to [run](Writing::run).
-    pub fn writer<W: Write>(&self, write: W) -> (Writer<W>, Writing<W>) {
-        writer::new(write, &self.database, self.settings.write_items, self.settings.write_queue)
+    /// A statement that concurrent requests share: its handle, for requests, and its background task, which has to
+    /// [run](Batching::run).
+    pub fn batcher<S: Statement>(&self, statement: S) -> (Batcher<S>, Batching<S>) {
+        let Settings { batch_items, read_items, batch_queue, .. } = *self.settings;
+        batcher::new(statement, &self.database, if S::APPENDS { batch_items } else { read_items }, batch_queue)
     }
 
     /// A transaction of several statements.

@@ -3,8 +3,8 @@
 use crate::error::{Error, Result};
 use crate::postgres;
 use sqlx::pool::PoolConnection;
-use sqlx::postgres::PgConnectOptions;
-use sqlx::{Executor, PgConnection, PgPool, Postgres};
+use sqlx::postgres::{PgConnectOptions, PgRow};
+use sqlx::{AssertSqlSafe, Executor, PgConnection, PgPool, Postgres, RawSql};
 use std::ops::{Deref, DerefMut};
 use std::sync::Arc;
 use std::time::Duration;
@@ -113,6 +113,17 @@ impl Transaction {
         Ok(Self { connection, wakes: wakes.clone(), scheduled: false })
     }
 
+    /// Begins, and executes the statement `first` in the same round trip. Returns its rows, with values as text.
+    pub(crate) async fn begin_with(
+        mut connection: Connection,
+        wakes: &Wakes,
+        first: &str,
+    ) -> Result<(Self, Vec<PgRow>)> {
+        connection.open = true;
+        let rows = unchecked(format!("begin; {first}")).fetch_all(&mut *connection).await?;
+        Ok((Self { connection, wakes: wakes.clone(), scheduled: false }, rows))
+    }
+
     /// Makes the commit wake the workers that perform tasks.
     pub(crate) fn wake_workers(&mut self) {
         self.scheduled = true;
@@ -123,15 +134,24 @@ impl Transaction {
     /// # Errors
     /// A statement of this transaction has failed before, and its error was ignored: nothing is committed.
     /// If the connection is lost here, the outcome of the commit is unknown: do not report success.
-    pub async fn commit(mut self) -> Result<()> {
+    pub async fn commit(self) -> Result<()> {
+        let (wakes, scheduled) = (self.wakes.clone(), self.scheduled);
         // In an aborted transaction, Postgres would accept COMMIT alone, and roll back.
-        self.connection.execute("select 1; commit").await?;
-        self.connection.open = false;
-        self.wakes.relays.all();
-        if self.scheduled {
-            self.wakes.workers.all();
+        self.commit_with("select 1").await?;
+        wakes.relays.all();
+        if scheduled {
+            wakes.workers.all();
         }
         Ok(())
+    }
+
+    /// Executes the statement `last`, which appends no event and schedules no task, and commits in the same round trip. Wakes
+    /// nothing. Returns the connection.
+    pub(crate) async fn commit_with(mut self, last: &str) -> Result<Connection> {
+        // After an error of the first one, Postgres does not execute the second one.
+        unchecked(format!("{last}; commit")).execute(&mut *self.connection).await?;
+        self.connection.open = false;
+        Ok(self.connection)
     }
 
     /// Commits if `work`, the result of this transaction, is `Ok`, and rolls back otherwise. Returns `work`, or the
@@ -155,6 +175,12 @@ impl Transaction {
         self.connection.open = false;
         Ok(())
     }
+}
+
+/// Several statements in one round trip.
+#[expect(clippy::disallowed_methods, reason = "a prepared statement is a round trip of its own")]
+fn unchecked(statements: String) -> RawSql {
+    sqlx::raw_sql(AssertSqlSafe(statements))
 }
 
 impl Drop for Connection {

@@ -1,5 +1,6 @@
 //! The service's database: its tables, and connections for the two kinds of work.
 
+use crate::backpressure::Backpressure;
 use crate::connection::{Connection, Pool, Transaction, Wakes};
 use crate::error::{Error, Result};
 use crate::postgres;
@@ -7,7 +8,7 @@ use crate::retry::Backoff;
 use crate::schema::Schema;
 use crate::settings::Settings;
 use sqlx::Connection as _;
-use sqlx::postgres::PgConnectOptions;
+use sqlx::postgres::{PgConnectOptions, PgRow};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{OnceCell, watch};
@@ -22,6 +23,7 @@ pub(crate) struct Database {
     requests: Pool,
     background: Pool,
     wakes: Wakes,
+    backpressure: Backpressure,
     options: PgConnectOptions,
     connection_timeout: Duration,
     schema: Arc<Schema>,
@@ -37,6 +39,7 @@ impl Database {
             requests: pool(settings.database_connections),
             background: pool(settings.background_connections),
             wakes: Wakes::default(),
+            backpressure: Backpressure::default(),
             schema: Arc::new(schema),
             migrated: Arc::default(),
             options,
@@ -68,22 +71,27 @@ impl Database {
         Ok(self.connection().await?.waking(&self.wakes.relays))
     }
 
-    /// The connection of one writer. A batch does not wait long, for a lock or at all, and looks rows up in an index whatever
+    /// The connection of one batcher. A batch does not wait long, for a lock or at all, and looks rows up in an index whatever
     /// the statistics of a young table say.
-    pub(crate) fn writer_pool(&self) -> Pool {
+    pub(crate) fn batch_pool(&self) -> Pool {
         let batches = [("lock_timeout", "200ms"), ("statement_timeout", "2s"), ("enable_seqscan", "off")];
         Pool::new(self.options.clone().options(batches), 1, self.connection_timeout)
     }
 
-    /// From a [`writer_pool`](Self::writer_pool).
-    pub(crate) async fn writer_connection(&self, pool: &Pool) -> Result<Connection> {
+    /// From a [`batch_pool`](Self::batch_pool).
+    pub(crate) async fn batch_connection(&self, pool: &Pool) -> Result<Connection> {
         self.migrated()?;
         pool.acquire().await
     }
 
-    /// For what is committed on the connection of a writer.
+    /// For what is committed on the connection of a batcher.
     pub(crate) fn wake_relays(&self) {
         self.wakes.relays.all();
+    }
+
+    /// Whether batches of writes have to wait for the relays of this process.
+    pub(crate) fn backpressure(&self) -> &Backpressure {
+        &self.backpressure
     }
 
     /// A transaction for requests.
@@ -99,6 +107,11 @@ impl Database {
     /// A transaction for background work. `begin` is the statement `begin`, with settings for this transaction.
     pub(crate) async fn begin_in_background(&self, begin: &'static str) -> Result<Transaction> {
         Transaction::begin(self.background_connection().await?, &self.wakes, begin).await
+    }
+
+    /// A transaction on `connection`, and the rows of its first statement: see [`Transaction::begin_with`].
+    pub(crate) async fn begin_with(&self, connection: Connection, first: &str) -> Result<(Transaction, Vec<PgRow>)> {
+        Transaction::begin_with(connection, &self.wakes, first).await
     }
 
     /// Changes with every commit that may have appended events.

@@ -19,12 +19,12 @@ pub enum Error {
     /// Postgres did not reply to a statement in time.
     #[error("no answer from Postgres within {0:?}")]
     NoAnswer(Duration),
-    /// More writes wait than [`Settings::write_queue`](crate::Settings::write_queue), or the service stops.
-    #[error("too many writes are waiting")]
+    /// More items wait than [`Settings::batch_queue`](crate::Settings::batch_queue), or the service stops.
+    #[error("too many statements are waiting")]
     Overloaded,
-    /// The statement that wrote this and other items was not executed, or whether it was committed is unknown.
-    #[error("the statement that wrote this and other items failed: {0}")]
-    NotWritten(String),
+    /// The statement for this and other items was not executed, or whether it was committed is unknown.
+    #[error("the statement for this and other items failed: {0}")]
+    BatchFailed(String),
     /// The name or the value of a header is not valid. See [`Headers::insert`](crate::Headers::insert).
     #[error(
         "the header {0:?} is not valid: its name has letters, digits and hyphens and is not Nats-… or traceparent, its \
@@ -41,7 +41,7 @@ impl Error {
     /// a race. The cause is not the request or the event.
     pub fn is_outage(&self) -> bool {
         match self {
-            Self::NotMigrated | Self::NoConnection(_) | Self::NoAnswer(_) | Self::Overloaded | Self::NotWritten(_) => {
+            Self::NotMigrated | Self::NoConnection(_) | Self::NoAnswer(_) | Self::Overloaded | Self::BatchFailed(_) => {
                 true
             }
             Self::Header(_) => false,

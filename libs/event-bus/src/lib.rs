@@ -13,7 +13,7 @@
 //! committed with its cause ([`Transaction::schedule`]), a worker performs it at least once with the same key
 //! ([`Bus::perform`]), and its result and events are committed once.
 //!
-//! Writes of concurrent requests can share a statement and a commit: [`Bus::writer`].
+//! Concurrent requests can share a statement and a commit: [`Bus::batcher`].
 //!
 //! Beside events there are requests ([`Bus::request`], [`Bus::reply`]). A reply comes within
 //! [`Settings::reply_timeout`] or not at all: use a request only if the service also works without the reply.
@@ -101,9 +101,11 @@
 //! # Where to read on
 //!
 //! Read `database` and `broker` first: events move between these two servers. Then read the protocols: `outbox`,
-//! `relay`, `subscription`, `pull`, `dead_letters`, `task`, `request`, `writer`, in this order; then `bus`, which owns all.
+//! `relay`, `subscription`, `pull`, `dead_letters`, `task`, `request`, `batcher`, in this order; then `bus`, which owns all.
 #![warn(missing_docs)]
 
+mod backpressure;
+mod batcher;
 mod broker;
 mod bus;
 mod connection;
@@ -127,8 +129,8 @@ mod subscription;
 mod task;
 mod topology;
 pub mod trace;
-mod writer;
 
+pub use batcher::{Batcher, Batching, Statement};
 pub use bus::Bus;
 pub use connection::{Connection, Transaction};
 pub use error::{Error, Result, is_outage};
@@ -143,4 +145,3 @@ pub use settings::Settings;
 pub use subscription::{Handler, Received};
 pub use task::Task;
 pub use topology::{Topology, TopologyError, provision};
-pub use writer::{Write, Writer, Writing};

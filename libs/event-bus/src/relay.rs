@@ -12,9 +12,11 @@
 //!   it. `idle_in_transaction_session_timeout` has ended our transaction. `a_stale_batch_is_refused_as_a_whole` and
 //!   `a_relay_frozen_after_publishing_is_taken_over_and_harmless_when_it_thaws` show it.
 //!
-//! Several events are one atomic batch, which the server stores whole or not at all. A chain of single messages, each
-//! with its own expected position, is not safe: if the chains of a stale and of a new relay interleave at the server,
-//! messages of the new relay may fill the stream up to the position that a later message of the stale chain expects.
+//! More than four events, and the events of one transaction, are one atomic batch, which the server stores whole or not at
+//! all. A few events are published one after another: each is sent when the one before is confirmed, and so expects a position
+//! that this relay itself has filled. A chain that is sent at once is not safe: if the chains of a stale and of a new relay
+//! interleave at the server, messages of the new relay may fill the stream up to the position that a later message of the stale
+//! chain expects.
 //!
 //! While NATS is away, the relay opens no transaction, and events wait in the outbox. If stream and database do not
 //! agree, see `reconcile`.
@@ -24,8 +26,9 @@ mod outbox;
 mod publish;
 mod reconcile;
 
+use crate::backpressure::Progress;
 use crate::broker::Broker;
-use crate::connection::Transaction;
+use crate::connection::{Connection, Transaction};
 use crate::database::Database;
 use crate::duties::Duties;
 use crate::retry::{Backoff, jitter};
@@ -40,8 +43,9 @@ use tokio::sync::watch;
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
-/// Under load the relay waits this long for a batch to fill: a batch costs six round trips and writes to two disks.
-const COALESCE: Duration = Duration::from_millis(5);
+/// Under load the relay waits this long for a batch to fill: a batch costs the server several files, and two round trips and
+/// a commit of Postgres.
+const COALESCE: Duration = Duration::from_millis(2);
 /// How often to look for rows without being woken, such as the rows of a replica that died.
 const POLL: Duration = Duration::from_millis(500);
 /// How long to wait while another replica relays.
@@ -58,7 +62,9 @@ const COMPARE: Duration = Duration::from_secs(30);
 const CUT_OFF: Duration = Duration::from_secs(15);
 
 enum Step {
-    /// More events wait, or the stream has to be read again.
+    /// So many events were published, and more wait.
+    Behind(usize),
+    /// More events probably wait, or the stream has to be read again.
     More,
     /// Several events were published, so more will probably come soon.
     Busy,
@@ -82,6 +88,9 @@ struct Relay<'a> {
     /// batch again.
     refused_batch: Option<Instant>,
     known: Known,
+    /// The connection of the last step, while events keep coming.
+    connection: Option<Connection>,
+    progress: Progress,
 }
 
 /// What the relay knows of the database and the stream. Forgotten after a failure.
@@ -106,8 +115,18 @@ pub(crate) async fn run(
     let what = format!("publishing to {stream}");
     let mut backoff = Backoff::default();
     let mut work = database.commits();
-    let mut relay =
-        Relay { database, broker, settings, duties, stream, stop, refused_batch: None, known: Known::default() };
+    let mut relay = Relay {
+        database,
+        broker,
+        settings,
+        duties,
+        stream,
+        stop,
+        refused_batch: None,
+        known: Known::default(),
+        connection: None,
+        progress: database.backpressure().relay(stream),
+    };
     // Since when the stream has been too short.
     let mut lost: Option<Instant> = None;
     while let Err(error) = relay.register().await {
@@ -116,7 +135,13 @@ pub(crate) async fn run(
         }
     }
     loop {
+        // The step publishes what was committed before it.
+        work.mark_unchanged();
         let step = timeout(STEP, relay.look_and_step()).await.context("Postgres does not answer");
+        match step {
+            Ok(Ok(Step::Behind(events))) => relay.progress.behind(events),
+            _ => relay.progress.not_behind(),
+        }
         let pause = match step.flatten() {
             Ok(step) => {
                 // After these it is unknown whether publishing works again.
@@ -125,13 +150,17 @@ pub(crate) async fn run(
                     lost = None;
                 }
                 match step {
-                    Step::More | Step::Again => Duration::ZERO,
+                    Step::Behind(_) | Step::More | Step::Again => Duration::ZERO,
                     Step::Busy if stop.is_cancelled() => Duration::ZERO,
                     Step::Busy => COALESCE,
                     // The replica that holds the lock publishes the rest, or a replica does after a restart.
-                    Step::Contended | Step::Done if stop.is_cancelled() => return Ok(()),
+                    Step::Contended if stop.is_cancelled() => return Ok(()),
+                    Step::Done if stop.is_cancelled() && !work.has_changed().unwrap_or_default() => return Ok(()),
                     Step::Contended => jitter(CONTENDED),
                     Step::Done => {
+                        if !work.has_changed().unwrap_or_default() {
+                            relay.connection = None;
+                        }
                         wait_for_work(&mut work, stop).await;
                         Duration::ZERO
                     }
@@ -139,8 +168,8 @@ pub(crate) async fn run(
             }
             Err(_) if stop.is_cancelled() => return Ok(()),
             Err(error) => {
-                // After an outage, the database or the stream may have another state.
-                relay.known = Known::default();
+                // After an outage, the database or the stream may have another state, and the connection may be lost.
+                (relay.known, relay.connection) = (Known::default(), None);
                 broker.provision_again(stop).await;
                 match error.downcast_ref() {
                     Some(LostHistory::Broker { .. }) if lost.get_or_insert_with(Instant::now).elapsed() < CUT_OFF => {
@@ -182,38 +211,37 @@ impl Relay<'_> {
 
     /// One transaction of the relay.
     async fn step(&mut self) -> anyhow::Result<Step> {
-        let Self { broker, settings, stream, .. } = *self;
+        let Self { database, broker, settings, stream, .. } = *self;
         broker.connected()?;
-        let mut tx = self.database.begin_in_background(outbox::BEGIN).await?;
-        let Some(mut position) = outbox::lock(&mut tx, stream).await? else {
-            tx.rollback().await?;
-            return Ok(Step::Contended);
+        let connection = match self.connection.take() {
+            Some(connection) => connection,
+            None => database.background_connection().await?,
         };
+        let floor = self.known.floor.proven();
+        let taken = outbox::take(database, connection, stream, floor, self.limits()).await?;
+        let Some(Batch { mut tx, mut position, rows, more }) = taken else { return Ok(Step::Contended) };
         if self.known.committed.is_some_and(|last| position.last_seq < last.last_seq || position.floor < last.floor) {
-            // Set back by hand: the floor is no longer proven.
-            self.known.floor = Floor::default();
+            // Set back by hand: the floor is no longer proven, and rows below it may exist.
+            (self.known.floor, self.known.committed) = (Floor::default(), None);
+            tx.rollback().await?;
+            return Ok(Step::More);
         }
-        position.floor = self.known.floor.proven().max(position.floor);
-        // A separate statement: the snapshot of the locking one may still contain rows that the relay before has
-        // deleted.
-        let batch = outbox::oldest(&mut tx, stream, position.floor, self.limits()).await?;
-        if batch.rows.is_empty() {
+        position.floor = floor.max(position.floor);
+        if rows.is_empty() {
             return self.idle(tx, position).await;
         }
-        let published = publish::publish(broker, stream, position.last_seq, &batch.rows);
-        let step = match timeout(settings.publish_timeout, published).await.context(
-            "the server did not confirm in time; if this continues, it cannot store (disk full?): see its /healthz",
-        )?? {
-            Published::UpTo(seq) => {
-                outbox::move_on(&mut tx, stream, position, seq, &batch.ids()).await?;
+        let deadline = Instant::now() + settings.publish_timeout;
+        let step = match publish::publish(broker, stream, position.last_seq, &rows, deadline).await? {
+            Published::UpTo { seq, rows: stored } => {
                 let writers = if self.known.floor.is_due() { Some(floor::writers(&mut tx).await?) } else { None };
-                tx.commit().await?;
+                let ids: Vec<i64> = rows[..stored].iter().map(|row| row.id).collect();
+                self.connection = Some(outbox::move_on(tx, stream, position, seq, &ids).await?);
                 self.known.committed = Some(Position { last_seq: seq, ..position });
                 // Only after the commit are these rows deleted.
-                if let (Some(writers), Some(last)) = (writers, batch.rows.last()) {
-                    self.known.floor.passed(last.id, writers);
+                if let (Some(writers), Some(last)) = (writers, ids.last()) {
+                    self.known.floor.passed(*last, writers);
                 }
-                self.after(&batch)
+                if stored < rows.len() { Step::More } else { self.after(stored, more) }
             }
             Published::Singly => {
                 tx.rollback().await?;
@@ -226,8 +254,7 @@ impl Relay<'_> {
                 return Ok(Step::Again);
             }
             Published::Elsewhere => {
-                reconcile::reconcile(broker, &mut tx, stream, position).await?;
-                tx.commit().await?;
+                self.connection = Some(reconcile::reconcile(broker, tx, stream, position).await?);
                 Step::More
             }
         };
@@ -240,11 +267,11 @@ impl Relay<'_> {
         Limits { events: if single { 1 } else { self.settings.publish_events }, bytes: self.settings.publish_bytes }
     }
 
-    fn after(&self, batch: &Batch) -> Step {
-        match batch.rows.len() {
-            _ if batch.more => Step::More,
-            // No other row waited; a row that was committed since has woken the relay.
-            1 if !self.stop.is_cancelled() => Step::Done,
+    fn after(&self, events: usize, more: bool) -> Step {
+        match events {
+            _ if more => Step::Behind(events),
+            // No other row waited, and a row that was committed since has woken the relay.
+            1..=publish::FEW if !self.stop.is_cancelled() => Step::Done,
             // Under heavy load, more rows have been committed by now.
             events if events >= self.settings.publish_events / 2 => Step::More,
             _ => Step::Busy,
@@ -261,12 +288,14 @@ impl Relay<'_> {
             return Ok(Step::More);
         }
         if self.known.compared.is_none_or(|last| last.elapsed() > COMPARE) && !self.stop.is_cancelled() {
-            reconcile::compare(self.broker, &mut tx, self.stream, position).await?;
-            tx.commit().await?;
+            if !reconcile::ends_at(self.broker, self.stream, position).await? {
+                reconcile::reconcile(self.broker, tx, self.stream, position).await?;
+                self.known.compared = Some(Instant::now());
+                return Ok(Step::More);
+            }
             self.known.compared = Some(Instant::now());
-        } else {
-            tx.rollback().await?;
         }
+        tx.rollback().await?;
         Ok(Step::Done)
     }
 }

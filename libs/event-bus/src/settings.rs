@@ -29,7 +29,7 @@ pub struct Settings {
     /// Otherwise they have to exist, see [`provision`](crate::provision). Default: false.
     pub provision: bool,
 
-    /// The most connections to Postgres for requests. Each writer has one more. Default: 16.
+    /// The most connections to Postgres for requests. Each batcher has one more. Default: 16.
     pub database_connections: u32,
     /// The most connections to Postgres for relays, subscriptions, tasks, the service's own background work, replies to
     /// other services, and the readiness check. A separate pool: requests and background work cannot take each other's
@@ -39,10 +39,12 @@ pub struct Settings {
     /// How long to wait for a connection to Postgres, of either kind; at most 8 s. Default: 2 s.
     pub connection_timeout: Duration,
 
-    /// The most items that a writer writes in one statement. Default: 128.
-    pub write_items: usize,
-    /// The most items that wait for a writer; one more fails at once. Default: 1024.
-    pub write_queue: usize,
+    /// The most items that a batcher writes in one statement. Default: 128.
+    pub batch_items: usize,
+    /// The most items that a batcher reads in one statement: all their rows are in memory at once. Default: 32.
+    pub read_items: usize,
+    /// The most items that wait for a batcher; one more fails at once. Default: 1024.
+    pub batch_queue: usize,
 
     /// The most events in one atomic batch; the server takes 1000. Default: 512.
     pub publish_events: usize,
@@ -94,8 +96,9 @@ impl Settings {
             database_connections: 16,
             background_connections: 8,
             connection_timeout: Duration::from_secs(2),
-            write_items: 128,
-            write_queue: 1024,
+            batch_items: 128,
+            read_items: 32,
+            batch_queue: 1024,
             publish_events: 512,
             publish_bytes: 1 << 20,
             publish_timeout: Duration::from_secs(5),
@@ -121,8 +124,9 @@ impl Settings {
     pub(crate) fn check(&self) -> anyhow::Result<()> {
         ensure!(self.background_connections >= 3, "background_connections: a relay, a subscription and a check need 3");
         ensure!(self.database_connections >= 1, "database_connections: requests need one at least");
-        ensure!((1..=10_000).contains(&self.write_items), "write_items: 1 to 10000");
-        ensure!((1..=1_000_000).contains(&self.write_queue), "write_queue: 1 to 1000000");
+        ensure!((1..=10_000).contains(&self.batch_items), "batch_items: 1 to 10000");
+        ensure!((1..=10_000).contains(&self.read_items), "read_items: 1 to 10000");
+        ensure!((1..=1_000_000).contains(&self.batch_queue), "batch_queue: 1 to 1000000");
         ensure!((1..=1000).contains(&self.publish_events), "publish_events: the server takes 1 to 1000 in a batch");
         ensure!(self.publish_timeout < IDLE_IN_TRANSACTION, "publish_timeout: less than {IDLE_IN_TRANSACTION:?}");
         ensure!(self.connection_timeout <= OPEN, "connection_timeout: at most {OPEN:?}");

@@ -1,7 +1,7 @@
 //! The HTTP API of orders. A handler parses and checks the request, applies the rules, stores, and responds.
 
 use crate::order::{CancelError, Order, Reserved};
-use crate::store::{InsertOrders, NewOrder};
+use crate::store::{FindOffers, InsertOrders, NewOrder};
 use crate::{replica, store};
 use axum::extract::rejection::PathRejection;
 use axum::extract::{FromRef, Path, State};
@@ -12,7 +12,7 @@ use axum::{Json, Router};
 use bootstrap::{ApiError, Caller, Field, FieldError, JsonBody, Keys, List};
 use contracts::Id;
 use contracts::endpoint::SHOW_TICKET;
-use event_bus::{Bus, Writer};
+use event_bus::{Batcher, Bus};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::Semaphore;
@@ -23,9 +23,8 @@ use tokio::time::timeout;
 pub struct App {
     pub bus: Bus,
     pub keys: Keys,
-    pub inserts: Writer<InsertOrders>,
-    /// How long an order may stay unpaid.
-    pub ttl: Duration,
+    pub offers: Batcher<FindOffers>,
+    pub inserts: Batcher<InsertOrders>,
 }
 
 /// The routes under `/api/orders`.
@@ -72,8 +71,8 @@ const PATIENCE: Duration = Duration::from_secs(2);
 
 async fn create_order(
     State(bus): State<Bus>,
-    State(inserts): State<Writer<InsertOrders>>,
-    State(ttl): State<Duration>,
+    State(offers): State<Batcher<FindOffers>>,
+    State(inserts): State<Batcher<InsertOrders>>,
     caller: Caller,
     body: JsonBody,
 ) -> Result<(StatusCode, Json<Order>), ApiError> {
@@ -84,18 +83,15 @@ async fn create_order(
     let mut known = false;
     // A request that loses the race for a reservation tries again with what the winner wrote. Each round has a winner.
     loop {
-        let mut db = bus.connection().await?;
-        match store::offer(&mut db, ticket_id, ttl).await? {
+        match offers.run(ticket_id).await? {
             Some(offer) => {
                 let order = Order::new(&user.id, offer)?;
-                drop(db);
-                if inserts.write(NewOrder::new(&order)).await? {
+                if inserts.run(NewOrder::new(&order)).await? {
                     return Ok((StatusCode::CREATED, Json(order)));
                 }
             }
             None if known => return Err(ApiError::NotFound),
             None => {
-                drop(db);
                 learn(&bus, ticket_id).await?;
                 known = true;
             }

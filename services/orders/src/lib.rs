@@ -23,7 +23,7 @@ use payment_events::PaymentEvents;
 use std::ffi::OsString;
 use std::process::ExitCode;
 use std::time::Duration;
-use store::InsertOrders;
+use store::{FindOffers, InsertOrders};
 use ticket_events::TicketEvents;
 
 /// Reserves tickets: order, cancel, list; expires what is not paid
@@ -65,12 +65,14 @@ pub async fn start(config: Config) -> anyhow::Result<Running> {
     let keys = Keys::new(&config.service)?;
     let bus = Bus::open(config.service.bus("orders"), schema()).await?;
     let mut service = Service::new(&config.service);
-    let (inserts, inserting) = bus.writer(InsertOrders);
+    let (offers, finding) = bus.batcher(FindOffers { ttl: config.order_ttl });
+    let (inserts, inserting) = bus.batcher(InsertOrders);
+    service.spawn("offers", |stop| finding.run(stop));
     service.spawn("inserts", |stop| inserting.run(stop));
     service.spawn("relay", |stop| bus.clone().relay::<OrderEvent>(stop));
     service.spawn("ticket events", |stop| bus.clone().subscribe("orders", TicketEvents, stop));
     service.spawn("payment events", |stop| bus.clone().subscribe("orders", PaymentEvents::default(), stop));
     service.spawn("expiration events", |stop| bus.clone().subscribe("orders", ExpirationEvents, stop));
     service.spawn("expiry", |stop| expiry::run(bus.clone(), stop));
-    service.run(api::routes(App { bus: bus.clone(), keys, inserts, ttl: config.order_ttl }), bus).await
+    service.run(api::routes(App { bus: bus.clone(), keys, offers, inserts }), bus).await
 }

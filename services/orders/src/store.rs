@@ -6,7 +6,7 @@ use anyhow::{Context, ensure};
 use bootstrap::list::{self, Part};
 use contracts::neighbours::Payment;
 use contracts::{Id, OrderEvent, Timestamp};
-use event_bus::{Columns, Event, Outgoing, Publish, Write, trace};
+use event_bus::{Columns, Event, Outgoing, Publish, Statement, trace};
 use rust_decimal::Decimal;
 use sqlx::PgConnection;
 use sqlx::types::time::OffsetDateTime;
@@ -149,29 +149,40 @@ pub async fn lock_expired(
     by_id(rows.fetch_all(db).await?)
 }
 
-/// The terms on which the ticket `id` can be ordered now, by an order that expires after `ttl`.
+/// Finds the terms on which tickets can be ordered now, for the requests that order them.
 ///
-/// Returns `None` if the ticket is not in the replica. Whether it is reserved is read from the orders, because the replica
-/// lags behind them. Nothing is locked: see [`InsertOrders`].
-pub async fn offer(db: &mut PgConnection, id: Id, ttl: Duration) -> anyhow::Result<Option<Offer>> {
-    let row = sqlx::query!(
-        r#"
-        select title, price, version,
-               exists (select 1 from orders where ticket_id = $1 and status <> 'cancelled') as "reserved!",
-               coalesce((select max(reservation) from orders where ticket_id = $1), 0) + 1 as "reservation!",
-               date_trunc('milliseconds', now() + make_interval(secs => $2)) as "expires_at!"
-        from ticket_replica where id = $1
-        "#,
-        id.to_string(),
-        ttl.as_secs_f64(),
-    );
-    let Some(row) = row.fetch_optional(db).await? else { return Ok(None) };
-    Ok(Some(Offer {
-        ticket: ticket(&id.to_string(), row.title, row.price, row.version)?,
-        reserved: row.reserved,
-        reservation: row.reservation,
-        expires_at: Timestamp(row.expires_at),
-    }))
+/// The output is `None` if the ticket is not in the replica. Whether it is reserved is read from the orders, because the
+/// replica lags behind them. Nothing is locked: see [`InsertOrders`].
+pub struct FindOffers {
+    /// How long an order may stay unpaid.
+    pub ttl: Duration,
+}
+
+impl Statement for FindOffers {
+    type Item = Id;
+    type Output = Option<Offer>;
+    const APPENDS: bool = false;
+
+    async fn execute(&self, db: &mut PgConnection, ids: &[Id]) -> anyhow::Result<Vec<Option<Offer>>> {
+        let tickets: Vec<String> = ids.iter().map(Id::to_string).collect();
+        let rows = sqlx::query!(
+            r#"
+            select id, title, price, version,
+                   exists (select 1 from orders where ticket_id = ticket.id and status <> 'cancelled') as "reserved!",
+                   coalesce((select max(reservation) from orders where ticket_id = ticket.id), 0) + 1 as "reservation!",
+                   date_trunc('milliseconds', now() + make_interval(secs => $2)) as "expires_at!"
+            from ticket_replica as ticket where id = any($1)
+            "#,
+            &tickets,
+            self.ttl.as_secs_f64(),
+        );
+        let rows = rows.fetch_all(db).await?.into_iter().map(|row| {
+            let (ticket, expires_at) = (ticket(&row.id, row.title, row.price, row.version)?, Timestamp(row.expires_at));
+            Ok((ticket.id, Offer { ticket, reserved: row.reserved, reservation: row.reservation, expires_at }))
+        });
+        let offers: BTreeMap<Id, Offer> = rows.collect::<anyhow::Result<_>>()?;
+        Ok(ids.iter().map(|id| offers.get(id).cloned()).collect())
+    }
 }
 
 /// A new order and its event, made where the trace of its request is known.
@@ -207,11 +218,12 @@ impl NewOrder {
 /// one succeeds.
 pub struct InsertOrders;
 
-impl Write for InsertOrders {
+impl Statement for InsertOrders {
     type Item = NewOrder;
     type Output = bool;
+    const APPENDS: bool = true;
 
-    async fn write(&self, db: &mut PgConnection, new: &[NewOrder]) -> anyhow::Result<Vec<bool>> {
+    async fn execute(&self, db: &mut PgConnection, new: &[NewOrder]) -> anyhow::Result<Vec<bool>> {
         let events: Columns = new.iter().map(|new| &new.event).collect();
         let users: Vec<&str> = new.iter().map(|new| new.user_id.as_str()).collect();
         let statuses: Vec<&str> = new.iter().map(|new| new.status).collect();

@@ -1,6 +1,6 @@
 //! The HTTP API of tickets. A handler parses and checks the request, applies the rules, stores, and responds.
 
-use crate::store::{self, InsertTickets, SaveTickets, Version};
+use crate::store::{self, FindTickets, InsertTickets, SaveTickets, Version};
 use crate::ticket::{Draft, EditError, Ticket};
 use axum::extract::rejection::PathRejection;
 use axum::extract::{FromRef, Path, State};
@@ -11,15 +11,16 @@ use axum::{Json, Router};
 use bootstrap::{ApiError, Caller, Field, FieldError, JsonBody, Keys, List};
 use contracts::ticket::TicketSnapshot;
 use contracts::{Id, Price};
-use event_bus::{Bus, Connection, Writer};
+use event_bus::{Batcher, Bus, Connection};
 
 /// The state of every handler.
 #[derive(Clone, FromRef)]
 pub struct App {
     pub bus: Bus,
     pub keys: Keys,
-    pub inserts: Writer<InsertTickets>,
-    pub saves: Writer<SaveTickets>,
+    pub finds: Batcher<FindTickets>,
+    pub inserts: Batcher<InsertTickets>,
+    pub saves: Batcher<SaveTickets>,
 }
 
 /// The routes under `/api/tickets`.
@@ -38,27 +39,29 @@ async fn list_tickets(State(bus): State<Bus>, list: List) -> Result<Response, Ap
     .await
 }
 
-async fn show_ticket(State(bus): State<Bus>, Path(id): Path<Id>) -> Result<Json<TicketSnapshot>, ApiError> {
-    let mut db = bus.connection().await?;
-    let ticket = store::find(&mut db, id).await?.ok_or(ApiError::NotFound)?;
+async fn show_ticket(
+    State(finds): State<Batcher<FindTickets>>,
+    Path(id): Path<Id>,
+) -> Result<Json<TicketSnapshot>, ApiError> {
+    let ticket = finds.run(id).await?.ok_or(ApiError::NotFound)?;
     Ok(Json(ticket.into()))
 }
 
 async fn create_ticket(
-    State(inserts): State<Writer<InsertTickets>>,
+    State(inserts): State<Batcher<InsertTickets>>,
     caller: Caller,
     body: JsonBody,
 ) -> Result<(StatusCode, Json<TicketSnapshot>), ApiError> {
     let user = caller.user()?;
     let draft = draft(body, "Price must be greater than 0")?;
     let ticket = Ticket::new(&user.id, draft);
-    inserts.write(Version::created(ticket.clone())).await?;
+    inserts.run(Version::created(ticket.clone())).await?;
     Ok((StatusCode::CREATED, Json(ticket.into())))
 }
 
 async fn edit_ticket(
-    State(bus): State<Bus>,
-    State(saves): State<Writer<SaveTickets>>,
+    State(finds): State<Batcher<FindTickets>>,
+    State(saves): State<Batcher<SaveTickets>>,
     caller: Caller,
     id: Result<Path<Id>, PathRejection>,
     body: JsonBody,
@@ -68,9 +71,9 @@ async fn edit_ticket(
     let Path(id) = id?;
     // A request that loses the race for a version tries again with what the winner wrote. Each round has a winner.
     loop {
-        let mut ticket = store::find(&mut *bus.connection().await?, id).await?.ok_or(ApiError::NotFound)?;
+        let mut ticket = finds.run(id).await?.ok_or(ApiError::NotFound)?;
         ticket.edit(&user.id, draft.clone())?;
-        if saves.write(Version::updated(ticket.clone())).await? {
+        if saves.run(Version::updated(ticket.clone())).await? {
             return Ok(Json(ticket.into()));
         }
     }
@@ -78,7 +81,7 @@ async fn edit_ticket(
 
 /// Replies to another service with the current state of a ticket, reserved or not.
 pub async fn reply(mut db: Connection, id: Id) -> anyhow::Result<Option<TicketSnapshot>> {
-    Ok(store::find(&mut db, id).await?.map(Into::into))
+    Ok(store::find(&mut db, &[id]).await?.remove(&id).map(Into::into))
 }
 
 /// Reads title and price from a body, and checks them in this order.

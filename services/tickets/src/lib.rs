@@ -17,7 +17,7 @@ use event_bus::{Bus, Schema};
 use order_events::OrderEvents;
 use std::ffi::OsString;
 use std::process::ExitCode;
-use store::{InsertTickets, SaveTickets};
+use store::{FindTickets, InsertTickets, SaveTickets};
 
 /// Sells tickets: create, change, list
 #[derive(Debug, Clone, clap::Parser)]
@@ -48,11 +48,14 @@ pub async fn start(config: Config) -> anyhow::Result<Running> {
     let keys = Keys::new(&config.service)?;
     let bus = Bus::open(config.service.bus("tickets"), schema()).await?;
     let mut service = Service::new(&config.service);
-    let ((inserts, inserting), (saves, saving)) = (bus.writer(InsertTickets), bus.writer(SaveTickets));
+    let (finds, finding) = bus.batcher(FindTickets);
+    let (inserts, inserting) = bus.batcher(InsertTickets);
+    let (saves, saving) = bus.batcher(SaveTickets);
+    service.spawn("finds", |stop| finding.run(stop));
     service.spawn("inserts", |stop| inserting.run(stop));
     service.spawn("saves", |stop| saving.run(stop));
     service.spawn("relay", |stop| bus.clone().relay::<TicketEvent>(stop));
     service.spawn("order events", |stop| bus.clone().subscribe("tickets", OrderEvents, stop));
     service.spawn("requests", |stop| bus.clone().reply(SHOW_TICKET, api::reply, stop));
-    service.run(api::routes(App { bus: bus.clone(), keys, inserts, saves }), bus).await
+    service.run(api::routes(App { bus: bus.clone(), keys, finds, inserts, saves }), bus).await
 }

@@ -5,7 +5,7 @@ use anyhow::Context;
 use bootstrap::list::{self, Part};
 use contracts::ticket::TicketSnapshot;
 use contracts::{Id, TicketEvent};
-use event_bus::{Columns, Event, Outgoing, Transaction, Write};
+use event_bus::{Columns, Event, Outgoing, Statement, Transaction};
 use rust_decimal::Decimal;
 use sqlx::PgConnection;
 use std::collections::{BTreeMap, HashSet};
@@ -42,17 +42,34 @@ impl TryFrom<Row> for Ticket {
     }
 }
 
-/// The ticket `id`, reserved or not.
-pub async fn find(db: &mut PgConnection, id: Id) -> anyhow::Result<Option<Ticket>> {
-    sqlx::query_as!(
+fn by_id(rows: Vec<Row>) -> anyhow::Result<BTreeMap<Id, Ticket>> {
+    rows.into_iter().map(|row| Ticket::try_from(row).map(|ticket| (ticket.id, ticket))).collect()
+}
+
+/// Finds the tickets of concurrent requests, reserved or not.
+pub struct FindTickets;
+
+impl Statement for FindTickets {
+    type Item = Id;
+    type Output = Option<Ticket>;
+    const APPENDS: bool = false;
+
+    async fn execute(&self, db: &mut PgConnection, ids: &[Id]) -> anyhow::Result<Vec<Option<Ticket>>> {
+        let found = find(db, ids).await?;
+        Ok(ids.iter().map(|id| found.get(id).cloned()).collect())
+    }
+}
+
+/// Those of the tickets `ids` that exist, reserved or not.
+pub async fn find(db: &mut PgConnection, ids: &[Id]) -> anyhow::Result<BTreeMap<Id, Ticket>> {
+    let ids: Vec<String> = ids.iter().map(Id::to_string).collect();
+    let rows = sqlx::query_as!(
         Row,
-        "select id, title, price, user_id, version, order_id, reservation, order_version from tickets where id = $1",
-        id.to_string()
-    )
-    .fetch_optional(db)
-    .await?
-    .map(Ticket::try_from)
-    .transpose()
+        "select id, title, price, user_id, version, order_id, reservation, order_version from tickets
+         where id = any($1)",
+        &ids
+    );
+    by_id(rows.fetch_all(db).await?)
 }
 
 /// A part of the unreserved tickets in order of creation, as clients see them.
@@ -90,18 +107,14 @@ pub async fn list(db: &mut PgConnection, part: Part) -> anyhow::Result<Vec<list:
 /// Locks those of the tickets `ids` that exist, until the transaction ends.
 pub async fn lock(db: &mut PgConnection, ids: impl Iterator<Item = Id>) -> anyhow::Result<BTreeMap<Id, Ticket>> {
     let ids: Vec<String> = ids.map(|id| id.to_string()).collect();
-    let tickets = sqlx::query_as!(
+    let rows = sqlx::query_as!(
         Row,
         // In order, so that replicas lock rows in the same order.
         "select id, title, price, user_id, version, order_id, reservation, order_version from tickets
          where id = any($1) order by id for update",
         &ids
-    )
-    .fetch_all(db)
-    .await?
-    .into_iter()
-    .map(Ticket::try_from);
-    tickets.map(|ticket| ticket.map(|ticket| (ticket.id, ticket))).collect()
+    );
+    by_id(rows.fetch_all(db).await?)
 }
 
 /// A new version of a ticket, and its event with the trace of the request.
@@ -127,11 +140,12 @@ impl Version {
 /// Writes new tickets and their `ticket.created`, in one statement.
 pub struct InsertTickets;
 
-impl Write for InsertTickets {
+impl Statement for InsertTickets {
     type Item = Version;
     type Output = ();
+    const APPENDS: bool = true;
 
-    async fn write(&self, db: &mut PgConnection, new: &[Version]) -> anyhow::Result<Vec<()>> {
+    async fn execute(&self, db: &mut PgConnection, new: &[Version]) -> anyhow::Result<Vec<()>> {
         let events: Columns = new.iter().map(|new| &new.event).collect();
         let titles: Vec<&str> = new.iter().map(|new| new.ticket.title.as_str()).collect();
         let prices: Vec<Decimal> = new.iter().map(|new| new.ticket.price.amount()).collect();
@@ -170,11 +184,12 @@ impl Write for InsertTickets {
 /// trips instead of four.
 pub struct SaveTickets;
 
-impl Write for SaveTickets {
+impl Statement for SaveTickets {
     type Item = Version;
     type Output = bool;
+    const APPENDS: bool = true;
 
-    async fn write(&self, db: &mut PgConnection, new: &[Version]) -> anyhow::Result<Vec<bool>> {
+    async fn execute(&self, db: &mut PgConnection, new: &[Version]) -> anyhow::Result<Vec<bool>> {
         let events: Columns = new.iter().map(|new| &new.event).collect();
         let titles: Vec<&str> = new.iter().map(|new| new.ticket.title.as_str()).collect();
         let prices: Vec<Decimal> = new.iter().map(|new| new.ticket.price.amount()).collect();

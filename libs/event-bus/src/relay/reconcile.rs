@@ -11,7 +11,7 @@
 
 use super::outbox::{self, Position};
 use crate::broker::Broker;
-use crate::connection::Transaction;
+use crate::connection::{Connection, Transaction};
 use crate::event_id;
 use anyhow::{Context, ensure};
 use async_nats::header;
@@ -55,25 +55,20 @@ struct Stored {
     payload: Bytes,
 }
 
-/// Checks that the stream ends at `position`, and reconciles if it does not.
-pub(super) async fn compare(
-    broker: &Broker,
-    tx: &mut Transaction,
-    stream: &str,
-    position: Position,
-) -> anyhow::Result<()> {
-    let end =
-        broker.jetstream.get_stream(stream).await.context("cannot read the stream")?.cached_info().state.last_sequence;
-    if end == position.last_seq { Ok(()) } else { reconcile(broker, tx, stream, position).await }
+/// Whether the stream ends at `position`.
+pub(super) async fn ends_at(broker: &Broker, stream: &str, position: Position) -> anyhow::Result<bool> {
+    let stream = broker.jetstream.get_stream(stream).await.context("cannot read the stream")?;
+    Ok(stream.cached_info().state.last_sequence == position.last_seq)
 }
 
-/// Reads the messages after `position`, deletes their rows from the outbox, and moves the position to the last of them.
+/// Reads the messages after `position`, deletes their rows from the outbox, moves the position to the last of them, and
+/// commits.
 pub(super) async fn reconcile(
     broker: &Broker,
-    tx: &mut Transaction,
+    mut tx: Transaction,
     stream: &str,
     position: Position,
-) -> anyhow::Result<()> {
+) -> anyhow::Result<Connection> {
     let handle = broker.jetstream.get_stream(stream).await.context("cannot read the stream")?;
     let (end, last_seq) = (handle.cached_info().state.last_sequence, position.last_seq);
     if end < last_seq {
@@ -91,12 +86,12 @@ pub(super) async fn reconcile(
             .try_collect()
             .await?;
         let stored: Vec<Stored> = stored.into_iter().flatten().collect();
-        published.extend(rows_of(tx, stream, &stored, end).await?);
+        published.extend(rows_of(&mut tx, stream, &stored, end).await?);
     }
     published.sort_unstable();
-    outbox::move_on(tx, stream, position, until, &published).await?;
+    let connection = outbox::move_on(tx, stream, position, until, &published).await?;
     tracing::warn!(stream, from = last_seq, to = until, found = published.len(), "caught up with the stream");
-    Ok(())
+    Ok(connection)
 }
 
 /// The ids of the outbox rows whose events are `stored`.

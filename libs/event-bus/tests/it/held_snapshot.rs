@@ -36,7 +36,7 @@ async fn measure_from_now_on(db: &mut PgConnection) {
 async fn worst(db: &mut PgConnection) -> (String, f64) {
     let sql = "select query, ((shared_blks_hit + shared_blks_read) / calls)::float8
                from pg_stat_statements join pg_database on pg_database.oid = dbid
-               where datname = current_database() and query ~ 'bus\\.(outbox|relay|position)'
+               where datname = current_database() and query ~ 'bus\\.(outbox|relay|position|take_events|move_on)'
                      and query !~ 'analyze|pg_stat|generate_series|count'
                order by 2 desc limit 1";
     sqlx::query_as(AssertSqlSafe(sql.to_owned())).fetch_one(db).await.unwrap()

@@ -13,6 +13,7 @@ mod log;
 mod lost_history;
 mod migrating;
 mod publishing;
+mod relay_steps;
 mod settings;
 mod stale_relay;
 mod streams;

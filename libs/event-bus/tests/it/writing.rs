@@ -3,9 +3,10 @@
 use crate::documents::{Document, DocumentEvent, Id, topology};
 use crate::harness::Harness;
 use anyhow::Result;
-use event_bus::{Bus, Columns, Event, Outgoing, Settings, Write, Writer};
+use event_bus::{Batcher, Bus, Columns, Event, Outgoing, Settings, Statement};
 use futures::future::join_all;
 use sqlx::{Executor, PgConnection};
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
@@ -35,11 +36,12 @@ struct Insert {
     largest: Arc<AtomicUsize>,
 }
 
-impl Write for Insert {
+impl Statement for Insert {
     type Item = NewDocument;
     type Output = bool;
+    const APPENDS: bool = true;
 
-    async fn write(&self, db: &mut PgConnection, new: &[NewDocument]) -> Result<Vec<bool>> {
+    async fn execute(&self, db: &mut PgConnection, new: &[NewDocument]) -> Result<Vec<bool>> {
         self.statements.fetch_add(1, Ordering::SeqCst);
         self.largest.fetch_max(new.len(), Ordering::SeqCst);
         assert!(new.iter().all(|new| new.title != PANIC), "a document panics");
@@ -74,7 +76,7 @@ impl Write for Insert {
 struct Writers {
     harness: Harness,
     bus: Bus,
-    writer: Writer<Insert>,
+    writer: Batcher<Insert>,
     insert: Insert,
     stop: CancellationToken,
 }
@@ -94,7 +96,7 @@ impl Writers {
         let table = "create table documents (id text primary key, title text not null check (title <> 'poison'))";
         harness.db().await.execute(table).await.unwrap();
         let (insert, stop) = (Insert::default(), harness.stop.child_token());
-        let (writer, writing) = bus.writer(insert.clone());
+        let (writer, writing) = bus.batcher(insert.clone());
         harness.tasks.spawn(writing.run(stop.clone()));
         Self { harness, bus, writer, insert, stop }
     }
@@ -123,7 +125,7 @@ async fn concurrent_writes_travel_together_with_their_events() {
     let writers = Writers::start().await;
     let ids: Vec<String> = (0..500).map(|_| Id::generate().to_string()).collect();
     // Each id twice.
-    let written = join_all(ids.iter().chain(&ids).map(|id| writers.writer.write(new(id, "A title")))).await;
+    let written = join_all(ids.iter().chain(&ids).map(|id| writers.writer.run(new(id, "A title")))).await;
     let outcomes: Vec<bool> = written.into_iter().map(Result::unwrap).collect();
     assert_eq!(outcomes.iter().filter(|inserted| **inserted).count(), 500);
     let (statements, largest) =
@@ -147,7 +149,7 @@ async fn an_item_that_fails_does_not_fail_its_neighbours() {
         let writers = Writers::start().await;
         let items = (0..50).map(|number| {
             let title = if number == 20 { title } else { "A title" };
-            writers.writer.write(new(&number.to_string(), title))
+            writers.writer.run(new(&number.to_string(), title))
         });
         for (number, outcome) in join_all(items).await.into_iter().enumerate() {
             assert_eq!(outcome.is_ok(), number != 20, "{number}: {outcome:?}");
@@ -165,16 +167,16 @@ async fn an_item_that_waits_for_a_lock_waits_alone() {
     let mut lock = writers.lock("20").await;
     let held = {
         let writer = writers.writer.clone();
-        tokio::spawn(async move { writer.write(new("20", "A title")).await })
+        tokio::spawn(async move { writer.run(new("20", "A title")).await })
     };
-    let others = join_all((0..20).map(|number| writers.writer.write(new(&number.to_string(), "A title"))));
+    let others = join_all((0..20).map(|number| writers.writer.run(new(&number.to_string(), "A title"))));
     for outcome in others.await {
         assert!(outcome.unwrap());
     }
     assert!(!held.is_finished(), "the lock held nothing up");
     // And the next ones do not wait behind it.
     let next = eventually_within(Duration::from_secs(3), "the next write", async || {
-        writers.writer.write(new(&Id::generate().to_string(), "A title")).await
+        writers.writer.run(new(&Id::generate().to_string(), "A title")).await
     });
     assert!(next.await.unwrap());
     lock.execute("rollback").await.unwrap();
@@ -187,7 +189,7 @@ async fn a_connection_that_is_lost_is_an_outage_for_the_whole_batch() {
     let mut lock = writers.lock("0").await;
     let writes = (0..20).map(|number| {
         let writer = writers.writer.clone();
-        tokio::spawn(async move { writer.write(new(&number.to_string(), "A title")).await })
+        tokio::spawn(async move { writer.run(new(&number.to_string(), "A title")).await })
     });
     let writes: Vec<_> = writes.collect();
     eventually("the batch to wait", async || writers.statements_of_the_service("Lock").await == 1).await.unwrap();
@@ -200,21 +202,21 @@ async fn a_connection_that_is_lost_is_an_outage_for_the_whole_batch() {
     let failed: Vec<_> = failed.collect();
     assert!(!failed.is_empty() && failed.iter().all(|error| is_outage(error)), "{failed:?}");
     // What failed was not written, and the writer goes on.
-    let written = writers.writer.write(new("0", "A title")).await.unwrap();
+    let written = writers.writer.run(new("0", "A title")).await.unwrap();
     let first = outcomes[0].as_ref().unwrap();
     assert_eq!(written, first.is_err());
 }
 
 #[tokio::test]
 async fn a_full_queue_is_an_outage_at_once() {
-    let writers = Writers::start_with(|settings| Settings { write_items: 1, write_queue: 2, ..settings }).await;
-    let outcomes = join_all((0..50).map(|number| writers.writer.write(new(&number.to_string(), "A title")))).await;
+    let writers = Writers::start_with(|settings| Settings { batch_items: 1, batch_queue: 2, ..settings }).await;
+    let outcomes = join_all((0..50).map(|number| writers.writer.run(new(&number.to_string(), "A title")))).await;
     let refused: Vec<_> = outcomes.iter().filter_map(|outcome| outcome.as_ref().err()).collect();
     assert!(refused.len() >= 40, "{} were refused", refused.len());
     assert!(refused.iter().all(|error| is_outage(error)));
     writers.harness.published().await;
     assert_eq!(writers.harness.stream().await.len(), 50 - refused.len());
-    assert!(writers.writer.write(new("next", "A title")).await.unwrap());
+    assert!(writers.writer.run(new("next", "A title")).await.unwrap());
 }
 
 #[tokio::test]
@@ -223,7 +225,7 @@ async fn callers_that_leave_change_nothing() {
     let writes: Vec<_> = (0..1000)
         .map(|number| {
             let writer = writers.writer.clone();
-            tokio::spawn(async move { writer.write(new(&number.to_string(), "A title")).await })
+            tokio::spawn(async move { writer.run(new(&number.to_string(), "A title")).await })
         })
         .collect();
     for (number, write) in writes.iter().enumerate() {
@@ -233,7 +235,7 @@ async fn callers_that_leave_change_nothing() {
         write.abort();
     }
     drop(writes);
-    assert!(writers.writer.write(new("last", "A title")).await.unwrap());
+    assert!(writers.writer.run(new("last", "A title")).await.unwrap());
     writers.harness.published().await;
     let sql = "select id || '-0' from documents order by 1";
     let rows: Vec<String> = sqlx::query_scalar(sql).fetch_all(&mut writers.harness.db().await).await.unwrap();
@@ -250,14 +252,14 @@ async fn a_writer_that_is_stopped_writes_what_it_has_begun_and_refuses_the_rest(
     let mut lock = writers.lock("0").await;
     let held = {
         let writer = writers.writer.clone();
-        tokio::spawn(async move { writer.write(new("0", "A title")).await })
+        tokio::spawn(async move { writer.run(new("0", "A title")).await })
     };
     eventually("the write to wait", async || writers.statements_of_the_service("Lock").await == 1).await.unwrap();
     writers.stop.cancel();
     lock.execute("rollback").await.unwrap();
     assert!(held.await.unwrap().unwrap());
     eventually("the writer to end", async || writers.harness.tasks.try_join_next().is_some()).await.unwrap();
-    assert!(is_outage(&writers.writer.write(new("1", "A title")).await.unwrap_err()));
+    assert!(is_outage(&writers.writer.run(new("1", "A title")).await.unwrap_err()));
     drop(writers.bus);
 }
 
@@ -267,10 +269,73 @@ async fn without_postgres_a_write_is_an_outage() {
     let url = "postgres://postgres:postgres@127.0.0.1:1/none".to_owned();
     let settings = Settings { database_url: url, ..harness.settings("127.0.0.1:1") };
     let bus = Harness::open(settings).await.unwrap();
-    let (writer, writing) = bus.writer(Insert::default());
+    let (writer, writing) = bus.batcher(Insert::default());
     let stop = CancellationToken::new();
     let writing = tokio::spawn(writing.run(stop.clone()));
-    assert!(is_outage(&writer.write(new("0", "A title")).await.unwrap_err()));
+    assert!(is_outage(&writer.run(new("0", "A title")).await.unwrap_err()));
     stop.cancel();
     writing.await.unwrap().unwrap();
+}
+
+#[tokio::test]
+async fn while_the_relay_is_behind_writes_wait_and_the_outbox_stays_short() {
+    // A relay that publishes far less than a writer can write.
+    let writers =
+        Writers::start_with(|settings| Settings { publish_events: 10, batch_queue: 10_000, ..settings }).await;
+    let ids = (0..3000).map(|_| Id::generate().to_string());
+    let writing = join_all(ids.map(|id| {
+        let writer = writers.writer.clone();
+        async move { writer.run(new(&id, "A title")).await }
+    }));
+    let mut writing = std::pin::pin!(writing);
+    let mut longest = 0;
+    let outcomes = loop {
+        tokio::select! {
+            outcomes = &mut writing => break outcomes,
+            () = tokio::time::sleep(Duration::from_millis(20)) => longest = longest.max(writers.harness.outbox().await),
+        }
+    };
+    assert!(outcomes.into_iter().all(|outcome| outcome.unwrap()));
+    assert!(longest < 1200, "{longest} events waited in the outbox");
+    writers.harness.published().await;
+}
+
+/// Reads titles.
+#[derive(Clone, Default)]
+struct Read {
+    statements: Arc<AtomicUsize>,
+}
+
+impl Statement for Read {
+    type Item = String;
+    type Output = Option<String>;
+    const APPENDS: bool = false;
+
+    async fn execute(&self, db: &mut PgConnection, ids: &[String]) -> Result<Vec<Option<String>>> {
+        self.statements.fetch_add(1, Ordering::SeqCst);
+        let sql = "select id, title from documents where id = any($1)";
+        let found: HashMap<String, String> = sqlx::query_as(sql).bind(ids).fetch_all(db).await?.into_iter().collect();
+        Ok(ids.iter().map(|id| found.get(id).cloned()).collect())
+    }
+}
+
+#[tokio::test]
+async fn concurrent_reads_share_a_statement_and_see_what_was_written_before() {
+    let mut writers = Writers::start().await;
+    let read = Read::default();
+    let (reader, reading) = writers.bus.batcher(read.clone());
+    writers.harness.tasks.spawn(reading.run(writers.stop.clone()));
+    let ids: Vec<String> = (0..200).map(|_| Id::generate().to_string()).collect();
+    let found = join_all(ids.iter().map(|id| async {
+        let before = reader.run(id.clone()).await.unwrap();
+        writers.writer.run(new(id, id)).await.unwrap();
+        // Twice in one statement.
+        let (one, two) = futures::join!(reader.run(id.clone()), reader.run(id.clone()));
+        (before, one.unwrap(), two.unwrap())
+    }));
+    for ((before, one, two), id) in found.await.into_iter().zip(&ids) {
+        assert_eq!((before, one.as_ref(), two.as_ref()), (None, Some(id), Some(id)));
+    }
+    let statements = read.statements.load(Ordering::SeqCst);
+    assert!((4..60).contains(&statements), "{statements} statements for 600 reads");
 }

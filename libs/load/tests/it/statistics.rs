@@ -116,10 +116,10 @@ fn is_of_a_request(text: &str) -> bool {
     const TRANSACTION: [&str; 5] = ["begin", "commit", "rollback", "set local ", "select $1"];
     // Those of the relay and of subscriptions; then those of orders that look for expired orders.
     const BACKGROUND: [&str; 10] = [
-        "bus.lock_stream",
+        "bus.take_events",
+        "bus.move_on",
         "from pg_locks",
         "bus.outbox",
-        "bus.position",
         "bus.supersede",
         "bus.dead_letters",
         "insert into ticket_replica",

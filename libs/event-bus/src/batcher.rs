@@ -1,16 +1,17 @@
-//! Coalesced writes: one statement and one commit for the rows and events of concurrent requests.
+//! Coalesced statements: one statement, and one commit, for concurrent requests.
 //!
-//! A writer has a connection of its own. While it executes one batch, the next one fills. There is no timer: a single
-//! request is written at once.
+//! A batcher has a connection of its own. While it executes one batch, the next one fills. There is no timer: the item of a
+//! single request is executed at once.
 //!
 //! What if …
 //! - we die before the commit: nothing was written. After it: the rows and their events exist. In both cases the clients
 //!   have no response, as with any write.
-//! - the connection is lost: whether the batch was committed is unknown. Each of its callers gets an outage.
-//! - one item fails or waits for a lock: Postgres undoes the batch. Its items are then written one by one, each on a
+//! - the connection is lost: whether the batch was committed is unknown. Each of its callers gets an outage. Reads are
+//!   repeated one by one.
+//! - one item fails or waits for a lock: Postgres undoes the batch. Its items are then executed one by one, each on a
 //!   connection for requests. `an_item_that_fails_does_not_fail_its_neighbours` and
 //!   `an_item_that_waits_for_a_lock_waits_alone` show it.
-//! - a caller leaves: its item may be written or not, as with any request.
+//! - a caller leaves: its item may be executed or not, as with any request.
 
 use crate::connection::Pool;
 use crate::database::Database;
@@ -34,69 +35,77 @@ const CLOSE: Duration = Duration::from_secs(1);
 /// How long the connection is kept while nothing comes in. One that has rested for longer is tested before it is used.
 const KEPT: Duration = Duration::from_millis(500);
 
-/// A statement that writes the items of concurrent requests, with their events.
-pub trait Write: Send + Sync + 'static {
-    /// What one request writes.
+/// A statement that reads or writes the items of concurrent requests.
+pub trait Statement: Send + Sync + 'static {
+    /// What one request reads or writes.
     type Item: Send + Sync + 'static;
     /// What the request gets.
     type Output: Send + 'static;
 
-    /// Writes all of `items` in a single statement, which commits by itself. Returns one output for each, in their order.
+    /// Whether it appends events: the relays are woken after each commit.
+    const APPENDS: bool;
+
+    /// Executes a single statement for all of `items`, which commits by itself. Returns one output for each, in their order.
     ///
     /// # Errors
-    /// Nothing was written: nothing may fail after the statement. If there were several items, each of them is then written
+    /// Nothing was written: nothing may fail after the statement. If there were several items, each of them is then executed
     /// by itself.
-    fn write(
+    fn execute(
         &self,
         db: &mut PgConnection,
         items: &[Self::Item],
     ) -> impl Future<Output = anyhow::Result<Vec<Self::Output>>> + Send;
 }
 
-/// Hands items to a writer. Clones share it.
-pub struct Writer<W: Write> {
-    queue: mpsc::Sender<Waiting<W>>,
+/// Hands items to the statement. Clones share it.
+pub struct Batcher<S: Statement> {
+    queue: mpsc::Sender<Waiting<S>>,
 }
 
-/// The background task of a writer: see [`run`](Self::run).
-pub struct Writing<W: Write> {
-    queue: mpsc::Receiver<Waiting<W>>,
-    shared: Arc<Shared<W>>,
+/// The background task of a batcher: see [`run`](Self::run).
+pub struct Batching<S: Statement> {
+    queue: mpsc::Receiver<Waiting<S>>,
+    shared: Arc<Shared<S>>,
     pool: Pool,
     /// Items in one statement at most.
     most: usize,
 }
 
-struct Shared<W> {
-    write: W,
+struct Shared<S> {
+    statement: S,
     database: Database,
 }
 
 /// An item, and its caller.
-struct Waiting<W: Write> {
-    item: W::Item,
-    caller: oneshot::Sender<anyhow::Result<W::Output>>,
+struct Waiting<S: Statement> {
+    item: S::Item,
+    caller: oneshot::Sender<anyhow::Result<S::Output>>,
 }
 
-pub(crate) fn new<W: Write>(write: W, database: &Database, most: usize, queue: usize) -> (Writer<W>, Writing<W>) {
+pub(crate) fn new<S: Statement>(
+    statement: S,
+    database: &Database,
+    most: usize,
+    queue: usize,
+) -> (Batcher<S>, Batching<S>) {
     let (sender, receiver) = mpsc::channel(queue);
-    let shared = Arc::new(Shared { write, database: database.clone() });
-    (Writer { queue: sender }, Writing { queue: receiver, shared, pool: database.writer_pool(), most })
+    let shared = Arc::new(Shared { statement, database: database.clone() });
+    (Batcher { queue: sender }, Batching { queue: receiver, shared, pool: database.batch_pool(), most })
 }
 
-impl<W: Write> Clone for Writer<W> {
+impl<S: Statement> Clone for Batcher<S> {
     fn clone(&self) -> Self {
         Self { queue: self.queue.clone() }
     }
 }
 
-impl<W: Write> Writer<W> {
-    /// Writes `item`, together with the items of concurrent callers. Returns when it is committed.
+impl<S: Statement> Batcher<S> {
+    /// Executes the statement for `item`, together with the items of concurrent callers. Returns when it is committed.
     ///
     /// # Errors
-    /// An outage if more than [`Settings::write_queue`](crate::Settings::write_queue) items wait, if there is no connection,
+    /// An outage if more than [`Settings::batch_queue`](crate::Settings::batch_queue) items wait, if there is no connection,
     /// or if the outcome of the commit is unknown. Any other error is that of the item alone.
-    pub async fn write(&self, item: W::Item) -> anyhow::Result<W::Output> {
+    pub async fn run(&self, item: S::Item) -> anyhow::Result<S::Output> {
         let (caller, outcome) = oneshot::channel();
         self.queue.try_send(Waiting { item, caller }).map_err(|_| Error::Overloaded)?;
         // Dropped without an outcome: the service stops.
@@ -104,15 +113,15 @@ impl<W: Write> Writer<W> {
     }
 }
 
-impl<W: Write> Writing<W> {
-    /// Writes what comes in until `stop`.
+impl<S: Statement> Batching<S> {
+    /// Executes what comes in until `stop`.
     pub async fn run(mut self, stop: CancellationToken) -> anyhow::Result<()> {
         let mut batch = Vec::with_capacity(self.most);
         while let Some(1..) = stop.run_until_cancelled(self.queue.recv_many(&mut batch, self.most)).await {
-            let Err(error) = self.write_while_busy(&mut batch, &stop).await else { continue };
+            let Err(error) = self.execute_while_busy(&mut batch, &stop).await else { continue };
             let (reason, is_outage) = (format!("{error:#}"), is_outage(&error));
             for Waiting { caller, .. } in batch.drain(..) {
-                let error = if is_outage { Error::NotWritten(reason.clone()).into() } else { anyhow!(reason.clone()) };
+                let error = if is_outage { Error::BatchFailed(reason.clone()).into() } else { anyhow!(reason.clone()) };
                 let _ = caller.send(Err(error));
             }
         }
@@ -120,9 +129,13 @@ impl<W: Write> Writing<W> {
         Ok(())
     }
 
-    /// Writes batches on one connection for as long as items come in. An error is that of all items in `batch`.
-    async fn write_while_busy(&mut self, batch: &mut Vec<Waiting<W>>, stop: &CancellationToken) -> anyhow::Result<()> {
-        let mut db = match self.shared.database.writer_connection(&self.pool).await {
+    /// Executes batches on one connection for as long as items come in. An error is that of all items in `batch`.
+    async fn execute_while_busy(
+        &mut self,
+        batch: &mut Vec<Waiting<S>>,
+        stop: &CancellationToken,
+    ) -> anyhow::Result<()> {
+        let mut db = match self.shared.database.batch_connection(&self.pool).await {
             Ok(db) => db,
             Err(error) => {
                 self.take_all(batch);
@@ -130,13 +143,19 @@ impl<W: Write> Writing<W> {
             }
         };
         while !batch.is_empty() {
+            if S::APPENDS {
+                self.fill(batch);
+                self.shared.database.backpressure().hold(batch.len()).await;
+            }
             // A caller that has left has told its client that the outcome is unknown.
             batch.retain(|waiting| !waiting.caller.is_closed());
             let (items, callers): (Vec<_>, Vec<_>) =
                 batch.drain(..).map(|Waiting { item, caller }| (item, caller)).unzip();
-            match self.shared.write(&mut db, &items, BATCH).await {
+            match self.shared.execute(&mut db, &items, BATCH).await {
                 Ok(outputs) => {
-                    self.shared.database.wake_relays();
+                    if S::APPENDS {
+                        self.shared.database.wake_relays();
+                    }
                     callers.into_iter().zip(outputs).for_each(|(caller, output)| drop(caller.send(Ok(output))));
                 }
                 // It would fail again.
@@ -144,7 +163,12 @@ impl<W: Write> Writing<W> {
                     callers.into_iter().zip([error]).for_each(|(caller, error)| drop(caller.send(Err(error))));
                 }
                 Err(error) if is_undone(&error) && !error.is::<Outputs>() => {
-                    self.write_one_by_one(items, callers, &error);
+                    self.execute_one_by_one(items, callers, &error);
+                }
+                // A read can be repeated. The connection may be lost.
+                Err(error) if !S::APPENDS => {
+                    self.execute_one_by_one(items, callers, &error);
+                    return Ok(());
                 }
                 Err(error) => {
                     batch.extend(items.into_iter().zip(callers).map(|(item, caller)| Waiting { item, caller }));
@@ -160,45 +184,59 @@ impl<W: Write> Writing<W> {
         Ok(())
     }
 
+    /// Adds items that have come in since.
+    fn fill(&mut self, batch: &mut Vec<Waiting<S>>) {
+        while batch.len() < self.most
+            && let Ok(waiting) = self.queue.try_recv()
+        {
+            batch.push(waiting);
+        }
+    }
+
     /// Postgres is away: the items that have come in meanwhile would wait for the same reason, one batch after another.
-    fn take_all(&mut self, batch: &mut Vec<Waiting<W>>) {
+    fn take_all(&mut self, batch: &mut Vec<Waiting<S>>) {
         while let Ok(waiting) = self.queue.try_recv() {
             batch.push(waiting);
         }
     }
 
     /// Each on a connection for requests: one that waits for a lock does not hold up the others, nor the next batch.
-    fn write_one_by_one(
+    fn execute_one_by_one(
         &self,
-        items: Vec<W::Item>,
-        callers: Vec<oneshot::Sender<anyhow::Result<W::Output>>>,
+        items: Vec<S::Item>,
+        callers: Vec<oneshot::Sender<anyhow::Result<S::Output>>>,
         error: &anyhow::Error,
     ) {
-        tracing::debug!(items = items.len(), "a batch is written item by item: {error:#}");
+        tracing::debug!(items = items.len(), "a batch is executed item by item: {error:#}");
         metrics::counter!("event_bus_split_batches_total").increment(1);
         for (item, caller) in items.into_iter().zip(callers) {
             let shared = self.shared.clone();
             tokio::spawn(async move {
                 if !caller.is_closed() {
-                    let _ = caller.send(shared.write_alone(&item).await);
+                    let _ = caller.send(shared.execute_alone(&item).await);
                 }
             });
         }
     }
 }
 
-impl<W: Write> Shared<W> {
-    async fn write_alone(&self, item: &W::Item) -> anyhow::Result<W::Output> {
-        let mut db = self.database.statement().await?;
-        self.write(&mut db, slice::from_ref(item), ALONE).await?.pop().context("a write has no output")
+impl<S: Statement> Shared<S> {
+    async fn execute_alone(&self, item: &S::Item) -> anyhow::Result<S::Output> {
+        let mut db = if S::APPENDS { self.database.statement().await? } else { self.database.connection().await? };
+        self.execute(&mut db, slice::from_ref(item), ALONE).await?.pop().context("a statement has no output")
     }
 
-    async fn write(&self, db: &mut PgConnection, items: &[W::Item], limit: Duration) -> anyhow::Result<Vec<W::Output>> {
+    async fn execute(
+        &self,
+        db: &mut PgConnection,
+        items: &[S::Item],
+        limit: Duration,
+    ) -> anyhow::Result<Vec<S::Output>> {
         if items.is_empty() {
             return Ok(Vec::new());
         }
-        let writing = panics::caught("the write", async { self.write.write(db, items).await });
-        let outputs = timeout(limit, writing).await.map_err(|_| Error::NoAnswer(limit))??;
+        let executing = panics::caught("the statement", async { self.statement.execute(db, items).await });
+        let outputs = timeout(limit, executing).await.map_err(|_| Error::NoAnswer(limit))??;
         ensure!(outputs.len() == items.len(), Outputs(outputs.len(), items.len()));
         Ok(outputs)
     }
@@ -206,5 +244,5 @@ impl<W: Write> Shared<W> {
 
 /// Found after the commit.
 #[derive(Debug, thiserror::Error)]
-#[error("the write returned {0} outputs for {1} items")]
+#[error("the statement returned {0} outputs for {1} items")]
 struct Outputs(usize, usize);

@@ -1,0 +1,75 @@
+//! What a step of the relay costs, and which events it publishes together.
+
+use crate::documents::{Id, event};
+use crate::harness::{Harness, append};
+use event_bus::Event;
+use sqlx::Executor;
+
+/// The ids of the atomic batches in which the events of the stream were published, in order.
+async fn batches(harness: &Harness) -> Vec<Option<String>> {
+    let stream = harness.jetstream().await.get_stream("DOCUMENTS").await.unwrap();
+    let mut batches = Vec::new();
+    for seq in 1..=stream.cached_info().state.last_sequence {
+        let message = stream.get_raw_message(seq).await.unwrap();
+        batches.push(message.headers.get("Nats-Batch-Id").map(ToString::to_string));
+    }
+    batches
+}
+
+#[tokio::test]
+async fn few_events_of_different_transactions_are_published_one_by_one() {
+    let mut harness = Harness::start().await;
+    let bus = harness.relay().await;
+    append(&bus, Id::generate(), 0..1).await;
+    harness.published().await;
+    harness.nats.stop().await.unwrap();
+    let id = Id::generate();
+    for version in 0..4 {
+        append(&bus, id, version..version + 1).await;
+    }
+    harness.nats.start_again().await.unwrap();
+    harness.published().await;
+    assert_eq!(batches(&harness).await, vec![None; 5]);
+    assert_eq!(harness.stream().await[1..], (0..4).map(|version| event(id, version).event_id()).collect::<Vec<_>>());
+}
+
+#[tokio::test]
+async fn the_events_of_one_transaction_are_one_batch() {
+    let mut harness = Harness::start().await;
+    let bus = harness.relay().await;
+    let mut tx = bus.begin().await.unwrap();
+    tx.append(&[event(Id::generate(), 0), event(Id::generate(), 0)]).await.unwrap();
+    tx.commit().await.unwrap();
+    harness.published().await;
+    let batches = batches(&harness).await;
+    assert!(batches.len() == 2 && batches[0].is_some() && batches[0] == batches[1], "{batches:?}");
+}
+
+#[tokio::test]
+async fn an_event_costs_the_relay_two_round_trips_and_no_empty_step() {
+    const EVENTS: i64 = 50;
+    let mut harness = Harness::start().await;
+    let mut db = harness.db().await;
+    db.execute("create extension pg_stat_statements").await.unwrap();
+    let bus = harness.relay().await;
+    append(&bus, Id::generate(), 0..1).await;
+    harness.published().await;
+    let id = Id::generate();
+    let begun = std::time::Instant::now();
+    db.execute("select pg_stat_statements_reset(0, (select oid from pg_database where datname = current_database()))")
+        .await
+        .unwrap();
+    for version in 0..EVENTS {
+        append(&bus, id, version..version + 1).await;
+        harness.published().await;
+    }
+    let sql = "select coalesce(sum(calls) filter (where query like '%bus.take_events%'), 0)::bigint,
+                      coalesce(sum(calls) filter (where query like '%bus.move_on%'), 0)::bigint
+               from pg_stat_statements join pg_database on pg_database.oid = dbid
+               where datname = current_database()";
+    let (taken, moved): (i64, i64) = sqlx::query_as(sql).fetch_one(&mut db).await.unwrap();
+    // Without work, the relay looks twice a second.
+    let looks = i64::try_from(begun.elapsed().as_millis() / 300).unwrap() + 2;
+    assert_eq!(moved, EVENTS);
+    assert!((EVENTS..=EVENTS + looks).contains(&taken), "{taken} steps for {EVENTS} events, {looks} may be empty");
+}
