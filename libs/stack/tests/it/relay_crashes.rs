@@ -31,6 +31,19 @@ async fn published_but_not_deleted(system: &System, events: u64) -> Result<PgCon
     Ok(holder)
 }
 
+/// Kills the relay, and then its session, which would still delete the rows: Postgres executes what it has received, although
+/// the client is gone.
+async fn kill_with_session(system: &mut System, mut holder: PgConnection) -> Result<()> {
+    system.tickets[0].signal(Signal::Kill).await?;
+    system.tickets[0].exited().await?;
+    let end = "select count(pg_terminate_backend(pid)) from pg_stat_activity
+               where datname = current_database() and wait_event_type = 'Lock' and query like '%bus.move_on%'";
+    let ended: i64 = sqlx::query_scalar(end).fetch_one(&mut holder).await?;
+    ensure!(ended == 1, "{ended} sessions were about to delete rows");
+    holder.close().await?;
+    Ok(())
+}
+
 #[tokio::test]
 async fn kill_nine_between_publish_and_delete_loses_and_doubles_nothing() -> Result<()> {
     let mut system = System::start(1, 1).await?;
@@ -40,9 +53,7 @@ async fn kill_nine_between_publish_and_delete_loses_and_doubles_nothing() -> Res
     system.nats.stop().await?;
     create(&system.seller(0), 20).await?;
     let holder = published_but_not_deleted(&system, 23).await?;
-    system.tickets[0].signal(Signal::Kill).await?;
-    system.tickets[0].exited().await?;
-    drop(holder);
+    kill_with_session(&mut system, holder).await?;
     ensure!(count(&system.tickets_db, OUTBOX).await? == 20, "the killed relay has deleted its rows");
 
     system.tickets[0] = system.spawn_tickets()?;
@@ -62,8 +73,7 @@ async fn a_single_event_published_before_a_crash_is_not_published_again() -> Res
     system.nats.stop().await?;
     create(&system.seller(0), 1).await?;
     let holder = published_but_not_deleted(&system, 2).await?;
-    system.tickets[0].signal(Signal::Kill).await?;
-    drop(holder);
+    kill_with_session(&mut system, holder).await?;
 
     system.tickets[0] = system.spawn_tickets()?;
     system.tickets[0].wait_ready().await?;
@@ -85,12 +95,27 @@ async fn concurrent_relays_of_three_replicas_publish_each_event_once() -> Result
 /// The relay is frozen after its batch was stored. It continues after another replica has taken over.
 #[tokio::test]
 async fn a_relay_frozen_after_publishing_is_taken_over_and_harmless_when_it_thaws() -> Result<()> {
+    const PUBLISHING: &str = "select count(*) from pg_stat_activity
+        where datname = current_database() and state = 'idle in transaction' and query like '%bus.take_events%'";
     let mut system = System::start(1, 1).await?;
-    system.nats.stop().await?;
-    create(&system.seller(0), 20).await?;
-    let holder = published_but_not_deleted(&system, 20).await?;
+    create(&system.seller(0), 1).await?;
+    system.settled().await?;
+    system.nats.pause().await?;
+    create(&system.seller(0), 19).await?;
+    eventually("the relay to publish", async || {
+        ensure!(count(&system.tickets_db, PUBLISHING).await? == 1);
+        anyhow::Ok(())
+    })
+    .await?;
     system.tickets[0].signal(Signal::Stop).await?;
-    drop(holder);
+    system.nats.unpause().await?;
+    eventually("the event to be stored", async || {
+        let state = system.jetstream().await?.get_stream("TICKETS").await?.cached_info().state.clone();
+        ensure!(state.last_sequence > 1, "it ends at {}", state.last_sequence);
+        anyhow::Ok(())
+    })
+    .await?;
+    ensure!(count(&system.tickets_db, OUTBOX).await? == 19, "the frozen relay has deleted its rows");
 
     let successor = system.spawn_tickets()?;
     system.tickets.push(successor);
