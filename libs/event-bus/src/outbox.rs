@@ -60,7 +60,7 @@ impl Outgoing {
 
 /// Events as arrays, as `bus.append_all(stream, subjects, aggregate_ids, versions, payloads, traceparents, headers)` takes them.
 ///
-/// For statements that write the rows of several items and append their events: see [`Write`](crate::Write).
+/// For statements that write the rows of several items and append their events: see [`Statement`](crate::Statement).
 #[derive(Debug, Default)]
 pub struct Columns<'a> {
     /// What happened.
