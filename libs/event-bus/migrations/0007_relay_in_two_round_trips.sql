@@ -1,8 +1,8 @@
--- A step of the relay takes two round trips: `begin; select … from bus.take_events(…)`, and, after the events are published,
+-- A step of the relay that publishes takes two round trips: `begin; select … from bus.take_events(…)`, and, after the events are published,
 -- `select bus.move_on(…); commit`. The settings leave one possible plan, for the reason that migration 3 gives.
 
--- Makes the caller's transaction the relay of a stream, and returns the oldest events above `above` and above the floor.
--- No row: another transaction is the relay. A row without an id: no event waits.
+-- Locks a stream for the caller's transaction, and returns its oldest events with ids above `above` and above the floor.
+-- No row: another transaction holds the lock. A row without an id: no event waits.
 create function bus.take_events(
     wanted text, above bigint, most_events bigint, most_bytes bigint, ahead bigint
 ) returns table (

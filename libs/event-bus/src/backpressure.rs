@@ -1,9 +1,12 @@
-//! Backpressure: while a relay of this process is behind, batches of writes are slowed down to its pace, so that the outbox
-//! does not grow without end.
+//! Backpressure: while a relay of this process is behind, batches of writes are slowed down to two thirds of its rate, so that it
+//! can catch up.
 //!
-//! All batches share one clock, which each of them advances in proportion to its items: a single request hardly waits. A relay
-//! that has not published for a second has no pace, so an outage of NATS holds up no write. Neither does the relay of another
-//! replica.
+//! Best effort: only the batchers of the process that relays the stream wait, at most 1 s for each batch. Other replicas and
+//! transactions do not wait.
+//!
+//! All batches share one clock. A batch waits for the time that the batches before it have reserved, in proportion to their
+//! items: without concurrent writers, a request waits almost nothing. A relay that has not published for a second delays no
+//! batch, so an outage of NATS does not either.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -12,7 +15,7 @@ use tokio::time::{Instant, sleep_until};
 
 /// How long a batch waits at most.
 const LONGEST: Duration = Duration::from_secs(1);
-/// How long a pace is valid.
+/// How long the measured time for an event is valid.
 const VALID: Duration = Duration::from_secs(1);
 
 /// Shared by the relays and the batchers of a service.
@@ -21,8 +24,8 @@ pub(crate) struct Backpressure(Arc<Mutex<Clock>>);
 
 #[derive(Debug, Default)]
 struct Clock {
-    /// The streams whose relays are behind: the time that each relay needs for an event, and when that was measured.
-    paces: HashMap<&'static str, (Duration, Instant)>,
+    /// The streams whose relays are behind: the time that each relay needs for one event, and when that was measured.
+    times: HashMap<&'static str, (Duration, Instant)>,
     /// When the next batch may be written.
     next: Option<Instant>,
 }
@@ -32,7 +35,7 @@ struct Clock {
 pub(crate) struct Progress {
     shared: Backpressure,
     stream: &'static str,
-    /// When the last full batch was published.
+    /// When the last batch was published that left events behind.
     since: Option<Instant>,
 }
 
@@ -58,32 +61,32 @@ impl Clock {
     /// When `items` may be written, if that is later than now.
     fn advance(&mut self, items: usize) -> Option<Instant> {
         let now = Instant::now();
-        self.paces.retain(|_, (_, measured)| measured.elapsed() < VALID);
-        let Some(pace) = self.paces.values().map(|(pace, _)| *pace).max() else {
+        self.times.retain(|_, (_, measured)| measured.elapsed() < VALID);
+        let Some(slowest) = self.times.values().map(|(time, _)| *time).max() else {
             self.next = None;
             return None;
         };
         let begin = self.next.filter(|next| *next > now);
         // A half more, so that the relay catches up.
-        let cost = pace.saturating_mul(u32::try_from(items).unwrap_or(u32::MAX)).saturating_mul(3) / 2;
+        let cost = slowest.saturating_mul(u32::try_from(items).unwrap_or(u32::MAX)).saturating_mul(3) / 2;
         self.next = Some(begin.unwrap_or(now) + cost).map(|next| next.min(now + LONGEST));
         begin
     }
 }
 
 impl Progress {
-    /// A full batch of `events` was published, and more events wait.
+    /// A batch of `events` was published, and more events wait.
     pub(crate) fn behind(&mut self, events: usize) {
         let now = Instant::now();
         if let (Some(before), Ok(events @ 1..)) = (self.since.replace(now), u32::try_from(events)) {
-            self.shared.locked().paces.insert(self.stream, ((now - before) / events, now));
+            self.shared.locked().times.insert(self.stream, ((now - before) / events, now));
         }
     }
 
     /// No more events wait than a batch can hold, or nothing can be published.
     pub(crate) fn not_behind(&mut self) {
         if self.since.take().is_some() {
-            self.shared.locked().paces.remove(self.stream);
+            self.shared.locked().times.remove(self.stream);
         }
     }
 }
@@ -105,12 +108,12 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn batches_are_written_at_two_thirds_of_the_pace_of_the_slowest_relay_that_is_behind() {
+    async fn batches_are_written_at_two_thirds_of_the_rate_of_the_slowest_relay() {
         let backpressure = Backpressure::default();
         let (mut one, mut two) = (backpressure.relay("ONE"), backpressure.relay("TWO"));
         one.behind(500);
         two.behind(500);
-        assert_eq!(waits(&backpressure, 100), Duration::ZERO, "the pace is not known yet");
+        assert_eq!(waits(&backpressure, 100), Duration::ZERO, "how fast they are is not known yet");
         advance(Duration::from_millis(100)).await;
         one.behind(100);
         two.behind(50);

@@ -1,17 +1,17 @@
 //! Coalesced statements: one statement, and one commit, for concurrent requests.
 //!
-//! A batcher has a connection of its own. While it executes one batch, the next one fills. There is no timer: the item of a
-//! single request is executed at once.
+//! A batcher has a connection of its own. While it executes one batch, the next one fills. No timer fills a batch: a single
+//! request is executed at once. Writes may be delayed by `backpressure`.
 //!
 //! What if …
 //! - we die before the commit: nothing was written. After it: the rows and their events exist. In both cases the clients
 //!   have no response, as with any write.
-//! - the connection is lost: whether the batch was committed is unknown. Each of its callers gets an outage. Reads are
-//!   repeated one by one.
+//! - the connection is lost: whether the batch was committed is unknown. Each caller of a write gets an outage.
+//!   Reads are repeated one by one.
 //! - one item fails or waits for a lock: Postgres undoes the batch. Its items are then executed one by one, each on a
 //!   connection for requests. `an_item_that_fails_does_not_fail_its_neighbours` and
 //!   `an_item_that_waits_for_a_lock_waits_alone` show it.
-//! - a caller leaves: its item may be executed or not, as with any request.
+//! - a caller is cancelled: its item may be executed or not, as with any request.
 
 use crate::connection::Pool;
 use crate::database::Database;
@@ -48,8 +48,8 @@ pub trait Statement: Send + Sync + 'static {
     /// Executes a single statement for all of `items`, which commits by itself. Returns one output for each, in their order.
     ///
     /// # Errors
-    /// Nothing was written: nothing may fail after the statement. If there were several items, each of them is then executed
-    /// by itself.
+    /// Return an error only if nothing was written: nothing that can fail comes after the statement. Unless it was an outage, each
+    /// of several items is then executed by itself.
     fn execute(
         &self,
         db: &mut PgConnection,
@@ -158,7 +158,7 @@ impl<S: Statement> Batching<S> {
                     }
                     callers.into_iter().zip(outputs).for_each(|(caller, output)| drop(caller.send(Ok(output))));
                 }
-                // It would fail again.
+                // A single item would fail again.
                 Err(error) if callers.len() == 1 && !is_outage(&error) => {
                     callers.into_iter().zip([error]).for_each(|(caller, error)| drop(caller.send(Err(error))));
                 }
@@ -242,7 +242,7 @@ impl<S: Statement> Shared<S> {
     }
 }
 
-/// Found after the commit.
+/// Returned after the commit: the batch must not be repeated.
 #[derive(Debug, thiserror::Error)]
 #[error("the statement returned {0} outputs for {1} items")]
 struct Outputs(usize, usize);

@@ -20,7 +20,7 @@ pub enum Error {
     #[error("no answer from Postgres within {0:?}")]
     NoAnswer(Duration),
     /// More items wait than [`Settings::batch_queue`](crate::Settings::batch_queue), or the service stops.
-    #[error("too many statements are waiting")]
+    #[error("too many statements are waiting, or the service stops")]
     Overloaded,
     /// The statement for this and other items was not executed, or whether it was committed is unknown.
     #[error("the statement for this and other items failed: {0}")]

@@ -43,8 +43,8 @@ use tokio::sync::watch;
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
-/// Under load the relay waits this long for a batch to fill: a batch costs the server several files, and two round trips and
-/// a commit of Postgres.
+/// How long the relay waits for the next batch to fill, after one of medium size: a batch costs NATS several files, and Postgres
+/// two round trips and a commit.
 const COALESCE: Duration = Duration::from_millis(2);
 /// How often to look for rows without being woken, such as the rows of a replica that died.
 const POLL: Duration = Duration::from_millis(500);
@@ -62,7 +62,7 @@ const COMPARE: Duration = Duration::from_secs(30);
 const CUT_OFF: Duration = Duration::from_secs(15);
 
 enum Step {
-    /// So many events were published, and more wait.
+    /// This many events were published, and more wait.
     Behind(usize),
     /// More events probably wait, or the stream has to be read again.
     More,

@@ -27,7 +27,7 @@ pub struct Backlog {
     pub applied: Duration,
 }
 
-/// Measures a backlog of this many events. Stops all replicas of tickets, and leaves one.
+/// Measures a backlog of this many events. Stops all replicas of tickets, and starts one afterwards.
 pub async fn measure(bench: &mut Bench, events: u64) -> Result<Backlog> {
     bench.system.stop_tickets().await?;
     // So that nothing is published while the starts are measured.

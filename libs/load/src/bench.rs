@@ -17,7 +17,7 @@ use std::path::Path;
 use std::sync::Arc;
 use testkit::Process;
 
-/// Tickets to order per second and connection, and at most per second: more than a service can use up.
+/// Free tickets to prepare for orders: per connection and second, and in total per second. More than a service can order.
 const ORDERS_OF_A_CONNECTION: u64 = 3_000;
 const MOST_ORDERS: u64 = 20_000;
 

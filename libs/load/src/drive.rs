@@ -95,7 +95,7 @@ impl User {
             Some(connection) => connection,
             None => Connection::open(&self.target).await?,
         };
-        let sampler = load.sampler.as_ref().filter(|sampler| call.is_change && sampler.is_free());
+        let sampler = load.sampler.as_ref().filter(|sampler| call.changes_ticket && sampler.is_free());
         match connection.send(call.clone(), sampler.is_some()).await {
             Ok((status, body)) => {
                 let is_expected = load.tally.response(status, call.expected, due);

@@ -40,8 +40,8 @@ pub struct Call {
     pub body: Bytes,
     /// The status that a healthy service responds with.
     pub expected: StatusCode,
-    /// Whether the response is a ticket: its id and version are of use.
-    pub is_change: bool,
+    /// Whether the request changes a ticket: the response has its id and its new version, for measuring lag.
+    pub changes_ticket: bool,
 }
 
 /// An open connection.

@@ -3,12 +3,12 @@ use std::path::PathBuf;
 
 /// Measures the system on this machine, and writes a report
 ///
-/// Starts Postgres and NATS in containers that are removed afterwards, and the services as processes. Sends requests on a
-/// fixed number of connections, each of them the next one when the last one is answered (a closed loop), for each route and
-/// number of connections. pgbench measures the database alone in the same run: the yardstick. The report is Markdown, with
-/// plots as SVG. docs/performance.md explains every figure.
+/// Starts Postgres and NATS in containers that are removed afterwards, and the services as processes. Measures each route with
+/// each number of connections. Each connection sends its next request when the previous response has arrived (a closed loop).
+/// pgbench measures the database alone in the same run: the yardstick, to which throughput is compared. The report is Markdown,
+/// with plots as SVG. docs/performance.md explains every figure.
 ///
-/// The exit code is 1 if a response had an unexpected status, or if something could not be started.
+/// The exit code is 1 if any request failed, or if the run could not be completed.
 #[derive(Clone, Debug, clap::Parser)]
 #[command(bin_name = "cargo load")]
 pub struct Options {

@@ -122,11 +122,11 @@ impl Requests {
 
 fn post() -> Call {
     let uri = Uri::from_static(TICKETS);
-    Call { method: Method::POST, uri, body: BODY, expected: StatusCode::CREATED, is_change: true }
+    Call { method: Method::POST, uri, body: BODY, expected: StatusCode::CREATED, changes_ticket: true }
 }
 
 fn put(id: &str) -> Call {
-    Call { method: Method::PUT, uri: ticket(id), body: BODY, expected: StatusCode::OK, is_change: true }
+    Call { method: Method::PUT, uri: ticket(id), body: BODY, expected: StatusCode::OK, changes_ticket: true }
 }
 
 fn get(id: &str) -> Call {
@@ -138,13 +138,13 @@ fn list() -> Call {
 }
 
 fn read(uri: Uri) -> Call {
-    Call { method: Method::GET, uri, body: Bytes::new(), expected: StatusCode::OK, is_change: false }
+    Call { method: Method::GET, uri, body: Bytes::new(), expected: StatusCode::OK, changes_ticket: false }
 }
 
 fn order(ticket: &str) -> Call {
     let body = format!(r#"{{"ticketId":"{ticket}"}}"#).into();
     let uri = Uri::from_static("/api/orders");
-    Call { method: Method::POST, uri, body, expected: StatusCode::CREATED, is_change: false }
+    Call { method: Method::POST, uri, body, expected: StatusCode::CREATED, changes_ticket: false }
 }
 
 fn ticket(id: &str) -> Uri {

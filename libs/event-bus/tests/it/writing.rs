@@ -278,7 +278,7 @@ async fn without_postgres_a_write_is_an_outage() {
 }
 
 #[tokio::test]
-async fn while_the_relay_is_behind_writers_are_held_to_its_pace() {
+async fn while_the_relay_is_behind_writers_are_slowed_down() {
     // A relay that publishes far less than a writer can write.
     let writers = Writers::start_with(|settings| Settings { publish_events: 20, ..settings }).await;
     let until = tokio::time::Instant::now() + Duration::from_secs(6);
