@@ -168,7 +168,9 @@ impl Statement for FindOffers {
         let rows = sqlx::query!(
             r#"
             select id, title, price, version,
-                   exists (select 1 from orders where ticket_id = ticket.id and status <> 'cancelled') as "reserved!",
+                   -- Not `exists`: with wrong statistics, that could be a scan of all live orders.
+                   (select id from orders where ticket_id = ticket.id and status <> 'cancelled' limit 1) is not null
+                       as "reserved!",
                    coalesce((select max(reservation) from orders where ticket_id = ticket.id), 0) + 1 as "reservation!",
                    date_trunc('milliseconds', now() + make_interval(secs => $2)) as "expires_at!"
             from ticket_replica as ticket where id = any($1)
