@@ -73,3 +73,33 @@ begin
     end if;
 end
 $$;
+
+-- The functions with which events enter the outbox also set a variable of the transaction, which the library reads when it commits:
+-- only then does it wake the relays.
+create or replace function bus.append(
+    stream text, subject text, aggregate_id text, version bigint, payload text, traceparent text
+) returns void language sql volatile as $$
+    insert into bus.outbox (stream, subject, aggregate_id, version, payload, traceparent)
+    values (stream, subject, aggregate_id, version, payload, traceparent);
+    select set_config('bus.appended', 'yes', true)
+$$;
+
+create or replace function bus.append(
+    stream text, subject text, aggregate_id text, version bigint, payload text, traceparent text, headers json
+) returns void language sql volatile as $$
+    insert into bus.outbox (stream, subject, aggregate_id, version, payload, traceparent, headers)
+    values (stream, subject, aggregate_id, version, payload, traceparent, headers);
+    select set_config('bus.appended', 'yes', true)
+$$;
+
+create or replace function bus.append_all(
+    stream text, subjects text[], aggregate_ids text[], versions bigint[], payloads text[], traceparents text[],
+    headers text[]
+) returns void language sql volatile as $$
+    insert into bus.outbox (stream, subject, aggregate_id, version, payload, traceparent, headers)
+    select stream, subject, aggregate_id, version, payload, traceparent, header::json
+    from unnest(subjects, aggregate_ids, versions, payloads, traceparents, headers) with ordinality
+         as events (subject, aggregate_id, version, payload, traceparent, header, number)
+    order by number;
+    select set_config('bus.appended', 'yes', true)
+$$;

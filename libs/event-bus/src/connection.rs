@@ -4,7 +4,7 @@ use crate::error::{Error, Result};
 use crate::postgres;
 use sqlx::pool::PoolConnection;
 use sqlx::postgres::{PgConnectOptions, PgRow};
-use sqlx::{AssertSqlSafe, Executor, PgConnection, PgPool, Postgres, RawSql};
+use sqlx::{AssertSqlSafe, Executor, PgConnection, PgPool, Postgres, RawSql, Row as _};
 use std::ops::{Deref, DerefMut};
 use std::sync::Arc;
 use std::time::Duration;
@@ -100,6 +100,8 @@ impl Connection {
 pub struct Transaction {
     connection: Connection,
     wakes: Wakes,
+    /// Whether events were appended, other than by the functions of the database.
+    appended: bool,
     /// Whether tasks were scheduled in it.
     scheduled: bool,
 }
@@ -110,7 +112,7 @@ impl Transaction {
         // Set before the statement is sent: a cancelled BEGIN may have reached the server.
         connection.open = true;
         connection.execute(begin).await?;
-        Ok(Self { connection, wakes: wakes.clone(), scheduled: false })
+        Ok(Self { connection, wakes: wakes.clone(), appended: false, scheduled: false })
     }
 
     /// Begins, and executes the statement `first` in the same round trip. Returns its rows, with values as text.
@@ -121,7 +123,12 @@ impl Transaction {
     ) -> Result<(Self, Vec<PgRow>)> {
         connection.open = true;
         let rows = unchecked(format!("begin; {first}")).fetch_all(&mut *connection).await?;
-        Ok((Self { connection, wakes: wakes.clone(), scheduled: false }, rows))
+        Ok((Self { connection, wakes: wakes.clone(), appended: false, scheduled: false }, rows))
+    }
+
+    /// Makes the commit wake the relays.
+    pub(crate) fn wake_relays(&mut self) {
+        self.appended = true;
     }
 
     /// Makes the commit wake the workers that perform tasks.
@@ -129,18 +136,22 @@ impl Transaction {
         self.scheduled = true;
     }
 
-    /// Commits rows, events and tasks, and wakes the relays and workers.
+    /// Commits rows, events and tasks, and wakes the relays and workers that have work now.
     ///
     /// # Errors
     /// A statement of this transaction has failed before, and its error was ignored: nothing is committed.
     /// If the connection is lost here, the outcome of the commit is unknown: do not report success.
-    pub async fn commit(self) -> Result<()> {
-        let (wakes, scheduled) = (self.wakes.clone(), self.scheduled);
-        // In an aborted transaction, Postgres would accept COMMIT alone, and roll back.
-        self.commit_with("select 1").await?;
-        wakes.relays.all();
-        if scheduled {
-            wakes.workers.all();
+    pub async fn commit(mut self) -> Result<()> {
+        // In an aborted transaction, Postgres would accept COMMIT alone, and roll back; it refuses any other statement.
+        let commit = unchecked("select current_setting('bus.appended', true); commit".to_owned());
+        let appended = commit.fetch_all(&mut *self.connection).await?;
+        self.connection.open = false;
+        let by_function = appended.first().and_then(|row| row.try_get::<Option<&str>, _>(0).ok().flatten());
+        if self.appended || by_function == Some("yes") {
+            self.wakes.relays.all();
+        }
+        if self.scheduled {
+            self.wakes.workers.all();
         }
         Ok(())
     }

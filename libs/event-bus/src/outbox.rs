@@ -131,6 +131,7 @@ impl Transaction {
         )
         .execute(&mut **self)
         .await?;
+        self.wake_relays();
         Ok(())
     }
 }
