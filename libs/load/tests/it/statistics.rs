@@ -113,7 +113,7 @@ impl Measured {
 
 /// Whether a statement is neither one of the background nor the begin or the end of one of its transactions.
 fn is_of_a_request(text: &str) -> bool {
-    const TRANSACTION: [&str; 5] = ["begin", "commit", "rollback", "set local ", "select $1"];
+    const TRANSACTION: [&str; 5] = ["begin", "commit", "rollback", "set local ", "select current_setting"];
     // Those of the relay and of subscriptions; then those of orders that look for expired orders.
     const BACKGROUND: [&str; 10] = [
         "bus.take_events",
