@@ -144,7 +144,7 @@ impl<S: Statement> Batching<S> {
         };
         while !batch.is_empty() {
             if S::APPENDS {
-                self.fill(batch);
+                self.fill(batch, self.most);
                 self.shared.database.backpressure().hold(batch.len()).await;
             }
             // A caller that has left has told its client that the outcome is unknown.
@@ -184,9 +184,9 @@ impl<S: Statement> Batching<S> {
         Ok(())
     }
 
-    /// Adds items that have come in since.
-    fn fill(&mut self, batch: &mut Vec<Waiting<S>>) {
-        while batch.len() < self.most
+    /// Adds items that have come in since, until the batch has `most`.
+    fn fill(&mut self, batch: &mut Vec<Waiting<S>>, most: usize) {
+        while batch.len() < most
             && let Ok(waiting) = self.queue.try_recv()
         {
             batch.push(waiting);
@@ -195,9 +195,7 @@ impl<S: Statement> Batching<S> {
 
     /// Postgres is away: the items that have come in meanwhile would wait for the same reason, one batch after another.
     fn take_all(&mut self, batch: &mut Vec<Waiting<S>>) {
-        while let Ok(waiting) = self.queue.try_recv() {
-            batch.push(waiting);
-        }
+        self.fill(batch, usize::MAX);
     }
 
     /// Each on a connection for requests: one that waits for a lock does not hold up the others, nor the next batch.

@@ -103,13 +103,18 @@ impl Harness {
     }
 
     pub async fn stream_of(&self, name: &str) -> Vec<String> {
-        let stream = self.jetstream().await.get_stream(name).await.unwrap();
-        let mut ids = Vec::new();
+        self.headers_of(name, "Nats-Msg-Id").await.into_iter().map(Option::unwrap_or_default).collect()
+    }
+
+    /// The values of a header in all messages of a stream, in order.
+    pub async fn headers_of(&self, stream: &str, header: &str) -> Vec<Option<String>> {
+        let stream = self.jetstream().await.get_stream(stream).await.unwrap();
+        let mut values = Vec::new();
         for seq in 1..=stream.cached_info().state.last_sequence {
             let message = stream.get_raw_message(seq).await.unwrap();
-            ids.push(message.headers.get("Nats-Msg-Id").map_or_else(String::new, ToString::to_string));
+            values.push(message.headers.get(header).map(ToString::to_string));
         }
-        ids
+        values
     }
 
     /// The same, without messages that have no event id.

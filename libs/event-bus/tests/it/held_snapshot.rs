@@ -26,7 +26,8 @@ async fn commit_500(db: &mut PgConnection) {
     db.execute(sql).await.unwrap();
 }
 
-async fn measure_from_now_on(db: &mut PgConnection) {
+/// Resets the statistics of the statements in this database.
+pub async fn measure_from_now_on(db: &mut PgConnection) {
     db.execute("select pg_stat_statements_reset(0, (select oid from pg_database where datname = current_database()))")
         .await
         .unwrap();

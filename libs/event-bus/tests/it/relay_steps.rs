@@ -2,18 +2,13 @@
 
 use crate::documents::{Id, event};
 use crate::harness::{Harness, append};
+use crate::held_snapshot::measure_from_now_on;
 use event_bus::Event;
 use sqlx::Executor;
 
 /// The ids of the atomic batches in which the events of the stream were published, in order.
 async fn batches(harness: &Harness) -> Vec<Option<String>> {
-    let stream = harness.jetstream().await.get_stream("DOCUMENTS").await.unwrap();
-    let mut batches = Vec::new();
-    for seq in 1..=stream.cached_info().state.last_sequence {
-        let message = stream.get_raw_message(seq).await.unwrap();
-        batches.push(message.headers.get("Nats-Batch-Id").map(ToString::to_string));
-    }
-    batches
+    harness.headers_of("DOCUMENTS", "Nats-Batch-Id").await
 }
 
 #[tokio::test]
@@ -56,9 +51,7 @@ async fn an_event_costs_the_relay_two_round_trips_and_no_empty_step() {
     harness.published().await;
     let id = Id::generate();
     let begun = std::time::Instant::now();
-    db.execute("select pg_stat_statements_reset(0, (select oid from pg_database where datname = current_database()))")
-        .await
-        .unwrap();
+    measure_from_now_on(&mut db).await;
     for version in 0..EVENTS {
         append(&bus, id, version..version + 1).await;
         harness.published().await;
