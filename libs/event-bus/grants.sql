@@ -3,10 +3,11 @@
 grant usage on schema bus to :"role";
 grant select, insert, delete on bus.outbox to :"role";
 grant select on sequence bus.outbox_id_seq to :"role";
-grant select, insert, update (last_seq) on bus.relay to :"role";
+grant select, insert, update (last_seq, stream_created_at, republishes) on bus.relay to :"role";
 grant select, insert, delete on bus.position to :"role";
 grant update (floor) on bus.position to :"role";
-grant select, insert, update on bus.dead_letters to :"role";
+grant select, insert, update, delete on bus.republish, bus.checkpoints to :"role";
+grant select, insert, update on bus.dead_letters, bus.read_positions to :"role";
 grant select, insert, delete on bus.tasks to :"role";
 grant update (status, due_at, attempts, error, updated_at) on bus.tasks to :"role";
 -- to check whether the database is up to date, and which service owns it

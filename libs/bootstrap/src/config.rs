@@ -41,6 +41,10 @@ pub struct Config {
     #[arg(long, env, default_value = "true", action = ArgAction::Set, value_parser = BoolishValueParser::new())]
     pub provision: bool,
 
+    /// How long events stay in the service's own stream after all consumers have acknowledged them: 720h
+    #[arg(long, env, default_value = "720h", value_parser = duration)]
+    pub stream_window: Duration,
+
     /// Address to listen on; port 0 takes a free one
     #[arg(long, env, default_value = "0.0.0.0:3000")]
     pub http_addr: SocketAddr,
@@ -82,6 +86,7 @@ impl Config {
             database_connections: self.database_connections.get(),
             topology: self.nats.topology(),
             provision: self.provision,
+            window_age: self.stream_window,
             ..event_bus::Settings::new(service, &self.database_url, self.nats.settings())
         }
     }
@@ -160,6 +165,7 @@ impl fmt::Debug for Config {
             .field("nats", &self.nats)
             .field("nats_client_id", &self.nats_client_id)
             .field("provision", &self.provision)
+            .field("stream_window", &self.stream_window)
             .field("http_addr", &self.http_addr)
             .field("jwt", &self.jwt)
             .field("request_timeout", &self.request_timeout)

@@ -5,6 +5,7 @@
 //! the response, so that the client sees that the list is incomplete. A list is not a snapshot: changes during the
 //! writing may be in it.
 
+use std::borrow::Borrow;
 use std::io;
 use std::num::NonZeroU32;
 use std::sync::Arc;
@@ -32,9 +33,6 @@ const ROWS: u32 = 256;
 /// A page ends with the row that reaches this many bytes of text.
 const BYTES: i64 = 64 * 1024;
 
-/// An estimate of the bytes that JSON adds to the text of a row.
-const NAMES: usize = 200;
-
 /// The time limit for reading one page. Reading the whole list may exceed the request timeout.
 const TIME: Duration = Duration::from_secs(10);
 
@@ -50,7 +48,7 @@ struct Page {
 }
 
 /// The rows that a service has to read for one page of a list.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Part {
     /// Only rows created after the one with this id, if the client named one.
     pub after: Option<Id>,
@@ -62,15 +60,32 @@ pub struct Part {
     pub bytes: i64,
 }
 
-/// A row of a list.
-#[derive(Debug)]
-pub struct Row<T> {
-    /// The number that orders the list.
-    pub number: i64,
-    /// Bytes of text in this row and all before it on its page.
-    pub bytes: i64,
-    /// The item as the client sees it.
-    pub item: T,
+/// The rows of one page, encoded while they are read.
+#[derive(Debug, Default)]
+pub struct Rows {
+    /// The items, separated by commas.
+    json: Vec<u8>,
+    count: u32,
+    /// Bytes of text in all rows.
+    bytes: i64,
+    /// The number of the last row.
+    last: Option<i64>,
+}
+
+impl Rows {
+    /// Appends a row. `number` orders the list; `bytes` is the text in this row and all before it on its page; `item` is what
+    /// the client sees.
+    ///
+    /// # Errors
+    /// The item cannot be encoded.
+    pub fn push(&mut self, number: i64, bytes: i64, item: &impl Serialize) -> serde_json::Result<()> {
+        if self.count > 0 {
+            self.json.push(b',');
+        }
+        serde_json::to_writer(&mut self.json, item)?;
+        (self.count, self.bytes, self.last) = (self.count + 1, bytes, Some(number));
+        Ok(())
+    }
 }
 
 /// The list that a request reads.
@@ -99,10 +114,10 @@ impl List {
     ///
     /// # Errors
     /// Those of the first page.
-    pub async fn answer<T, F>(self, read: impl Fn(Part) -> F + Send + 'static) -> Result<Response, ApiError>
+    pub async fn answer<R, F>(self, read: impl Fn(Part) -> F + Send + 'static) -> Result<Response, ApiError>
     where
-        T: Serialize + Send + 'static,
-        F: Future<Output = Result<Vec<Row<T>>, ApiError>> + Send + 'static,
+        R: Borrow<Rows> + Send + 'static,
+        F: Future<Output = Result<R, ApiError>> + Send + 'static,
     {
         let Self { page, connection, limits } = self;
         let left = page.limit.map(NonZeroU32::get);
@@ -144,11 +159,11 @@ struct Reader<R> {
 
 impl<R> Reader<R> {
     /// Appends the next page to `json`, and the end of the list if this is the last one.
-    async fn page<T, F>(&mut self, mut json: Vec<u8>) -> Result<Bytes, ApiError>
+    async fn page<P, F>(&mut self, mut json: Vec<u8>) -> Result<Bytes, ApiError>
     where
         R: Fn(Part) -> F,
-        T: Serialize + Send + 'static,
-        F: Future<Output = Result<Vec<Row<T>>, ApiError>> + Send + 'static,
+        P: Borrow<Rows> + Send + 'static,
+        F: Future<Output = Result<P, ApiError>> + Send + 'static,
     {
         let is_first = self.next == Some(0);
         let _reading = if is_first { None } else { Some(self.limits.pages.reading.acquire().await) };
@@ -159,22 +174,19 @@ impl<R> Reader<R> {
         let page = self.limits.running.spawn(timeout(TIME, (self.read)(part)));
         let page = page.await.ok().and_then(Result::ok).ok_or(ApiError::Unavailable)??;
 
-        let text = page.last().map_or(0, |last| last.bytes);
-        json.reserve_exact(usize::try_from(text).unwrap_or_default() + page.len() * NAMES);
-        for row in &page {
-            if json.last() != Some(&b'[') {
-                json.push(b',');
-            }
-            serde_json::to_writer(&mut json, &row.item).map_err(|error| ApiError::Internal(error.into()))?;
+        let Rows { json: items, count, bytes, last } = page.borrow();
+        // A comma and the end.
+        json.reserve_exact(items.len() + 2);
+        if !is_first && *count > 0 {
+            json.push(b',');
         }
-        let read = u32::try_from(page.len()).unwrap_or(rows);
-        self.left = self.left.map(|left| left.saturating_sub(read));
-        let is_full = read == rows || text >= BYTES;
-        self.next = page.last().filter(|_| is_full && self.left != Some(0)).map(|last| last.number);
+        json.extend_from_slice(items);
+        self.left = self.left.map(|left| left.saturating_sub(*count));
+        let is_full = *count == rows || *bytes >= BYTES;
+        self.next = last.filter(|_| is_full && self.left != Some(0));
         if self.next.is_none() {
             json.push(b']');
         }
-        json.shrink_to_fit();
         Ok(room.send(json, self.connection.clone()))
     }
 }

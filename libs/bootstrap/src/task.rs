@@ -1,4 +1,4 @@
-//! The subcommands of a service: `migrate`, `provision`, `health`.
+//! The subcommands of a service: `migrate`, `provision`, `republish`, `health`.
 //!
 //! Each runs once, with rights that the service itself does not need.
 
@@ -19,6 +19,7 @@ pub(crate) enum Task {
     Migrate(Migrate),
     // Boxed, because it is much larger than the others.
     Provision(Box<Provision>),
+    Republish(Republish),
     Health(Health),
 }
 
@@ -45,7 +46,7 @@ pub(crate) struct Migrate {
 
 /// Create or update the streams and consumers of all services
 ///
-/// Idempotent. Options that were changed by hand are changed back. Fails, after all other changes, if the server does not
+/// Idempotent. Options that were changed by hand are changed back, except limits that were raised. Fails, after all other changes, if the server does not
 /// change an option of an existing stream or consumer.
 #[derive(Args)]
 pub(crate) struct Provision {
@@ -58,6 +59,50 @@ pub(crate) struct Provision {
 
     #[command(flatten)]
     log: LogConfig,
+}
+
+/// Publish the current state again, for readers that have missed events
+///
+/// Only records the request in the database: a running service does the work, and logs its progress. Readers that have the state
+/// ignore it.
+#[derive(Args)]
+pub(crate) struct Republish {
+    #[command(flatten)]
+    scope: Scope,
+
+    /// The service's database: `postgres://user:password@host/database`
+    #[arg(long, env, hide_env_values = true)]
+    database_url: String,
+
+    #[command(flatten)]
+    log: LogConfig,
+}
+
+/// What is published again.
+#[derive(Args)]
+#[group(required = true, multiple = false)]
+struct Scope {
+    /// Everything
+    #[arg(long)]
+    all: bool,
+
+    /// What has changed in this last time: 2h, 30m
+    #[arg(long, value_parser = duration)]
+    since: Option<Duration>,
+
+    /// These ids
+    #[arg(long, num_args = 1..)]
+    id: Vec<String>,
+}
+
+impl From<Scope> for event_bus::Republish {
+    fn from(Scope { since, id, .. }: Scope) -> Self {
+        match since {
+            Some(since) => Self::Since(since),
+            None if id.is_empty() => Self::All,
+            None => Self::Ids(id),
+        }
+    }
 }
 
 /// Check whether the service in this container is ready
@@ -78,6 +123,7 @@ impl Task {
         match self {
             Self::Migrate(task) => &task.log,
             Self::Provision(task) => &task.log,
+            Self::Republish(task) => &task.log,
             Self::Health(task) => &task.log,
         }
     }
@@ -93,6 +139,15 @@ impl Task {
                 let topology = task.nats.topology();
                 event_bus::provision(&task.nats.settings(), &topology, task.patience).await?;
                 tracing::info!(?topology, "streams and consumers are as they should be");
+            }
+            Self::Republish(task) => {
+                if event_bus::request_republish(&task.database_url, schema, task.scope.into()).await? {
+                    tracing::info!("the request is recorded; the service has begun, and logs its progress");
+                } else {
+                    tracing::warn!(
+                        "the request is recorded, and no service has begun within 5 s: start one. An earlier request may be under way"
+                    );
+                }
             }
             Self::Health(task) => ready(task.http_addr)?,
         }

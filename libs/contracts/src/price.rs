@@ -17,6 +17,8 @@ pub struct InvalidPrice;
 
 const DECIMALS: i64 = 4;
 const INTEGER_DIGITS: i64 = 10;
+/// 10 to the power of [`INTEGER_DIGITS`].
+const LIMIT: Decimal = Decimal::from_parts(1_410_065_408, 2, 0, false, 0);
 
 impl Price {
     /// The amount, without trailing zeros.
@@ -29,7 +31,9 @@ impl TryFrom<Decimal> for Price {
     type Error = InvalidPrice;
 
     fn try_from(amount: Decimal) -> Result<Self, InvalidPrice> {
-        amount.to_string().parse()
+        let amount = amount.normalize();
+        let is_price = amount > Decimal::ZERO && amount < LIMIT && i64::from(amount.scale()) <= DECIMALS;
+        if is_price { Ok(Self(amount)) } else { Err(InvalidPrice) }
     }
 }
 
@@ -176,6 +180,27 @@ mod tests {
             assert_eq!(text.parse::<Price>(), Err(InvalidPrice), "{text:?}");
         }
         assert_eq!("9".repeat(100_000).parse::<Price>(), Err(InvalidPrice));
+    }
+
+    #[test]
+    fn a_decimal_is_a_price_where_its_text_is() {
+        for text in [
+            "20",
+            "20.5000",
+            "0.0001",
+            "0.00010",
+            "0.00001",
+            "0.00000",
+            "-1",
+            "0",
+            "9999999999.9999",
+            "10000000000",
+            "10000000000.0000",
+            "9999999999.99990",
+        ] {
+            let decimal: Decimal = text.parse().unwrap();
+            assert_eq!(Price::try_from(decimal), text.parse(), "{text}");
+        }
     }
 
     #[test]

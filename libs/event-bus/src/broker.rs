@@ -5,6 +5,7 @@ use crate::settings::Settings;
 use crate::topology::{Drift, Provisioner};
 use async_nats::{Client, jetstream};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
@@ -38,6 +39,11 @@ impl Broker {
     /// connection to Postgres.
     pub(crate) fn connected(&self) -> anyhow::Result<()> {
         nats::connected(&self.client)
+    }
+
+    /// How many connections there have been. Another server may be behind a new one, or the same with another store.
+    pub(crate) fn connects(&self) -> u64 {
+        self.client.statistics().connects.load(Ordering::Relaxed)
     }
 
     /// Waits until there is a connection. Logs nothing: the client logs why it cannot connect.

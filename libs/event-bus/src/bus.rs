@@ -7,6 +7,7 @@ use crate::database::Database;
 use crate::duties::Duties;
 use crate::error::Result;
 use crate::relay;
+use crate::republish::{self, Snapshots, Source};
 use crate::request::{self, Requester};
 use crate::retry::Backoff;
 use crate::schema::Schema;
@@ -14,7 +15,7 @@ use crate::settings::Settings;
 use crate::subscription::{self, Handler};
 use crate::task::{self, Task};
 use crate::topology::{Drift, PROVISIONING};
-use event_bus_core::{Endpoint, Publish};
+use event_bus_core::{Endpoint, Event, Publish};
 use serde::{Serialize, de::DeserializeOwned};
 use std::sync::Arc;
 use std::time::Duration;
@@ -89,6 +90,9 @@ impl Bus {
 
     /// Publishes the committed events of `E`'s stream until `stop`, then the rest, until the first error.
     ///
+    /// If the broker lost events of the stream, nothing more is published, and an error says what a person has to do. See
+    /// [`relay_with`](Self::relay_with).
+    ///
     /// A service that publishes to several streams has one relay for each. Call this for all of them before the first
     /// one is spawned: events of a stream that no relay of this process publishes are logged as an error.
     pub fn relay<E: Publish>(
@@ -100,7 +104,31 @@ impl Bus {
         async move {
             if self.prepared(&stop).await {
                 let Self { database, broker, settings, duties, .. } = &self;
-                relay::run(database, broker, settings, duties, E::STREAM, &stop).await?;
+                relay::run(database, broker, settings, duties, E::STREAM, None, &stop).await?;
+            }
+            Ok(())
+        }
+    }
+
+    /// The same, and heals the stream if the broker lost events of it, with the current snapshots of the tables.
+    ///
+    /// The stream then does not hold every version of every aggregate, but the newest one. Until the snapshots are published, readers
+    /// have an older state.
+    pub fn relay_with<S: Snapshots>(
+        self,
+        snapshots: S,
+        stop: CancellationToken,
+    ) -> impl Future<Output = anyhow::Result<()>> + Send + 'static {
+        self.duties.relays(S::Event::STREAM);
+        async move {
+            if self.prepared(&stop).await {
+                let Self { database, broker, settings, duties, .. } = &self;
+                let source: &dyn Source = &snapshots;
+                let stream = S::Event::STREAM;
+                tokio::try_join!(
+                    relay::run(database, broker, settings, duties, stream, Some(source), &stop),
+                    republish::run(database, stream, source, &stop),
+                )?;
             }
             Ok(())
         }

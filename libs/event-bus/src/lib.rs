@@ -7,13 +7,15 @@
 //! letter.
 //!
 //! Guaranteed: no committed event is lost, duplicated in the stream, or published before an older version of its
-//! aggregate. Not guaranteed: that a handler sees an event once, or in order. Handlers compare versions instead.
+//! aggregate, unless the broker loses what it has confirmed. Not guaranteed: that a handler sees an event once, or in order. Handlers compare versions instead.
 //!
 //! An effect outside of the database, such as a request that charges a card, is a durable [`Task`]: its intent is
 //! committed with its cause ([`Transaction::schedule`]), a worker performs it at least once with the same key
 //! ([`Bus::perform`]), and its result and events are committed once.
 //!
 //! Concurrent requests can share a statement and a commit: [`Bus::batcher`].
+//!
+//! A stream that lost events is healed by its owner, if it has [`Snapshots`] of its tables: [`Bus::relay_with`].
 //!
 //! Beside events there are requests ([`Bus::request`], [`Bus::reply`]). A reply comes within
 //! [`Settings::reply_timeout`] or not at all: use a request only if the service also works without the reply.
@@ -101,7 +103,7 @@
 //! # Where to read on
 //!
 //! Read `database` and `broker` first: events move between these two servers. Then read the protocols: `outbox`,
-//! `relay`, `subscription`, `pull`, `dead_letters`, `task`, `request`, `batcher`, in this order; then `bus`, which owns all.
+//! `relay`, `window`, `republish`, `subscription`, `pull`, `dead_letters`, `task`, `request`, `batcher`, in this order; then `bus`, which owns all.
 #![warn(missing_docs)]
 
 mod backpressure;
@@ -121,6 +123,7 @@ mod panics;
 mod postgres;
 mod pull;
 mod relay;
+mod republish;
 mod request;
 mod retry;
 mod schema;
@@ -129,6 +132,7 @@ mod subscription;
 mod task;
 mod topology;
 pub mod trace;
+mod window;
 
 pub use batcher::{Batcher, Batching, Statement};
 pub use bus::Bus;
@@ -139,6 +143,7 @@ pub use headers::Headers;
 pub use nats::{Authentication, NatsSettings};
 pub use outbox::{Columns, Outgoing};
 pub use panics::panic_message;
+pub use republish::{Republish, Snapshots, request_republish};
 pub use retry::Backoff;
 pub use schema::{Schema, migrate};
 pub use settings::Settings;

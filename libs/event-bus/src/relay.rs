@@ -12,32 +12,39 @@
 //!   it. `idle_in_transaction_session_timeout` has ended our transaction. `a_stale_batch_is_refused_as_a_whole` and
 //!   `a_relay_frozen_after_publishing_is_taken_over_and_harmless_when_it_thaws` show it.
 //!
-//! More than four events, and the events of one transaction, are one atomic batch, which the server stores whole or not at
-//! all. A few events are published one after another: each is sent when the one before is confirmed, and so expects a position
-//! that this relay itself has filled. A chain that is sent at once is not safe: if the chains of a stale and of a new relay
-//! interleave at the server, messages of the new relay may fill the stream up to the position that a later message of the stale
-//! chain expects.
+//! More than 12 events, and the events of one transaction, are one atomic batch, which the server stores whole or not at
+//! all. A few events are a chain: they are sent at once, and each expects the sequence and the id of the one before. The
+//! sequence alone is not enough: if the chains of a stale and of a new relay interleave at the server, messages of the new relay
+//! may fill the stream up to the position that a later message of the stale chain expects. The id makes this harmless: both relays
+//! publish the same event directly after the same event.
 //!
 //! While NATS is away, the relay opens no transaction, and events wait in the outbox. If stream and database do not
-//! agree, see `reconcile`.
+//! agree, see `heal` and `reconcile`.
 
 mod floor;
+mod heal;
 mod outbox;
 mod publish;
 mod reconcile;
+mod room;
 
 use crate::backpressure::Progress;
 use crate::broker::Broker;
 use crate::connection::{Connection, Transaction};
 use crate::database::Database;
 use crate::duties::Duties;
+use crate::republish::Source;
 use crate::retry::{Backoff, jitter};
 use crate::settings::Settings;
-use anyhow::Context;
+use crate::window::Window;
+use anyhow::{Context, bail};
 use floor::Floor;
-use outbox::{Batch, Limits, Position};
+use heal::Compared;
+use outbox::{Batch, Position};
 use publish::Published;
 use reconcile::LostHistory;
+use room::Room;
+use sqlx::types::time::OffsetDateTime;
 use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep, timeout};
@@ -54,8 +61,6 @@ const CONTENDED: Duration = Duration::from_millis(20);
 const STEP: Duration = Duration::from_secs(20);
 /// How long a stream gets single events after it has refused an atomic batch.
 const SINGLE: Duration = Duration::from_mins(10);
-/// How often a relay with nothing to publish compares the end of the stream with its position.
-const COMPARE: Duration = Duration::from_secs(30);
 
 /// How long a stream may seem to be too short before that is an error: a node that was cut off from its cluster replies
 /// with old state for some seconds.
@@ -74,6 +79,8 @@ enum Step {
     Contended,
     /// Nothing was stored: the next step publishes single events.
     Again,
+    /// Nothing was stored: the stream is full.
+    Full,
 }
 
 /// The relay of one stream in this process.
@@ -83,22 +90,37 @@ struct Relay<'a> {
     settings: &'a Settings,
     duties: &'a Duties,
     stream: &'static str,
+    /// The snapshots with which it heals the stream.
+    source: Option<&'a dyn Source>,
     stop: &'a CancellationToken,
     /// When the stream refused an atomic batch. Kept after a failure, unlike `known`: else the next step would send a
     /// batch again.
     refused_batch: Option<Instant>,
     known: Known,
+    /// Since when the stream has been too short, or another one.
+    lost: Option<Instant>,
+    /// Up to which position another stream was compared with the tables, and when that stream was created.
+    agreed: Option<(OffsetDateTime, u64)>,
     /// The connection of the last step, while events keep coming.
     connection: Option<Connection>,
     progress: Progress,
+    /// The part of the stream that is kept.
+    window: &'a Window<'a>,
+    /// The most bytes and messages that the stream may have, if there are limits.
+    room: Room,
+    /// Since when the stream is full.
+    full: Option<Instant>,
 }
 
 /// What the relay knows of the database and the stream. Forgotten after a failure.
 #[derive(Default)]
 struct Known {
     floor: Floor,
-    /// When the stream last ended at our position.
+    /// When the stream was last compared, and on which connection to NATS.
     compared: Option<Instant>,
+    connects: u64,
+    /// The comparison after which the last checkpoint was written.
+    checkpoint: Option<Instant>,
     /// The last position that this relay has committed.
     committed: Option<Position>,
 }
@@ -110,80 +132,31 @@ pub(crate) async fn run(
     settings: &Settings,
     duties: &Duties,
     stream: &'static str,
+    source: Option<&dyn Source>,
     stop: &CancellationToken,
 ) -> anyhow::Result<()> {
-    let what = format!("publishing to {stream}");
-    let mut backoff = Backoff::default();
-    let mut work = database.commits();
-    let mut relay = Relay {
+    let window = Window::new(broker, settings, stream);
+    let relay = Relay {
         database,
         broker,
         settings,
         duties,
         stream,
+        source,
         stop,
         refused_batch: None,
         known: Known::default(),
+        lost: None,
+        agreed: None,
         connection: None,
         progress: database.backpressure().relay(stream),
+        window: &window,
+        room: Room::default(),
+        full: None,
     };
-    // Since when the stream has been too short.
-    let mut lost: Option<Instant> = None;
-    while let Err(error) = relay.register().await {
-        if stop.run_until_cancelled(sleep(backoff.fail(&what, &error))).await.is_none() {
-            return Ok(());
-        }
-    }
-    loop {
-        // The step publishes what was committed before it.
-        work.mark_unchanged();
-        let step = timeout(STEP, relay.look_and_step()).await.context("Postgres does not answer");
-        match step {
-            Ok(Ok(Step::Behind(events))) => relay.progress.behind(events),
-            _ => relay.progress.not_behind(),
-        }
-        let pause = match step.flatten() {
-            Ok(step) => {
-                // After these it is unknown whether publishing works again.
-                if !matches!(step, Step::Contended | Step::Again) {
-                    backoff.succeed(&what);
-                    lost = None;
-                }
-                match step {
-                    Step::Behind(_) | Step::More | Step::Again => Duration::ZERO,
-                    Step::Busy if stop.is_cancelled() => Duration::ZERO,
-                    Step::Busy => COALESCE,
-                    // The replica that holds the lock publishes the rest, or a replica does after a restart.
-                    Step::Contended if stop.is_cancelled() => return Ok(()),
-                    Step::Done if stop.is_cancelled() && !work.has_changed().unwrap_or_default() => return Ok(()),
-                    Step::Contended => jitter(CONTENDED),
-                    Step::Done => {
-                        if !work.has_changed().unwrap_or_default() {
-                            relay.connection = None;
-                        }
-                        wait_for_work(&mut work, stop).await;
-                        Duration::ZERO
-                    }
-                }
-            }
-            Err(_) if stop.is_cancelled() => return Ok(()),
-            Err(error) => {
-                // After an outage, the database or the stream may have another state, and the connection may be lost.
-                (relay.known, relay.connection) = (Known::default(), None);
-                broker.provision_again(stop).await;
-                match error.downcast_ref() {
-                    Some(LostHistory::Broker { .. }) if lost.get_or_insert_with(Instant::now).elapsed() < CUT_OFF => {
-                        backoff.fail(&what, &error)
-                    }
-                    Some(LostHistory::Broker { .. } | LostHistory::Database { .. }) => backoff.alarm(&what, &error),
-                    None => backoff.fail(&what, &error),
-                }
-            }
-        };
-        tokio::select! {
-            () = sleep(pause) => {}
-            () = stop.cancelled(), if !pause.is_zero() => {}
-        }
+    tokio::select! {
+        outcome = relay.run() => outcome,
+        never = window.keep() => match never {},
     }
 }
 
@@ -196,10 +169,84 @@ async fn wait_for_work(work: &mut watch::Receiver<u64>, stop: &CancellationToken
 }
 
 impl Relay<'_> {
+    /// Relays until `stop`.
+    async fn run(mut self) -> anyhow::Result<()> {
+        let (stop, broker) = (self.stop, self.broker);
+        let what = format!("publishing to {}", self.stream);
+        let mut backoff = Backoff::default();
+        let mut work = self.database.commits();
+        while let Err(error) = self.register().await {
+            if stop.run_until_cancelled(sleep(backoff.fail(&what, &error))).await.is_none() {
+                return Ok(());
+            }
+        }
+        loop {
+            // The step publishes what was committed before it.
+            work.mark_unchanged();
+            let step = timeout(STEP, self.look_and_step()).await.context("Postgres does not answer");
+            match step {
+                Ok(Ok(Step::Behind(events))) => self.progress.behind(events),
+                _ => self.progress.not_behind(),
+            }
+            let pause = match step.flatten() {
+                Ok(step) => {
+                    // After these it is unknown whether publishing works again.
+                    if !matches!(step, Step::Contended | Step::Again | Step::Full) {
+                        self.full = None;
+                        backoff.succeed(&what);
+                    }
+                    match step {
+                        Step::Behind(_) | Step::More | Step::Again => Duration::ZERO,
+                        Step::Busy if stop.is_cancelled() => Duration::ZERO,
+                        Step::Busy => COALESCE,
+                        // The replica that holds the lock publishes the rest, or a replica does after a restart.
+                        Step::Contended | Step::Full if stop.is_cancelled() => return Ok(()),
+                        Step::Done if stop.is_cancelled() && !work.has_changed().unwrap_or_default() => return Ok(()),
+                        Step::Contended => jitter(CONTENDED),
+                        Step::Full => self.make_room(&what, &mut backoff).await,
+                        Step::Done => {
+                            if !work.has_changed().unwrap_or_default() {
+                                self.connection = None;
+                            }
+                            wait_for_work(&mut work, stop).await;
+                            Duration::ZERO
+                        }
+                    }
+                }
+                Err(_) if stop.is_cancelled() => return Ok(()),
+                Err(error) => {
+                    // After an outage, the database or the stream may have another state, and the connection may be lost.
+                    (self.known, self.connection) = (Known::default(), None);
+                    if !error.is::<LostHistory>() {
+                        // The stream is in doubt only as long as each look shows the same.
+                        self.lost = None;
+                    }
+                    broker.provision_again(stop).await;
+                    match error.downcast_ref() {
+                        Some(LostHistory::Broker { .. }) if self.lost.is_none_or(|since| since.elapsed() < CUT_OFF) => {
+                            backoff.fail(&what, &error)
+                        }
+                        Some(LostHistory::Broker { .. } | LostHistory::Database { .. }) => backoff.alarm(&what, &error),
+                        Some(LostHistory::Doubtful { .. }) | None => backoff.fail(&what, &error),
+                    }
+                }
+            };
+            tokio::select! {
+                () = sleep(pause) => {}
+                () = stop.cancelled(), if !pause.is_zero() => {}
+            }
+        }
+    }
+
     /// Inserts the row that is the lock of the stream, if it does not exist yet.
     async fn register(&self) -> anyhow::Result<()> {
         let mut db = self.database.background_connection().await?;
-        let lock = sqlx::query!("insert into bus.relay (stream) values ($1) on conflict do nothing", self.stream);
+        let lock = sqlx::query!(
+            "insert into bus.relay (stream, republishes) values ($1, $2)
+             on conflict (stream) do update set republishes = $2 where relay.republishes <> $2",
+            self.stream,
+            self.source.is_some(),
+        );
         lock.execute(&mut *db).await?;
         Ok(())
     }
@@ -227,6 +274,13 @@ impl Relay<'_> {
             return Ok(Step::More);
         }
         position.floor = floor.max(position.floor);
+        if self.should_compare() {
+            tx = match self.compare(tx, position).await? {
+                Compared::Equal(tx) => tx,
+                Compared::Moved => return Ok(Step::More),
+            };
+        }
+        self.window.is_published_up_to(position.last_seq);
         if rows.is_empty() {
             return self.idle(tx, position).await;
         }
@@ -237,6 +291,7 @@ impl Relay<'_> {
                 let ids: Vec<i64> = rows[..stored].iter().map(|row| row.id).collect();
                 self.connection = Some(outbox::move_on(tx, stream, position, seq, &ids).await?);
                 self.known.committed = Some(Position { last_seq: seq, ..position });
+                self.window.is_published_up_to(seq);
                 // Only after the commit are these rows deleted.
                 if let (Some(writers), Some(last)) = (writers, ids.last()) {
                     self.known.floor.passed(*last, writers);
@@ -253,18 +308,16 @@ impl Relay<'_> {
                 self.refused_batch = Some(Instant::now());
                 return Ok(Step::Again);
             }
-            Published::Elsewhere => {
-                self.connection = Some(reconcile::reconcile(broker, tx, stream, position).await?);
-                Step::More
+            Published::Full => {
+                tx.rollback().await?;
+                return Ok(Step::Full);
             }
+            Published::Elsewhere => match self.compare(tx, position).await? {
+                Compared::Equal(_) => bail!("the server refuses an event, although {stream} ends where it should"),
+                Compared::Moved => Step::More,
+            },
         };
-        self.known.compared = Some(Instant::now());
         Ok(step)
-    }
-
-    fn limits(&self) -> Limits {
-        let single = self.refused_batch.is_some_and(|refused| refused.elapsed() < SINGLE);
-        Limits { events: if single { 1 } else { self.settings.publish_events }, bytes: self.settings.publish_bytes }
     }
 
     fn after(&self, events: usize, more: bool) -> Step {
@@ -278,7 +331,7 @@ impl Relay<'_> {
         }
     }
 
-    /// No row waits. From time to time, checks that the floor and the stream are as expected.
+    /// No row waits. Checks that the floor is as expected, and writes a checkpoint after each comparison of the stream.
     async fn idle(&mut self, mut tx: Transaction, position: Position) -> anyhow::Result<Step> {
         if floor::is_too_high(&mut tx, position.floor).await? {
             tracing::warn!(stream = self.stream, "the ids of bus.outbox have restarted; reading all rows");
@@ -287,15 +340,13 @@ impl Relay<'_> {
             tx.commit().await?;
             return Ok(Step::More);
         }
-        if self.known.compared.is_none_or(|last| last.elapsed() > COMPARE) && !self.stop.is_cancelled() {
-            if !reconcile::ends_at(self.broker, self.stream, position).await? {
-                reconcile::reconcile(self.broker, tx, self.stream, position).await?;
-                self.known.compared = Some(Instant::now());
-                return Ok(Step::More);
-            }
-            self.known.compared = Some(Instant::now());
+        if self.source.is_some() && self.known.checkpoint != self.known.compared {
+            self.known.checkpoint = self.known.compared;
+            heal::checkpoint(&mut tx, self.stream, position).await?;
+            tx.commit().await?;
+        } else {
+            tx.rollback().await?;
         }
-        tx.rollback().await?;
         Ok(Step::Done)
     }
 }

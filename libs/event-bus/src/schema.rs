@@ -67,7 +67,7 @@ impl Schema {
     }
 
     /// Refuses a database with the tables of another service.
-    async fn belongs_here(&self, db: &PgPool) -> anyhow::Result<()> {
+    pub(crate) async fn belongs_here(&self, db: &PgPool) -> anyhow::Result<()> {
         let (ours, owner) = (self.service, self.owner(db).await?);
         match owner {
             Some(owner) if owner != ours => bail!(

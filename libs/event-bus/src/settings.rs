@@ -11,6 +11,8 @@ const LARGEST: usize = 64 << 20;
 
 /// The longest time for an attempt of a task. If its process dies, the task waits for this long.
 const TASK: Duration = Duration::from_mins(10);
+/// The longest window, 100 years: the time before it has to be a date.
+const WINDOW: Duration = Duration::from_hours(100 * 365 * 24);
 
 /// The configuration of a bus. [`Settings::new`] sets all limits to their defaults.
 #[derive(Clone)]
@@ -53,6 +55,9 @@ pub struct Settings {
     /// How long the server may take to store a batch; less than 10 s, after which Postgres ends the relay's
     /// transaction. Default: 5 s.
     pub publish_timeout: Duration,
+    /// How long events stay in the streams that this service publishes to, if all durable consumers have acknowledged them; at
+    /// most 100 years. They leave earlier if the stream is half full: then its newest quarter stays. Default: 30 days.
+    pub window_age: Duration,
 
     /// The most events that are requested from a consumer at a time, and applied in one transaction. Default: 512.
     pub apply_events: usize,
@@ -102,6 +107,7 @@ impl Settings {
             publish_events: 512,
             publish_bytes: 1 << 20,
             publish_timeout: Duration::from_secs(5),
+            window_age: Duration::from_hours(30 * 24),
             apply_events: 512,
             apply_bytes: 3 << 19,
             apply_timeout: Duration::from_secs(10),
@@ -129,6 +135,7 @@ impl Settings {
         ensure!((1..=1_000_000).contains(&self.batch_queue), "batch_queue: 1 to 1000000");
         ensure!((1..=1000).contains(&self.publish_events), "publish_events: the server takes 1 to 1000 in a batch");
         ensure!(self.publish_timeout < IDLE_IN_TRANSACTION, "publish_timeout: less than {IDLE_IN_TRANSACTION:?}");
+        ensure!(self.window_age <= WINDOW, "window_age: at most 100 years");
         ensure!(self.connection_timeout <= OPEN, "connection_timeout: at most {OPEN:?}");
         let apply = Duration::from_millis(1)..=IDLE_IN_TRANSACTION;
         ensure!(apply.contains(&self.apply_timeout), "apply_timeout: at most {IDLE_IN_TRANSACTION:?}");

@@ -16,6 +16,7 @@
 //! aggregates of events that fail alone are remembered, and their events stay out of later batches.
 
 mod apply;
+mod missed;
 
 use crate::broker::Broker;
 use crate::connection::Transaction;
@@ -105,6 +106,8 @@ struct Subscription<'a, H> {
     /// Aggregates of which an event failed alone, and when it failed.
     suspects: HashMap<String, Instant>,
     dead_letters: Counter,
+    deliveries: missed::Deliveries,
+    missed: Counter,
 }
 
 /// Messages and the events in them, in the same order.
@@ -134,6 +137,8 @@ pub(crate) async fn run<H: Handler>(
         locked: Backoff::default(),
         suspects: HashMap::new(),
         dead_letters: metrics::counter!("event_bus_dead_letters_total", "stream" => H::Event::STREAM),
+        deliveries: missed::Deliveries::default(),
+        missed: metrics::counter!("event_bus_missed_events_total", "stream" => H::Event::STREAM),
     };
     let mut backoff = Backoff::default();
     while !stop.is_cancelled() {
@@ -147,6 +152,8 @@ pub(crate) async fn run<H: Handler>(
     }
     // Acks are only queued, and the process may end after this function.
     let _ = timeout(ACK, broker.client.flush()).await;
+    // Keeps the position: nothing that was read is reported as missed after the restart.
+    let _ = timeout(ACK, subscription.look_for_missed(true)).await;
     Ok(())
 }
 
@@ -155,10 +162,13 @@ impl<H: Handler> Subscription<'_, H> {
     async fn consume(&mut self, mut alive: impl FnMut()) -> anyhow::Result<()> {
         self.broker.connected()?;
         let mut pull = Pull::open(self.broker, self.settings, H::Event::STREAM, self.durable).await?;
+        self.look_for_missed(true).await;
         loop {
             let batch = pull.receive(|| !self.stop.is_cancelled()).await?;
             alive();
+            self.look_for_gaps(&batch);
             self.process(batch).await;
+            self.look_for_missed(false).await;
             if self.stop.is_cancelled() && pull.is_over() {
                 return Ok(());
             }

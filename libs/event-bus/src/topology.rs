@@ -9,7 +9,7 @@ mod provision;
 mod rules;
 
 pub use provision::provision;
-pub(crate) use provision::{Drift, PROVISIONING, Provisioner};
+pub(crate) use provision::{Drift, PROVISIONING, Provisioner, ask};
 
 use rules::Rule;
 use serde_json::{Map, Value};

@@ -2,7 +2,7 @@ use crate::client::Client as HttpClient;
 use crate::container::{Container, Probe};
 use crate::images::Image;
 use crate::port::free_port;
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use async_nats::{Client, ConnectOptions, ServerAddr, jetstream};
 use futures::FutureExt;
 use futures::future::{BoxFuture, try_join_all};
@@ -12,6 +12,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 use testcontainers::core::Mount;
 use testcontainers::{ContainerRequest, GenericImage, ImageExt};
+use tokio::process::Command;
 
 macro_rules! configuration {
     ($($name:literal),*) => {
@@ -140,6 +141,18 @@ impl Nats {
     /// Connects as a user with all rights.
     pub async fn connect(&self) -> Result<Client> {
         self.access.connect().await
+    }
+
+    /// Runs a shell command in the directory of the store, while the server is stopped.
+    ///
+    /// The directory `jetstream` holds all streams and consumers.
+    pub async fn in_store(&self, command: &str) -> Result<()> {
+        let (name, tag) = Image::Nats.name();
+        let (id, image) = (self.container.id(), format!("{name}:{tag}"));
+        let arguments = ["run", "--rm", "--volumes-from", id, "--workdir", "/data", "--entrypoint", "sh", &image, "-c"];
+        let output = Command::new("docker").args(arguments).arg(command).output().await?;
+        ensure!(output.status.success(), "{command}: {}", String::from_utf8_lossy(&output.stderr));
+        Ok(())
     }
 
     /// The URL of the monitoring of the server (`/jsz`, `/connz`, `/healthz`).

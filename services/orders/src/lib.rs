@@ -16,14 +16,13 @@ pub mod ticket_events;
 
 use api::App;
 use bootstrap::{Keys, Running, Service};
-use contracts::OrderEvent;
 use event_bus::{Bus, Schema};
 use expiration_events::ExpirationEvents;
 use payment_events::PaymentEvents;
 use std::ffi::OsString;
 use std::process::ExitCode;
 use std::time::Duration;
-use store::{FindOffers, InsertOrders};
+use store::{FindOffers, InsertOrders, OrderSnapshots};
 use ticket_events::TicketEvents;
 
 /// Reserves tickets: order, cancel, list; expires what is not paid
@@ -69,7 +68,7 @@ pub async fn start(config: Config) -> anyhow::Result<Running> {
     let (inserts, inserting) = bus.batcher(InsertOrders);
     service.spawn("offers", |stop| finding.run(stop));
     service.spawn("inserts", |stop| inserting.run(stop));
-    service.spawn("relay", |stop| bus.clone().relay::<OrderEvent>(stop));
+    service.spawn("relay", |stop| bus.clone().relay_with(OrderSnapshots, stop));
     service.spawn("ticket events", |stop| bus.clone().subscribe("orders", TicketEvents, stop));
     service.spawn("payment events", |stop| bus.clone().subscribe("orders", PaymentEvents::default(), stop));
     service.spawn("expiration events", |stop| bus.clone().subscribe("orders", ExpirationEvents, stop));

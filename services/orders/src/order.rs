@@ -107,6 +107,16 @@ impl Order {
         }
     }
 
+    /// The event that announces this version, and no other one.
+    pub fn announcement(&self) -> OrderEvent {
+        let snapshot = self.snapshot();
+        match self.status {
+            OrderStatus::Created | OrderStatus::AwaitingPayment => OrderEvent::Created(snapshot),
+            OrderStatus::Complete => OrderEvent::Completed(snapshot),
+            OrderStatus::Cancelled => OrderEvent::Cancelled(snapshot),
+        }
+    }
+
     /// The public state, which events contain.
     pub fn snapshot(&self) -> OrderSnapshot {
         let Ticket { id, price, version, .. } = self.ticket;
@@ -124,8 +134,7 @@ impl Order {
     fn end(&mut self, status: OrderStatus) -> OrderEvent {
         self.status = status;
         self.version += 1;
-        let snapshot = self.snapshot();
-        if status == OrderStatus::Complete { OrderEvent::Completed(snapshot) } else { OrderEvent::Cancelled(snapshot) }
+        self.announcement()
     }
 }
 

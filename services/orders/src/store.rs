@@ -1,17 +1,23 @@
 //! Orders and payments in Postgres. Only this module writes orders; the statement that writes a new version of a row also
 //! appends its event.
 
-use crate::order::{Offer, Order, Ticket};
+mod offers;
+mod snapshots;
+
+pub use offers::FindOffers;
+pub use snapshots::OrderSnapshots;
+
+use crate::order::{Order, Ticket};
 use anyhow::{Context, ensure};
-use bootstrap::list::{self, Part};
+use bootstrap::list::{Part, Rows};
 use contracts::neighbours::Payment;
 use contracts::{Id, OrderEvent, Timestamp};
 use event_bus::{Columns, Event, Outgoing, Publish, Statement, trace};
+use futures::TryStreamExt as _;
 use rust_decimal::Decimal;
 use sqlx::PgConnection;
 use sqlx::types::time::OffsetDateTime;
 use std::collections::{BTreeMap, HashSet};
-use std::time::Duration;
 
 struct Row {
     id: String,
@@ -68,8 +74,9 @@ pub async fn find(db: &mut PgConnection, id: Id) -> anyhow::Result<Option<Order>
 }
 
 /// A part of a user's orders in order of creation.
-pub async fn list(db: &mut PgConnection, user_id: &str, part: Part) -> anyhow::Result<Vec<list::Row<Order>>> {
-    let rows = sqlx::query!(
+pub async fn list(db: &mut PgConnection, user_id: &str, part: Part) -> anyhow::Result<Rows> {
+    let mut page = Rows::default();
+    let mut rows = sqlx::query!(
         // octet_length does not read a title that is stored apart from its row, so that rows that do not fit cost little.
         r#"select id, user_id, status, expires_at, ticket_id, title, price, ticket_version, reservation, version, number,
                 bytes as "bytes!"
@@ -88,8 +95,9 @@ pub async fn list(db: &mut PgConnection, user_id: &str, part: Part) -> anyhow::R
         part.after.map(|id| id.to_string()),
         part.rows,
         part.bytes,
-    );
-    let rows = rows.fetch_all(db).await?.into_iter().map(|row| {
+    )
+    .fetch(db);
+    while let Some(row) = rows.try_next().await? {
         let order = Row {
             id: row.id,
             user_id: row.user_id,
@@ -102,9 +110,10 @@ pub async fn list(db: &mut PgConnection, user_id: &str, part: Part) -> anyhow::R
             reservation: row.reservation,
             version: row.version,
         };
-        Ok(list::Row { number: row.number, bytes: row.bytes, item: order.try_into()? })
-    });
-    rows.collect()
+        page.push(row.number, row.bytes, &Order::try_from(order)?)?;
+    }
+    drop(rows);
+    Ok(page)
 }
 
 /// Locks those of the orders `ids` that exist, until the transaction ends.
@@ -149,44 +158,6 @@ pub async fn lock_expired(
     by_id(rows.fetch_all(db).await?)
 }
 
-/// Finds the terms on which tickets can be ordered now, for the requests that order them.
-///
-/// The output is `None` if the ticket is not in the replica. Whether it is reserved is read from the orders, because the
-/// replica lags behind them. Nothing is locked: see [`InsertOrders`].
-pub struct FindOffers {
-    /// How long an order may stay unpaid.
-    pub ttl: Duration,
-}
-
-impl Statement for FindOffers {
-    type Item = Id;
-    type Output = Option<Offer>;
-    const APPENDS: bool = false;
-
-    async fn execute(&self, db: &mut PgConnection, ids: &[Id]) -> anyhow::Result<Vec<Option<Offer>>> {
-        let tickets: Vec<String> = ids.iter().map(Id::to_string).collect();
-        let rows = sqlx::query!(
-            r#"
-            select id, title, price, version,
-                   -- Not `exists`: with wrong statistics, that could be a scan of all live orders.
-                   (select id from orders where ticket_id = ticket.id and status <> 'cancelled' limit 1) is not null
-                       as "reserved!",
-                   coalesce((select max(reservation) from orders where ticket_id = ticket.id), 0) + 1 as "reservation!",
-                   date_trunc('milliseconds', now() + make_interval(secs => $2)) as "expires_at!"
-            from ticket_replica as ticket where id = any($1)
-            "#,
-            &tickets,
-            self.ttl.as_secs_f64(),
-        );
-        let rows = rows.fetch_all(db).await?.into_iter().map(|row| {
-            let (ticket, expires_at) = (ticket(&row.id, row.title, row.price, row.version)?, Timestamp(row.expires_at));
-            Ok((ticket.id, Offer { ticket, reserved: row.reserved, reservation: row.reservation, expires_at }))
-        });
-        let offers: BTreeMap<Id, Offer> = rows.collect::<anyhow::Result<_>>()?;
-        Ok(ids.iter().map(|id| offers.get(id).cloned()).collect())
-    }
-}
-
 /// A new order and its event, made where the trace of its request is known.
 pub struct NewOrder {
     user_id: String,
@@ -208,7 +179,7 @@ impl NewOrder {
             reservation: order.reservation,
             ticket_id: order.ticket.id.to_string(),
             ticket_version: order.ticket.version,
-            event: Outgoing::new(&OrderEvent::Created(order.snapshot())),
+            event: Outgoing::new(&order.announcement()),
         }
     }
 }

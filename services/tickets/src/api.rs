@@ -1,6 +1,6 @@
 //! The HTTP API of tickets. A handler parses and checks the request, applies the rules, stores, and responds.
 
-use crate::store::{self, FindTickets, InsertTickets, SaveTickets, Version};
+use crate::store::{self, FindTickets, InsertTickets, ListTickets, SaveTickets, Version};
 use crate::ticket::{Draft, EditError, Ticket};
 use axum::extract::rejection::PathRejection;
 use axum::extract::{FromRef, Path, State};
@@ -11,14 +11,14 @@ use axum::{Json, Router};
 use bootstrap::{ApiError, Caller, Field, FieldError, JsonBody, Keys, List};
 use contracts::ticket::TicketSnapshot;
 use contracts::{Id, Price};
-use event_bus::{Batcher, Bus, Connection};
+use event_bus::{Batcher, Connection};
 
 /// The state of every handler.
 #[derive(Clone, FromRef)]
 pub struct App {
-    pub bus: Bus,
     pub keys: Keys,
     pub finds: Batcher<FindTickets>,
+    pub lists: Batcher<ListTickets>,
     pub inserts: Batcher<InsertTickets>,
     pub saves: Batcher<SaveTickets>,
 }
@@ -31,10 +31,10 @@ pub fn routes(app: App) -> Router {
         .with_state(app)
 }
 
-async fn list_tickets(State(bus): State<Bus>, list: List) -> Result<Response, ApiError> {
+async fn list_tickets(State(lists): State<Batcher<ListTickets>>, list: List) -> Result<Response, ApiError> {
     list.answer(move |part| {
-        let bus = bus.clone();
-        async move { Ok(store::list(&mut *bus.connection().await?, part).await?) }
+        let lists = lists.clone();
+        async move { Ok(lists.run(part).await?) }
     })
     .await
 }
@@ -55,7 +55,7 @@ async fn create_ticket(
     let user = caller.user()?;
     let draft = draft(body, "Price must be greater than 0")?;
     let ticket = Ticket::new(&user.id, draft);
-    inserts.run(Version::created(ticket.clone())).await?;
+    inserts.run(Version::new(ticket.clone())).await?;
     Ok((StatusCode::CREATED, Json(ticket.into())))
 }
 
@@ -73,7 +73,7 @@ async fn edit_ticket(
     loop {
         let mut ticket = finds.run(id).await?.ok_or(ApiError::NotFound)?;
         ticket.edit(&user.id, draft.clone())?;
-        if saves.run(Version::updated(ticket.clone())).await? {
+        if saves.run(Version::new(ticket.clone())).await? {
             return Ok(Json(ticket.into()));
         }
     }

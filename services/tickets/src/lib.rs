@@ -11,13 +11,12 @@ pub mod ticket;
 
 use api::App;
 use bootstrap::{Keys, Running, Service};
-use contracts::TicketEvent;
 use contracts::endpoint::SHOW_TICKET;
 use event_bus::{Bus, Schema};
 use order_events::OrderEvents;
 use std::ffi::OsString;
 use std::process::ExitCode;
-use store::{FindTickets, InsertTickets, SaveTickets};
+use store::{FindTickets, InsertTickets, ListTickets, SaveTickets, TicketSnapshots};
 
 /// Sells tickets: create, change, list
 #[derive(Debug, Clone, clap::Parser)]
@@ -49,13 +48,15 @@ pub async fn start(config: Config) -> anyhow::Result<Running> {
     let bus = Bus::open(config.service.bus("tickets"), schema()).await?;
     let mut service = Service::new(&config.service);
     let (finds, finding) = bus.batcher(FindTickets);
+    let (lists, listing) = bus.batcher(ListTickets);
     let (inserts, inserting) = bus.batcher(InsertTickets);
     let (saves, saving) = bus.batcher(SaveTickets);
     service.spawn("finds", |stop| finding.run(stop));
+    service.spawn("lists", |stop| listing.run(stop));
     service.spawn("inserts", |stop| inserting.run(stop));
     service.spawn("saves", |stop| saving.run(stop));
-    service.spawn("relay", |stop| bus.clone().relay::<TicketEvent>(stop));
+    service.spawn("relay", |stop| bus.clone().relay_with(TicketSnapshots, stop));
     service.spawn("order events", |stop| bus.clone().subscribe("tickets", OrderEvents, stop));
     service.spawn("requests", |stop| bus.clone().reply(SHOW_TICKET, api::reply, stop));
-    service.run(api::routes(App { bus: bus.clone(), keys, finds, inserts, saves }), bus).await
+    service.run(api::routes(App { keys, finds, lists, inserts, saves }), bus).await
 }

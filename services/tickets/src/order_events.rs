@@ -2,7 +2,7 @@
 
 use crate::store;
 use anyhow::Context;
-use contracts::{OrderChange, TicketEvent};
+use contracts::OrderChange;
 use event_bus::{Handler, Received, Transaction};
 
 /// Reserves and releases tickets.
@@ -19,7 +19,7 @@ impl Handler for OrderEvents {
             let ticket = tickets.get_mut(&ticket_id);
             let ticket = ticket.with_context(|| format!("order {id}: ticket {ticket_id} does not exist"))?;
             if ticket.follow(order) {
-                updates.push(TicketEvent::Updated(ticket.snapshot()));
+                updates.push(ticket.announcement());
             }
         }
         Ok(store::save_followed(tx, tickets.values(), &updates).await?)

@@ -1,14 +1,20 @@
 //! Tickets in Postgres. Only this module writes the table; each new version of a row is announced by one event.
 
+mod snapshots;
+
+pub use snapshots::TicketSnapshots;
+
 use crate::ticket::{FencingToken, Ticket};
 use anyhow::Context;
-use bootstrap::list::{self, Part};
+use bootstrap::list::{Part, Rows};
 use contracts::ticket::TicketSnapshot;
 use contracts::{Id, TicketEvent};
 use event_bus::{Columns, Event, Outgoing, Statement, Transaction};
+use futures::TryStreamExt as _;
 use rust_decimal::Decimal;
 use sqlx::PgConnection;
 use std::collections::{BTreeMap, HashSet};
+use std::sync::Arc;
 
 const MALFORMED_ID: &str = "the table holds a malformed id";
 const NO_PRICE: &str = "the table holds no price";
@@ -72,36 +78,62 @@ pub async fn find(db: &mut PgConnection, ids: &[Id]) -> anyhow::Result<BTreeMap<
     by_id(rows.fetch_all(db).await?)
 }
 
-/// A part of the unreserved tickets in order of creation, as clients see them.
-pub async fn list(db: &mut PgConnection, part: Part) -> anyhow::Result<Vec<list::Row<TicketSnapshot>>> {
-    sqlx::query!(
+/// Reads parts of the unreserved tickets in order of creation, as clients see them.
+///
+/// Concurrent requests for the same part share its rows.
+pub struct ListTickets;
+
+impl Statement for ListTickets {
+    type Item = Part;
+    type Output = Arc<Rows>;
+    const APPENDS: bool = false;
+
+    async fn execute(&self, db: &mut PgConnection, parts: &[Part]) -> anyhow::Result<Vec<Arc<Rows>>> {
+        let mut distinct = parts.to_vec();
+        distinct.sort_unstable();
+        distinct.dedup();
+        let pages: Vec<Arc<Rows>> = list(db, &distinct).await?.into_iter().map(Arc::new).collect();
+        Ok(parts.iter().filter_map(|part| pages.get(distinct.binary_search(part).ok()?)).cloned().collect())
+    }
+}
+
+async fn list(db: &mut PgConnection, parts: &[Part]) -> anyhow::Result<Vec<Rows>> {
+    let numbers: Vec<i64> = parts.iter().map(|part| part.number).collect();
+    let after: Vec<Option<String>> = parts.iter().map(|part| part.after.map(|id| id.to_string())).collect();
+    let limits: Vec<i64> = parts.iter().map(|part| part.rows).collect();
+    let bytes: Vec<i64> = parts.iter().map(|part| part.bytes).collect();
+    let mut pages: Vec<Rows> = parts.iter().map(|_| Rows::default()).collect();
+    let mut rows = sqlx::query!(
         // octet_length does not read a title that is stored apart from its row, so that rows that do not fit cost little.
-        r#"select id, title, price, user_id, version, number, bytes as "bytes!"
-         from (
-             select *, sum(octet_length(title) + octet_length(user_id)) over (order by number rows unbounded preceding)
-                       as bytes
+        r#"select position as "position!", page.id, title, price, user_id, version, page.number, page.bytes as "bytes!"
+         from unnest($1::bigint[], $2::text[], $3::bigint[], $4::bigint[]) with ordinality
+              as part (number, after, rows, bytes, position)
+         cross join lateral (
+             select id, title, price, user_id, version, number,
+                    sum(octet_length(title) + octet_length(user_id)) over (order by number rows unbounded preceding)
+                        as bytes
              from tickets
              where order_id is null
-               and number > greatest($1, (select number from tickets where id <= $2 order by id desc limit 1))
-             order by number limit $3
+               and number > greatest(part.number, (select number from tickets where id <= after order by id desc limit 1))
+             order by number limit rows
          ) as page
-         where bytes - octet_length(title) - octet_length(user_id) < $4
-         order by number"#,
-        part.number,
-        part.after.map(|id| id.to_string()),
-        part.rows,
-        part.bytes,
+         where page.bytes - octet_length(title) - octet_length(user_id) < part.bytes
+         order by position, page.number"#,
+        &numbers,
+        &after as _,
+        &limits,
+        &bytes,
     )
-    .fetch_all(db)
-    .await?
-    .into_iter()
-    .map(|row| {
+    .fetch(db);
+    while let Some(row) = rows.try_next().await? {
         let (id, price) = (row.id.parse().context(MALFORMED_ID)?, row.price.try_into().context(NO_PRICE)?);
         let (title, user_id, version) = (row.title, row.user_id, row.version);
-        let item = TicketSnapshot { id, version, title, price, user_id, order_id: None };
-        Ok(list::Row { number: row.number, bytes: row.bytes, item })
-    })
-    .collect()
+        let ticket = TicketSnapshot { id, version, title, price, user_id, order_id: None };
+        let page = usize::try_from(row.position - 1)?;
+        pages[page].push(row.number, row.bytes, &ticket)?;
+    }
+    drop(rows);
+    Ok(pages)
 }
 
 /// Locks those of the tickets `ids` that exist, until the transaction ends.
@@ -124,15 +156,9 @@ pub struct Version {
 }
 
 impl Version {
-    /// The first version, and `ticket.created`.
-    pub fn created(ticket: Ticket) -> Self {
-        let event = Outgoing::new(&TicketEvent::Created(ticket.snapshot()));
-        Self { ticket, event }
-    }
-
-    /// Any later version, and `ticket.updated`.
-    pub fn updated(ticket: Ticket) -> Self {
-        let event = Outgoing::new(&TicketEvent::Updated(ticket.snapshot()));
+    /// The version of `ticket`, and the event that announces it.
+    pub fn new(ticket: Ticket) -> Self {
+        let event = Outgoing::new(&ticket.announcement());
         Self { ticket, event }
     }
 }

@@ -1,7 +1,7 @@
 //! The rules of tickets. This module does no input or output.
 
 use contracts::ticket::TicketSnapshot;
-use contracts::{Id, OrderChange, Price};
+use contracts::{Id, OrderChange, Price, TicketEvent};
 
 /// A ticket as the table stores it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -90,6 +90,12 @@ impl Ticket {
         self.order_id = holder;
         self.version += 1;
         true
+    }
+
+    /// The event that announces this version, and no other one: `ticket.created` for the first version.
+    pub fn announcement(&self) -> TicketEvent {
+        let snapshot = self.snapshot();
+        if self.version == 0 { TicketEvent::Created(snapshot) } else { TicketEvent::Updated(snapshot) }
     }
 
     /// The public state, which responses and events contain.

@@ -18,7 +18,7 @@ use crate::telemetry;
 /// Runs a service until SIGTERM or SIGINT, or runs one of its subcommands.
 ///
 /// A service stops within the configured grace. `migrate` applies the migrations of `schema`, `provision` creates streams and
-/// consumers, `health` checks whether the service is ready.
+/// consumers, `republish` publishes the current state again, `health` checks whether the service is ready.
 ///
 /// The exit code is
 /// - 0 after a clean stop or a successful subcommand;

@@ -75,11 +75,28 @@ async fn health_checks_the_service_at_the_address() {
 }
 
 #[test]
+fn republish_needs_to_know_what() {
+    let url = [("DATABASE_URL", "postgres://127.0.0.1:1/none")];
+    for arguments in [vec!["republish"], vec!["republish", "--all", "--since", "2h"], vec!["republish", "--id"]] {
+        assert_fails(&hello(&arguments, &url), 2, "--id");
+    }
+}
+
+#[tokio::test]
+async fn republish_without_a_stream_of_the_service_fails() {
+    let postgres = Postgres::shared().await.unwrap();
+    let url = postgres.database("tasks").await.unwrap();
+    assert!(hello(&["migrate"], &[("DATABASE_URL", &url)]).status.success());
+    let refused = hello(&["republish", "--all"], &[("DATABASE_URL", &url)]);
+    assert_fails(&refused, 1, "no stream of this database can be republished");
+}
+
+#[test]
 fn an_unknown_subcommand_fails_and_help_lists_the_known_ones() {
     assert_fails(&hello(&["upgrade"], &[]), 2, "unrecognized subcommand");
     let help = text(&hello(&["--help"], &[]).stdout);
     assert!(help.starts_with("Greets"), "{help}");
-    for task in ["migrate", "provision", "health"] {
+    for task in ["migrate", "provision", "republish", "health"] {
         assert!(help.contains(task), "{help}");
     }
 }

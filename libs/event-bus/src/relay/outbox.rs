@@ -126,7 +126,7 @@ fn whole(rows: &[Row]) -> usize {
     if whole == 0 { rows.len() } else { whole }
 }
 
-/// Deletes published rows, and moves the position to `last_seq`, which is greater. Commits. `ids` are in ascending order.
+/// Deletes published rows, and moves the position to `last_seq`, which is not smaller. Commits. `ids` are in ascending order.
 pub(super) async fn move_on(
     tx: Transaction,
     stream: &str,

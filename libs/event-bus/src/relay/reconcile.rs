@@ -5,15 +5,15 @@
 //! - After it are messages without the id of an event: they are skipped.
 //! - After it is an event that the outbox does not have, or has with other content: the database is older than the
 //!   stream. It was restored from a backup, or failed over to a standby that lagged.
-//! - The stream ends before the position: the broker lost history.
 //!
-//! In the last two cases, versions would be assigned twice, or be missing: a person decides before more is published.
+//! In the last case, versions would be assigned twice: a person decides before more is published. A stream that ends before the
+//! position has lost history: see `heal`.
 
+use super::heal::Seen;
 use super::outbox::{self, Position};
-use crate::broker::Broker;
 use crate::connection::{Connection, Transaction};
 use crate::event_id;
-use anyhow::{Context, ensure};
+use anyhow::Context;
 use async_nats::header;
 use async_nats::jetstream::stream::Stream;
 use bytes::Bytes;
@@ -31,67 +31,92 @@ const AT_A_TIME: u64 = 4;
 #[derive(Debug, thiserror::Error)]
 pub(super) enum LostHistory {
     #[error(
-        "the broker lost history: {stream} ends at {end}, but {last_seq} was confirmed before. Nothing is published. \
-         Restore the stream from a backup; or, if it is gone for good, run `update bus.relay set last_seq = {end} where \
-         stream = '{stream}'`, and republish the current state from the tables"
+        "the broker lost history: {stream} {found}, but {last_seq} was confirmed before. Nothing is published, because this \
+         relay has no snapshots of the tables. Restore the stream from a backup; or, if it is gone for good, run `update \
+         bus.relay set last_seq = {end}, stream_created_at = null where stream = '{stream}'`, and republish the current state \
+         from the tables"
     )]
-    Broker { stream: String, end: u64, last_seq: u64 },
+    Broker { stream: String, found: String, last_seq: u64, end: u64 },
     #[error(
-        "the database lost history: {stream} holds {event_id} at {seq}, and the outbox {difference}. The database is \
-         older than the stream, unless another program has published that message. Nothing is published. Restore a newer \
-         database; or, to continue with this one and assign versions twice, run `update bus.relay set last_seq = {end} \
+        "the broker lost history: {stream} {found}, but {last_seq} was confirmed before. If this lasts, the current state is \
+         republished from the tables"
+    )]
+    Doubtful { stream: String, found: String, last_seq: u64 },
+    #[error(
+        "the database lost history: {stream} holds {event_id} at {seq}, and {difference}. The database is older than the \
+         stream, unless another program has published that message. Nothing is published. Restore a newer database; or, to \
+         continue with this one and assign versions twice, run `update bus.relay set last_seq = {end}, stream_created_at = null \
          where stream = '{stream}'`"
     )]
     Database { stream: String, event_id: String, seq: u64, difference: &'static str, end: u64 },
 }
 
 /// A message of the stream with the id of an event.
-struct Stored {
+pub(super) struct Stored {
     seq: u64,
     event_id: String,
-    aggregate_id: String,
-    version: i64,
-    subject: String,
-    payload: Bytes,
+    pub(super) aggregate_id: String,
+    pub(super) version: i64,
+    pub(super) subject: String,
+    pub(super) payload: Bytes,
 }
 
-/// Whether the stream ends at `position`.
-pub(super) async fn ends_at(broker: &Broker, stream: &str, position: Position) -> anyhow::Result<bool> {
-    let stream = broker.jetstream.get_stream(stream).await.context("cannot read the stream")?;
-    Ok(stream.cached_info().state.last_sequence == position.last_seq)
+impl Stored {
+    /// The database is older than this message of a stream that ends at `end`.
+    pub(super) fn contradicts(&self, stream: &str, difference: &'static str, end: u64) -> LostHistory {
+        let (stream, event_id) = (stream.to_owned(), self.event_id.clone());
+        LostHistory::Database { stream, event_id, seq: self.seq, difference, end }
+    }
 }
 
 /// Reads the messages after `position`, deletes their rows from the outbox, moves the position to the last of them, and
 /// commits.
 pub(super) async fn reconcile(
-    broker: &Broker,
+    seen: &Seen,
     mut tx: Transaction,
     stream: &str,
     position: Position,
 ) -> anyhow::Result<Connection> {
-    let handle = broker.jetstream.get_stream(stream).await.context("cannot read the stream")?;
-    let (end, last_seq) = (handle.cached_info().state.last_sequence, position.last_seq);
-    if end < last_seq {
-        return Err(LostHistory::Broker { stream: stream.to_owned(), end, last_seq }.into());
+    let (mut published, from) = (Vec::new(), position.last_seq);
+    let mut messages = Messages::after(from, seen);
+    while let Some(stored) = messages.next().await? {
+        published.extend(rows_of(&mut tx, stream, &stored, seen.end).await?);
     }
-    ensure!(end > last_seq, "the server refuses an event as a duplicate that {stream} does not hold after {last_seq}");
-    let (begun, mut until, mut published) = (Instant::now(), last_seq, Vec::new());
-    while until < end && begun.elapsed() < COMPARING {
-        let from = until + 1;
-        until = end.min(until + AT_A_TIME);
-        let stored: Vec<Option<Stored>> = stream::iter(from..=until)
+    let until = messages.until;
+    published.sort_unstable();
+    let connection = outbox::move_on(tx, stream, position, until, &published).await?;
+    tracing::warn!(stream, from, to = until, found = published.len(), "caught up with the stream");
+    Ok(connection)
+}
+
+/// The messages after a position, read for at most two seconds.
+pub(super) struct Messages<'a> {
+    seen: &'a Seen,
+    begun: Instant,
+    /// The position of the last message that was read.
+    pub(super) until: u64,
+}
+
+impl<'a> Messages<'a> {
+    pub(super) fn after(position: u64, seen: &'a Seen) -> Self {
+        Self { seen, begun: Instant::now(), until: position }
+    }
+
+    /// Some of the next messages. Returns `None` at the end of the stream, or if the time is over.
+    pub(super) async fn next(&mut self) -> anyhow::Result<Option<Vec<Stored>>> {
+        if self.until >= self.seen.end || self.begun.elapsed() >= COMPARING {
+            return Ok(None);
+        }
+        let next = self.until + 1;
+        self.until = self.seen.end.min(self.until + AT_A_TIME);
+        let stored: Vec<Option<Stored>> = stream::iter(next..=self.until)
             // From the leader: a follower may not have the message yet.
-            .map(|seq| stored_at(&handle, seq))
+            .map(|seq| stored_at(&self.seen.stream, seq))
             .buffered(usize::try_from(AT_A_TIME)?)
             .try_collect()
             .await?;
-        let stored: Vec<Stored> = stored.into_iter().flatten().collect();
-        published.extend(rows_of(&mut tx, stream, &stored, end).await?);
+        Ok(Some(stored.into_iter().flatten().collect()))
     }
-    published.sort_unstable();
-    let connection = outbox::move_on(tx, stream, position, until, &published).await?;
-    tracing::warn!(stream, from = last_seq, to = until, found = published.len(), "caught up with the stream");
-    Ok(connection)
 }
 
 /// The ids of the outbox rows whose events are `stored`.
@@ -113,20 +138,19 @@ async fn rows_of(tx: &mut Transaction, stream: &str, stored: &[Stored], end: u64
         .collect();
     let row_of = |stored: &Stored| {
         let difference = match rows.get(&(stored.aggregate_id.clone(), stored.version)) {
-            None => "does not have it",
+            None => "the outbox does not have it",
             Some(row) if row.payload.as_bytes() != stored.payload || row.subject != stored.subject => {
-                "has it with other content"
+                "the outbox has it with other content"
             }
             Some(row) => return Ok(row.id),
         };
-        let (stream, event_id) = (stream.to_owned(), stored.event_id.clone());
-        Err(LostHistory::Database { stream, event_id, seq: stored.seq, difference, end }.into())
+        Err(stored.contradicts(stream, difference, end).into())
     };
     stored.iter().map(row_of).collect()
 }
 
 /// The message at `seq`. Returns `None` if it was deleted, or has no event id.
-async fn stored_at(stream: &Stream, seq: u64) -> anyhow::Result<Option<Stored>> {
+pub(super) async fn stored_at<I>(stream: &Stream<I>, seq: u64) -> anyhow::Result<Option<Stored>> {
     use async_nats::jetstream::stream::LastRawMessageErrorKind::NoMessageFound;
     let message = match stream.get_raw_message(seq).await {
         Ok(message) => message,

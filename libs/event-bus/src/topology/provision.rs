@@ -1,5 +1,8 @@
 //! Creates the streams and consumers that are missing on the server, and changes those that differ from their files.
 //!
+//! A limit of a stream that is higher on the server than in its file is kept: somebody has raised it, perhaps because the stream was
+//! full. To lower it is a decision of a person, because a smaller stream may be full at once.
+//!
 //! The server cannot change some options of an existing stream or consumer. All other options are changed, and these
 //! are reported with the command to run: a person decides whether to delete the stream or the consumer.
 
@@ -37,6 +40,9 @@ const STREAM_OPTION: u64 = 10052;
 /// Errors after which the server will also refuse the next attempt.
 const FINAL: [u64; 5] = [CONSUMER_OPTION, UNKNOWN_OPTION, MEMORY, DISK, STREAM_OPTION];
 
+/// The limits of a stream that are never lowered. The server has 0 or -1 for no limit.
+const LIMITS: [&str; 4] = ["max_bytes", "max_msgs", "max_age", "num_replicas"];
+
 /// The name of this work in logs.
 pub(crate) const PROVISIONING: &str = "provisioning streams and consumers";
 
@@ -64,9 +70,12 @@ pub async fn provision(settings: &NatsSettings, topology: &Topology, patience: D
     let attempt = async || {
         nats::connected(&nats)?;
         let outcome = ensure(&jetstream, topology, settings.stream_replicas, Drift::Mend).await?;
-        outcome.failed.map_or(Ok(outcome.unchanged), Err)
+        outcome.failed.map_or(Ok((outcome.kept, outcome.unchanged)), Err)
     };
-    let unchanged = patiently(patience, PROVISIONING, may_pass, attempt).await?;
+    let (kept, unchanged) = patiently(patience, PROVISIONING, may_pass, attempt).await?;
+    for line in kept {
+        tracing::info!("{line}");
+    }
     ensure!(unchanged.is_empty(), "some options differ from their files: {}", unchanged.join("; "));
     Ok(())
 }
@@ -90,6 +99,11 @@ impl Provisioner {
     pub(crate) async fn ensure(&self, drift: Drift) -> anyhow::Result<()> {
         let outcome = ensure(&self.jetstream, &self.topology, self.replicas, drift).await?;
         let mut logged = self.logged.lock().unwrap_or_else(PoisonError::into_inner);
+        for line in outcome.kept {
+            if logged.insert(line.clone()) {
+                tracing::info!("{line}");
+            }
+        }
         for line in outcome.unchanged {
             if logged.insert(line.clone()) {
                 tracing::warn!("{line}");
@@ -104,6 +118,8 @@ impl Provisioner {
 struct Outcome {
     /// Options that the server cannot change, each with the command to run.
     unchanged: Vec<String>,
+    /// Limits that are higher than in their files.
+    kept: Vec<String>,
     /// The first error of a stream or a consumer.
     failed: Option<anyhow::Error>,
 }
@@ -116,13 +132,25 @@ async fn ensure(jetstream: &Context, topology: &Topology, replicas: u8, drift: D
     let consumers = topology.consumers.iter().map(|((stream, name), options)| Object::consumer(stream, name, options));
     for object in streams.chain(consumers) {
         match object.ensure(jetstream, drift).await? {
-            Ok(unchanged) => outcome.unchanged.extend(unchanged),
+            Ok(differences) => {
+                outcome.unchanged.extend(differences.unchanged);
+                outcome.kept.extend(differences.kept);
+            }
             Err(error) => {
                 outcome.failed.get_or_insert(anyhow!(error).context(object.what));
             }
         }
     }
     Ok(outcome)
+}
+
+/// The options of a stream or a consumer that still differ from its file.
+#[derive(Default)]
+struct Differences {
+    /// Those that the server cannot change.
+    unchanged: Vec<String>,
+    /// Limits that are higher than in the file.
+    kept: Vec<String>,
 }
 
 /// A stream or a consumer, and the subjects of its requests.
@@ -169,17 +197,17 @@ impl<'a> Object<'a> {
         }
     }
 
-    /// Creates it, or changes the options that differ. Returns those that the server cannot change.
-    async fn ensure(&self, jetstream: &Context, drift: Drift) -> anyhow::Result<Result<Vec<String>, ServerError>> {
+    /// Creates it, or changes the options that differ. Returns those that still differ.
+    async fn ensure(&self, jetstream: &Context, drift: Drift) -> anyhow::Result<Result<Differences, ServerError>> {
         // Not `&()`, which is null: the server refuses null.
         match ask(jetstream, &self.info, &json!({})).await? {
-            Ok(_) if drift == Drift::Leave => Ok(Ok(Vec::new())),
+            Ok(_) if drift == Drift::Leave => Ok(Ok(Differences::default())),
             Ok(found) => self.mend(jetstream, found).await,
             Err(error) if error.err_code == self.not_found => {
                 let created = self.call(jetstream, &self.create, &self.options).await?;
                 Ok(created.map(|()| {
                     tracing::info!("{} created", self.what);
-                    Vec::new()
+                    Differences::default()
                 }))
             }
             Err(error) => Ok(Err(error)),
@@ -187,25 +215,28 @@ impl<'a> Object<'a> {
     }
 
     /// Changes all options that differ at once. If the server refuses that finally, changes each option by itself.
-    async fn mend(&self, jetstream: &Context, mut found: Value) -> anyhow::Result<Result<Vec<String>, ServerError>> {
-        let Value::Object(mut config) = found["config"].take() else { return Ok(Ok(Vec::new())) };
-        let differences = differences(&config, &self.options);
+    async fn mend(&self, jetstream: &Context, mut found: Value) -> anyhow::Result<Result<Differences, ServerError>> {
+        let Value::Object(mut config) = found["config"].take() else { return Ok(Ok(Differences::default())) };
+        let (raised, differences): (Vec<_>, Vec<_>) = differences(&config, &self.options)
+            .into_iter()
+            .partition(|(option, wanted)| is_raised(option, &config, wanted));
+        let kept = raised.iter().map(|(option, wanted)| self.keep(option, &config, wanted)).collect();
+        let mut left = Differences { unchanged: Vec::new(), kept };
         let mut all = config.clone();
         all.extend(differences.iter().map(|(option, wanted)| (option.clone(), wanted.clone())));
         if differences.is_empty() {
-            return Ok(Ok(Vec::new()));
+            return Ok(Ok(left));
         }
         match self.call(jetstream, &self.update, &all).await? {
             Ok(()) => {
                 for (option, wanted) in &differences {
                     self.log_change(option, &config, wanted);
                 }
-                return Ok(Ok(Vec::new()));
+                return Ok(Ok(left));
             }
             Err(error) if !error.is_final() => return Ok(Err(error)),
             Err(_) => {}
         }
-        let mut unchanged = Vec::new();
         for (option, wanted) in differences {
             let mut one = config.clone();
             one.insert(option.clone(), wanted.clone());
@@ -214,15 +245,23 @@ impl<'a> Object<'a> {
                     self.log_change(&option, &config, &wanted);
                     config = one;
                 }
-                Err(error) => unchanged.push(self.report(&option, &config, &wanted, &error)),
+                Err(error) => left.unchanged.push(self.report(&option, &config, &wanted, &error)),
             }
         }
-        Ok(Ok(unchanged))
+        Ok(Ok(left))
     }
 
     fn log_change(&self, option: &str, before: &Options, wanted: &Value) {
         let before = shown(before.get(option).unwrap_or(&Value::Null));
         tracing::warn!("{}: {option} was {before} and is {wanted} now", self.what);
+    }
+
+    fn keep(&self, option: &str, config: &Options, wanted: &Value) -> String {
+        let stays = shown(config.get(option).unwrap_or(&Value::Null));
+        format!(
+            "{}: {option} stays {stays}, its file says {wanted}: it was raised on the server, and is never lowered",
+            self.what
+        )
     }
 
     fn report(&self, option: &str, config: &Options, wanted: &Value, error: &ServerError) -> String {
@@ -258,10 +297,19 @@ fn differences(config: &Options, wanted: &Options) -> Vec<(String, Value)> {
     wanted.clone().into_iter().filter(|(option, value)| differs(option, value)).collect()
 }
 
+/// Whether the option is a limit that is higher on the server than wanted.
+fn is_raised(option: &str, config: &Options, wanted: &Value) -> bool {
+    let limit = |value: Option<&Value>| match value.and_then(Value::as_i64) {
+        Some(limit) if limit > 0 => limit,
+        _ => i64::MAX,
+    };
+    LIMITS.contains(&option) && limit(config.get(option)) > limit(Some(wanted))
+}
+
 /// An error in a reply of the server.
 #[derive(Debug, thiserror::Error, Deserialize)]
 #[error("{description} (error {err_code})")]
-struct ServerError {
+pub(crate) struct ServerError {
     err_code: u64,
     description: String,
 }
@@ -277,9 +325,11 @@ fn may_pass(error: &anyhow::Error) -> bool {
     !error.downcast_ref().is_some_and(ServerError::is_final)
 }
 
+/// Sends a request to the JetStream API. Returns the error in the reply, if there is one.
+///
 /// # Errors
 /// There is no reply.
-async fn ask(
+pub(crate) async fn ask(
     jetstream: &Context,
     subject: &str,
     request: &(impl Serialize + ?Sized),

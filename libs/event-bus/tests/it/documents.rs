@@ -84,11 +84,17 @@ impl Publish for DocumentEvent {
 
 /// The stream of documents with a consumer, and a stream that takes no atomic batches.
 pub fn topology() -> Topology {
+    topology_of(2_147_483_648)
+}
+
+/// The same, with so many bytes for the documents.
+pub fn topology_of(max_bytes: u64) -> Topology {
     let documents = r#"{
         "subjects": ["document.created", "document.updated"],
-        "retention": "limits", "storage": "file", "discard": "new", "max_bytes": 2147483648,
+        "retention": "limits", "storage": "file", "discard": "new", "max_bytes": MAX_BYTES,
         "duplicate_window": 10000000000, "allow_atomic": true, "allow_direct": true
-    }"#;
+    }"#
+    .replace("MAX_BYTES", &max_bytes.to_string());
     let reader = r#"{
         "deliver_policy": "all", "ack_policy": "explicit", "ack_wait": 30000000000, "max_deliver": -1,
         "max_ack_pending": 16384, "max_waiting": 512, "replay_policy": "instant"
@@ -97,7 +103,7 @@ pub fn topology() -> Topology {
         "subjects": ["note.created"], "retention": "limits", "storage": "file", "discard": "new", "allow_atomic": false
     }"#;
     Topology::parse([
-        ("DOCUMENTS.stream.json", documents),
+        ("DOCUMENTS.stream.json", &*documents),
         ("DOCUMENTS.reader.consumer.json", reader),
         ("NOTES.stream.json", notes),
     ])

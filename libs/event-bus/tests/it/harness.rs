@@ -1,6 +1,7 @@
 //! A database, a NATS server, and any number of buses between them.
 
-use crate::documents::{self, DocumentEvent, Id, event, event_ids};
+use crate::documents::{self, Document, DocumentEvent, Id, event, event_ids};
+use crate::shelf::{Shelf, TABLE};
 use async_nats::HeaderMap;
 use event_bus::{Bus, NatsSettings, Schema, Settings, Topology};
 use sqlx::migrate::Migrator;
@@ -52,6 +53,29 @@ impl Harness {
     pub async fn relay(&mut self) -> Bus {
         let url = self.nats.url();
         self.relay_through(&url).await
+    }
+
+    /// The bus of a new replica, with a relay that heals its stream.
+    pub async fn healing_relay(&mut self, shelf: Shelf) -> Bus {
+        sqlx::query(TABLE).execute(&mut self.db().await).await.unwrap();
+        let bus = self.bus(&self.nats.url()).await;
+        self.tasks.spawn(bus.clone().relay_with(shelf, self.stop.clone()));
+        eventually("the database to be prepared", async || bus.connection().await.map(drop)).await.unwrap();
+        bus
+    }
+
+    /// Stops NATS, copies what it stores, and starts it again.
+    pub async fn copy_store(&self) {
+        self.nats.stop().await.unwrap();
+        self.nats.in_store("rm -rf copy && cp -a jetstream copy").await.unwrap();
+        self.nats.start_again().await.unwrap();
+    }
+
+    /// Stops NATS, restores the copy, and starts it again.
+    pub async fn restore_store(&self) {
+        self.nats.stop().await.unwrap();
+        self.nats.in_store("rm -rf jetstream && cp -a copy jetstream").await.unwrap();
+        self.nats.start_again().await.unwrap();
     }
 
     /// The same, with NATS at `nats_url`.
@@ -117,7 +141,18 @@ impl Harness {
         values
     }
 
-    /// The same, without messages that have no event id.
+    /// The documents in the stream, in order. Skips messages that are none.
+    pub async fn documents(&self) -> Vec<Document> {
+        let stream = self.jetstream().await.get_stream("DOCUMENTS").await.unwrap();
+        let mut documents = Vec::new();
+        for seq in 1..=stream.cached_info().state.last_sequence {
+            let message = stream.get_raw_message(seq).await.unwrap();
+            documents.extend(serde_json::from_slice::<Document>(&message.payload).ok());
+        }
+        documents
+    }
+
+    /// The ids of all events in the stream, without messages that have none.
     pub async fn ours(&self) -> Vec<String> {
         self.stream().await.into_iter().filter(|id| !id.is_empty()).collect()
     }

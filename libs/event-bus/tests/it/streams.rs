@@ -3,8 +3,10 @@
 use crate::documents::{DocumentEvent, Id, event};
 use crate::harness::{Harness, append};
 use crate::log::Log;
+use async_nats::jetstream::consumer::pull;
 use event_bus::{DecodeError, Event, Publish};
-use testkit::eventually;
+use std::time::Duration;
+use testkit::{eventually, eventually_within};
 
 /// An event of a stream that takes no atomic batches.
 struct Note(String);
@@ -113,9 +115,12 @@ async fn a_failure_is_logged_for_a_stream_without_atomic_batches() {
     tx.commit().await.unwrap();
     harness.published().await;
     let jetstream = harness.jetstream().await;
-    let mut config = jetstream.get_stream("NOTES").await.unwrap().cached_info().config.clone();
+    let stream = jetstream.get_stream("NOTES").await.unwrap();
+    let mut config = stream.cached_info().config.clone();
     config.max_messages = 3;
     jetstream.update_stream(config).await.unwrap();
+    let idle = pull::Config { durable_name: Some("idle".to_owned()), ..pull::Config::default() };
+    stream.create_consumer(idle).await.unwrap();
 
     let (log, logging) = Log::start();
     let mut tx = bus.begin().await.unwrap();
@@ -123,9 +128,11 @@ async fn a_failure_is_logged_for_a_stream_without_atomic_batches() {
         tx.append([&Note(number.to_string())]).await.unwrap();
     }
     tx.commit().await.unwrap();
-    let full = |line: &String| line.contains("maximum messages exceeded");
-    eventually("the reason", async || log.lines(" WARN ").iter().any(full)).await.unwrap();
+    let full = |line: &String| line.contains("the stream is full: NOTES has") && line.contains("3 of 3 messages");
+    eventually_within(Duration::from_secs(30), "the reason", async || log.lines(" ERROR ").iter().any(full))
+        .await
+        .unwrap();
     drop(logging);
-    let warnings = log.lines(" WARN ");
-    assert!(warnings.len() <= 3, "{warnings:#?}");
+    let lines = [log.lines(" WARN "), log.lines(" ERROR ")].concat();
+    assert!(lines.len() <= 3, "{lines:#?}");
 }

@@ -53,6 +53,7 @@ async fn options_that_cannot_change_are_logged_once_and_the_bus_works() {
         subjects: vec!["document.created".to_owned(), "document.updated".to_owned()],
         retention: stream::RetentionPolicy::WorkQueue,
         duplicate_window: Duration::from_mins(1),
+        max_bytes: 1024,
         ..stream::Config::default()
     };
     jetstream.create_stream(stream).await.unwrap();
@@ -106,4 +107,27 @@ async fn a_refused_stream_does_not_prevent_the_creation_of_others() {
     assert!(error.contains("stream A: ") && error.contains("no_option"), "{error}");
     assert!(begun.elapsed() < Duration::from_secs(20), "it was tried again, though another attempt cannot help");
     harness.jetstream().await.get_stream("B").await.unwrap().consumer_info("c").await.unwrap();
+}
+
+/// A stream that was full, for example. Lowering it is left to a person.
+#[tokio::test]
+async fn a_limit_that_was_raised_on_the_server_is_kept_and_reported() {
+    let harness = Harness::start().await;
+    let settings = NatsSettings { url: harness.nats.url(), ..NatsSettings::default() };
+    let provision = async || event_bus::provision(&settings, &harness.topology, Duration::from_secs(20)).await.unwrap();
+    provision().await;
+    let jetstream = harness.jetstream().await;
+    let config = async || jetstream.get_stream("DOCUMENTS").await.unwrap().cached_info().config.clone();
+    for (raised, kept) in [(4_294_967_296, true), (-1, true), (1_073_741_824, false)] {
+        let changed = stream::Config { max_bytes: raised, duplicate_window: Duration::from_mins(1), ..config().await };
+        jetstream.update_stream(changed).await.unwrap();
+        let (log, logging) = Log::start();
+        provision().await;
+        drop(logging);
+        let found = config().await;
+        assert_eq!(found.max_bytes, if kept { raised } else { 2_147_483_648 });
+        assert_eq!(found.duplicate_window, Duration::from_secs(10), "other options are changed back");
+        let said = log.lines(" INFO ").iter().any(|line| line.contains("stream DOCUMENTS: max_bytes stays"));
+        assert_eq!(said, kept, "{:#?}", log.lines(" INFO "));
+    }
 }

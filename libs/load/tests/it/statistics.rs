@@ -115,13 +115,17 @@ impl Measured {
 fn is_of_a_request(text: &str) -> bool {
     const TRANSACTION: [&str; 5] = ["begin", "commit", "rollback", "set local ", "select current_setting"];
     // Those of the relay and of subscriptions; then those of orders that look for expired orders.
-    const BACKGROUND: [&str; 10] = [
+    const BACKGROUND: [&str; 14] = [
         "bus.take_events",
         "bus.move_on",
         "from pg_locks",
         "bus.outbox",
         "bus.supersede",
         "bus.dead_letters",
+        "bus.read_positions",
+        "bus.relay",
+        "bus.republish",
+        "bus.checkpoint",
         "insert into ticket_replica",
         "order by id for update",
         "for update skip locked",

@@ -7,11 +7,13 @@
 
 mod frozen;
 #[path = "../it/load.rs"]
+#[allow(dead_code, reason = "other tests check more")]
 mod load;
 #[path = "../it/records.rs"]
 #[allow(dead_code, reason = "other tests look at more of them")]
 mod records;
 #[path = "../it/settled.rs"]
+#[allow(dead_code, reason = "other tests check more")]
 mod settled;
 #[path = "../it/small_disk.rs"]
 mod small_disk;

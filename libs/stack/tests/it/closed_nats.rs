@@ -17,7 +17,7 @@ enum Try {
 
 use Try::{Join, Publish, Subscribe};
 
-const REFUSED: [(&str, Try); 69] = [
+const REFUSED: [(&str, Try); 75] = [
     // events of other services, and subjects without a publisher
     ("orders", Publish("ticket.created")),
     ("orders", Publish("ticket.updated")),
@@ -40,12 +40,16 @@ const REFUSED: [(&str, Try); 69] = [
     ("provisioner", Publish("ticket.created")),
     ("monitor", Publish("ticket.created")),
     // stored messages
-    ("orders", Publish("$JS.API.STREAM.PURGE.ORDERS")),
+    ("orders", Publish("$JS.API.STREAM.PURGE.PAYMENTS")),
+    ("orders", Publish("$JS.API.STREAM.PURGE.EXPIRATION")),
+    ("payments", Publish("$JS.API.STREAM.PURGE.ORDERS")),
+    ("expiration", Publish("$JS.API.STREAM.PURGE.EXPIRATION")),
     ("orders", Publish("$JS.API.STREAM.PURGE.TICKETS")),
     ("orders", Publish("$JS.API.STREAM.DELETE.ORDERS")),
     ("orders", Publish("$JS.API.STREAM.MSG.DELETE.ORDERS")),
     ("orders", Publish("$JS.API.STREAM.MSG.GET.TICKETS")),
-    ("tickets", Publish("$JS.API.STREAM.PURGE.TICKETS")),
+    ("tickets", Publish("$JS.API.STREAM.PURGE.ORDERS")),
+    ("tickets", Publish("$JS.API.CONSUMER.LIST.ORDERS")),
     ("tickets", Publish("$JS.API.STREAM.DELETE.TICKETS")),
     ("tickets", Publish("$JS.API.STREAM.MSG.DELETE.TICKETS")),
     ("tickets", Publish("$JS.API.STREAM.MSG.GET.ORDERS")),
@@ -74,6 +78,8 @@ const REFUSED: [(&str, Try); 69] = [
     ("monitor", Publish("$JS.API.CONSUMER.DELETE.TICKETS.orders")),
     ("provisioner", Publish("$JS.API.CONSUMER.DELETE.TICKETS.orders")),
     // consumers of other services
+    ("orders", Publish("$JS.API.CONSUMER.INFO.ORDERS.tickets")),
+    ("tickets", Publish("$JS.API.STREAM.INFO.PAYMENTS")),
     ("orders", Publish("$JS.API.CONSUMER.MSG.NEXT.ORDERS.tickets")),
     ("orders", Publish("$JS.ACK.ORDERS.tickets.1.1.1.1.0")),
     ("tickets", Publish("$JS.API.CONSUMER.MSG.NEXT.TICKETS.orders")),
@@ -96,10 +102,12 @@ const REFUSED: [(&str, Try); 69] = [
 ];
 
 /// Rights that a user must have: a server that refuses everything must fail the test.
-const ALLOWED: [(&str, Try); 25] = [
+const ALLOWED: [(&str, Try); 33] = [
     ("tickets", Publish("ticket.created")),
     ("tickets", Publish("ticket.updated")),
     ("tickets", Publish("$JS.API.STREAM.INFO.TICKETS")),
+    ("tickets", Publish("$JS.API.CONSUMER.LIST.TICKETS")),
+    ("tickets", Publish("$JS.API.STREAM.PURGE.TICKETS")),
     ("tickets", Publish("$JS.API.CONSUMER.MSG.NEXT.ORDERS.tickets")),
     ("tickets", Publish("$JS.ACK.ORDERS.tickets.1.1.1.1.0")),
     // as NATS 2.16 has it
@@ -110,11 +118,17 @@ const ALLOWED: [(&str, Try); 25] = [
     ("orders", Publish("order.created")),
     ("orders", Publish("order.cancelled")),
     ("orders", Publish("order.completed")),
+    ("orders", Publish("$JS.API.CONSUMER.LIST.ORDERS")),
+    ("orders", Publish("$JS.API.STREAM.PURGE.ORDERS")),
+    ("orders", Publish("$JS.API.STREAM.INFO.TICKETS")),
+    ("orders", Publish("$JS.API.CONSUMER.INFO.PAYMENTS.orders")),
+    ("tickets", Publish("$JS.API.CONSUMER.INFO.ORDERS.tickets")),
     ("orders", Publish("tickets.show")),
     ("orders", Publish("$JS.API.CONSUMER.MSG.NEXT.TICKETS.orders")),
     ("orders", Publish("$JS.ACK._.account.PAYMENTS.orders.1.1.1.1.0.token")),
     ("orders", Subscribe("_INBOX_orders.one")),
     ("payments", Publish("payment.created")),
+    ("payments", Publish("$JS.API.STREAM.PURGE.PAYMENTS")),
     ("payments", Publish("$JS.API.CONSUMER.MSG.NEXT.ORDERS.payments")),
     ("provisioner", Publish("$JS.API.CONSUMER.DURABLE.CREATE.ORDERS.payments")),
     ("expiration", Publish("expiration.complete")),

@@ -110,6 +110,29 @@ impl Load {
         what(&mut self.seen.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
+    /// Checks that every ticket and order that a client saw is stored, at that version or a newer one, and that each ticket was sold
+    /// once. Payments are those of another service: they may be lost with their stream.
+    pub async fn nothing_is_missing(self, records: &Records) -> Result<()> {
+        let Seen { tickets, orders, cancelled, .. } = self.seen.into_inner().unwrap_or_else(PoisonError::into_inner);
+        let versions = async |db: &str, sql: &'static str| {
+            let rows: Vec<(String, i64)> = sqlx::query_as(sql).fetch_all(&mut PgConnection::connect(db).await?).await?;
+            anyhow::Ok(rows.into_iter().collect::<HashMap<_, _>>())
+        };
+        ensure!(tickets.len() > 20 && orders.len() > 5, "too few: {}, {}", tickets.len(), orders.len());
+        let stored = versions(&records.tickets_db, "select id, version from tickets").await?;
+        for ticket in &tickets {
+            ensure!(stored.get(&id(ticket)?).copied() >= ticket["version"].as_i64(), "{ticket} is lost");
+        }
+        let stored = versions(&records.orders_db, "select id, version from orders").await?;
+        for order in &orders {
+            ensure!(stored.contains_key(&id(order)?), "{order} is lost");
+        }
+        for order in &cancelled {
+            ensure!(stored.get(order) == Some(&1), "{order} was cancelled");
+        }
+        Ok(())
+    }
+
     /// Checks every recorded response against a system at rest, and that there were enough of each kind.
     pub async fn was_told_the_truth(self, records: &Records, at_least: usize) -> Result<()> {
         let Seen { tickets, orders, cancelled, paid } = self.seen.into_inner().unwrap_or_else(PoisonError::into_inner);

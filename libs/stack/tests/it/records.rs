@@ -52,6 +52,17 @@ impl Records {
         self.stored("TICKETS").await
     }
 
+    /// Subject and body of all events in `stream`, in order.
+    pub async fn bodies(&self, stream: &str) -> Result<Vec<(String, Vec<u8>)>> {
+        let stream = self.jetstream().await?.get_stream(stream).await?;
+        let mut bodies = Vec::new();
+        for seq in 1..=stream.cached_info().state.last_sequence {
+            let message = stream.get_raw_message(seq).await?;
+            bodies.push((message.subject.to_string(), message.payload.to_vec()));
+        }
+        Ok(bodies)
+    }
+
     /// All events that the services have published to `stream`, in order.
     pub async fn stored(&self, stream: &str) -> Result<Vec<Stored>> {
         let stream = self.jetstream().await?.get_stream(stream).await?;

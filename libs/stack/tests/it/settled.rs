@@ -21,6 +21,30 @@ impl Records {
         self.agree().await
     }
 
+    /// The same, after a stream has lost events and was healed: the newest event of each ticket and order in its stream is that of
+    /// its row, older ones may be missing, and an event may be there twice, with the same content.
+    pub async fn settled_after_a_loss(&self) -> Result<()> {
+        let jetstream = self.jetstream().await?;
+        eventually_within(Duration::from_mins(1), "the system to settle", async || self.quiet(&jetstream).await)
+            .await?;
+        for (stream, db, table) in [("TICKETS", &self.tickets_db, "tickets"), ("ORDERS", &self.orders_db, "orders")] {
+            let stored = self.stored(stream).await?;
+            let mut newest: BTreeMap<&str, &Stored> = BTreeMap::new();
+            for event in &stored {
+                let Some(before) = newest.insert(&event.id, event) else { continue };
+                ensure!(before.version <= event.version, "{event:?} comes after {before:?}");
+                ensure!(
+                    before.version < event.version || before == event,
+                    "{event:?} is {before:?} with other content"
+                );
+            }
+            let newest: Vec<(String, i64)> = newest.values().map(|event| (event.id.clone(), event.version)).collect();
+            let rows = columns::<(String, i64)>(db, &format!("select id, version from {table} order by id")).await?;
+            ensure!(newest == rows, "{stream} has {} of {} rows, or older ones", newest.len(), rows.len());
+        }
+        Ok(())
+    }
+
     async fn agree(&self) -> Result<()> {
         let stream = self.stream().await?;
         let tickets = history(&stream, |stored| match stored.version {

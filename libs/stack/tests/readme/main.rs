@@ -16,6 +16,7 @@ mod production;
 #[allow(dead_code, reason = "other tests look at more of them")]
 mod records;
 #[path = "../it/settled.rs"]
+#[allow(dead_code, reason = "other tests check more")]
 mod settled;
 #[path = "../it/system.rs"]
 #[allow(dead_code, reason = "other tests do more to it")]

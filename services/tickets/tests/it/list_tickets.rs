@@ -1,4 +1,5 @@
 use crate::tickets::{Tickets, start, start_on};
+use futures::future::join_all;
 use serde_json::{Value, json};
 use testkit::{Postgres, error, eventually, id};
 
@@ -43,6 +44,25 @@ async fn a_list_can_be_read_in_pages() {
         let answer = page(malformed.to_owned()).await;
         assert_eq!((answer.status, answer.body), (400, error("Something went wrong")), "{malformed}");
     }
+}
+
+#[tokio::test]
+async fn concurrent_lists_of_different_parts_are_each_complete() {
+    let tickets = start().await;
+    let mut made = Vec::new();
+    for _ in 0..8 {
+        made.push(id(&tickets.ticket().await).to_owned());
+    }
+    let parts = (0..8).flat_map(|after| (1..=8).map(move |limit| (after, limit)));
+    let reads = parts.flat_map(|part| [part; 2]).map(|(after, limit)| {
+        let (tickets, made) = (&tickets, &made);
+        async move {
+            let path = format!("/api/tickets?limit={limit}&after={}", made[after]);
+            let page = tickets.anonymous.get(&path).await.unwrap().expect(200).unwrap();
+            assert_eq!(ids(&page), made[after + 1..(after + 1 + limit).min(8)], "{path}");
+        }
+    });
+    join_all(reads).await;
 }
 
 /// Reads the list in pages of `limit`, each after the last item of the one before.

@@ -1,0 +1,244 @@
+//! Compares the stream with the database, and heals a stream that lost events.
+//!
+//! The relay compares when it starts, after each failure, after each new connection, when the server refuses a publish, and every
+//! 30 s. `bus.relay` knows when the stream was created, so a stream that was deleted and created again is noticed even if it is
+//! already as long as the position.
+//!
+//! - The stream is the same and ends at the position: publish.
+//! - It is the same and ends behind the position: see `reconcile`.
+//! - It is the same and ends before the position, for 15 s: its end is lost. A node that was cut off from its cluster replies with
+//!   old state for some seconds.
+//! - It is another stream: everything is lost. At once if it is newer than the one before; an older one may be the reply of a node
+//!   that was cut off. If it holds events of ours that are newer than the tables, the database is older than the stream: see
+//!   `reconcile`. This happens if a database is restored to a time before a stream was healed.
+//!
+//! When history is lost, one transaction takes the end of the stream as position, remembers the stream, and records a request to
+//! republish (see `republish`). Then publishing continues. Without [`Snapshots`](crate::Snapshots), nothing is published until a
+//! person has decided.
+//!
+//! What if we die …
+//! - before the commit: nothing has changed; the next relay finds the same.
+//! - after it: the request is recorded, and publishing continues at the new position.
+//!
+//! What is republished, if only the end is lost: aggregates that have changed since a checkpoint. A checkpoint is a position at which
+//! the outbox was empty, with the time of this database: messages after it announce later changes. The time of the last message
+//! that is left says less: after an outage, events are published hours after their commit, and the clocks of two machines differ.
+//! The margin of 15 minutes is for transactions that began before the checkpoint and were committed after it. Without a
+//! checkpoint before the end, everything is republished.
+//!
+//! The position of a consumer may lie behind the end of a stream that lost events. It skips all events up to its position. So if
+//! the stream is the same, the snapshots are published a second time when the stream has reached the lost position: they are then
+//! behind the position of every consumer. Not before the snapshots of the first time have left the deduplication window, which would
+//! refuse them.
+
+use super::outbox::Position;
+use super::reconcile::{self, LostHistory, Messages, Stored};
+use super::room::Room;
+use super::{CUT_OFF, Known, Relay};
+use crate::broker::Broker;
+use crate::connection::Transaction;
+use crate::outbox::Outgoing;
+use crate::republish::{self, Later, Source};
+use anyhow::Context;
+use async_nats::jetstream::context::GetStreamErrorKind::JetStream;
+use async_nats::jetstream::{ErrorCode, stream::Stream};
+use sqlx::PgConnection;
+use sqlx::types::time::OffsetDateTime;
+use std::cmp::Ordering;
+use std::collections::HashMap;
+use std::time::Duration;
+use tokio::time::Instant;
+
+/// How often a relay compares the stream with its position.
+const COMPARE: Duration = Duration::from_secs(30);
+
+/// The stream as the broker has it.
+pub(super) struct Seen {
+    pub(super) stream: Stream,
+    /// The sequence of its last message.
+    pub(super) end: u64,
+    /// When it was created, in microseconds, as Postgres stores it.
+    created: OffsetDateTime,
+}
+
+/// What was found out about the stream.
+pub(super) enum Compared {
+    /// It ends at the position.
+    Equal(Transaction),
+    /// The position has been changed, and committed.
+    Moved,
+}
+
+impl Seen {
+    async fn look(broker: &Broker, stream: &str) -> anyhow::Result<Self> {
+        let stream = match broker.jetstream.get_stream(stream).await {
+            Err(error) if matches!(error.kind(), JetStream(error) if error.error_code() == ErrorCode::STREAM_NOT_FOUND) =>
+            {
+                anyhow::bail!("the stream {stream} does not exist: run the command `provision`")
+            }
+            stream => stream.context("cannot read the stream")?,
+        };
+        let info = stream.cached_info();
+        let (end, created) = (info.state.last_sequence, info.created);
+        let created = created.replace_nanosecond(created.microsecond() * 1000)?;
+        Ok(Self { stream, end, created })
+    }
+}
+
+impl Relay<'_> {
+    /// Whether it is time to compare the stream with the position. Not while stopping.
+    pub(super) fn should_compare(&self) -> bool {
+        let Known { compared, connects, .. } = self.known;
+        let is_due = compared.is_none_or(|last| last.elapsed() > COMPARE) || connects != self.broker.connects();
+        is_due && !self.stop.is_cancelled()
+    }
+
+    /// Compares the stream with the position, and reconciles or heals it.
+    pub(super) async fn compare(&mut self, mut tx: Transaction, position: Position) -> anyhow::Result<Compared> {
+        let connects = self.broker.connects();
+        let seen = Seen::look(self.broker, self.stream).await?;
+        self.room = Room::of(&seen.stream.cached_info().config);
+        let known = match remembered(&mut tx, self.stream).await? {
+            Some(known) => known,
+            None if seen.end < position.last_seq => seen.created,
+            None => {
+                // The first relay of this database, or of this release.
+                remember(&mut tx, self.stream, seen.created).await?;
+                tx.commit().await?;
+                return Ok(Compared::Moved);
+            }
+        };
+        if known != seen.created || seen.end < position.last_seq {
+            return self.lost(tx, position, seen, known).await;
+        }
+        self.lost = None;
+        (self.known.compared, self.known.connects) = (Some(Instant::now()), connects);
+        if seen.end > position.last_seq {
+            self.connection = Some(reconcile::reconcile(&seen, tx, self.stream, position).await?);
+            return Ok(Compared::Moved);
+        }
+        Ok(Compared::Equal(tx))
+    }
+
+    /// The stream is shorter than the position, or another one.
+    async fn lost(
+        &mut self,
+        mut tx: Transaction,
+        position: Position,
+        seen: Seen,
+        known: OffsetDateTime,
+    ) -> anyhow::Result<Compared> {
+        let Position { last_seq, .. } = position;
+        // Nothing is trimmed until the position belongs to this stream.
+        self.window.is_published_up_to(0);
+        let (stream, end, is_another) = (self.stream, seen.end, seen.created != known);
+        let found = if is_another { format!("is another stream, and ends at {end}") } else { format!("ends at {end}") };
+        let lasts = self.lost.get_or_insert_with(Instant::now).elapsed();
+        let Some(source) = self.source else {
+            return Err(LostHistory::Broker { stream: stream.to_owned(), found, last_seq, end }.into());
+        };
+        if seen.created <= known && lasts < CUT_OFF {
+            return Err(LostHistory::Doubtful { stream: stream.to_owned(), found, last_seq }.into());
+        }
+        if is_another && !self.agrees_with_tables(&mut tx, source, &seen).await? {
+            tx.rollback().await?;
+            return Ok(Compared::Moved);
+        }
+        let since = if is_another { None } else { changed_after(&mut tx, stream, end).await? };
+        if is_another {
+            // They are included, or wait for a position of the stream before.
+            sqlx::query!("delete from bus.republish where stream = $1", stream).execute(&mut *tx).await?;
+        }
+        take_position(&mut tx, stream, &seen).await?;
+        let reason = format!("the stream {found}, but {last_seq} was confirmed before");
+        republish::record(&mut tx, stream, &reason, since, None).await?;
+        if !is_another {
+            let delay = seen.stream.cached_info().config.duplicate_window + Duration::from_secs(1);
+            republish::record(&mut tx, stream, &reason, since, Some(Later { seq: last_seq, delay })).await?;
+        }
+        tx.commit().await?;
+        // Publishing has not worked until now; other relays find out by the position.
+        (self.known, self.lost, self.agreed) = (Known::default(), None, None);
+        tracing::error!(
+            stream,
+            since = since.map_or("the beginning".to_owned(), |since| since.to_string()),
+            "the broker lost history: {stream} {found}, but {last_seq} was confirmed before. Publishing continues after {end}; the \
+             current state of what has changed is republished from the tables"
+        );
+        Ok(Compared::Moved)
+    }
+
+    /// Checks that all events of another stream are as old as the tables, or older. Returns false if there are more to compare.
+    async fn agrees_with_tables(
+        &mut self,
+        tx: &mut Transaction,
+        source: &dyn Source,
+        seen: &Seen,
+    ) -> anyhow::Result<bool> {
+        let stream = self.stream;
+        let agreed = self.agreed.filter(|(created, _)| *created == seen.created).map_or(0, |(_, agreed)| agreed);
+        let mut messages = Messages::after(agreed, seen);
+        while let Some(stored) = messages.next().await? {
+            let ids: Vec<String> = stored.iter().map(|stored| stored.aggregate_id.clone()).collect();
+            let current = source.lock(tx, &ids, None).await?;
+            let current: HashMap<_, _> = current.iter().map(|row| (row.aggregate_id.as_str(), row)).collect();
+            for stored in &stored {
+                if let Some(difference) = newer_than(current.get(stored.aggregate_id.as_str()).copied(), stored) {
+                    return Err(stored.contradicts(stream, difference, seen.end).into());
+                }
+            }
+        }
+        let until = messages.until;
+        self.agreed = Some((seen.created, until));
+        Ok(until == seen.end)
+    }
+}
+
+/// Why `stored` cannot be an event of the aggregate whose current snapshot this is, or of an older version.
+fn newer_than(current: Option<&Outgoing>, stored: &Stored) -> Option<&'static str> {
+    let Some(current) = current else { return Some("the tables do not have it") };
+    let is_the_same = current.payload.as_bytes() == stored.payload && current.subject == stored.subject;
+    match current.version.cmp(&stored.version) {
+        Ordering::Less => Some("the tables have an older version"),
+        Ordering::Equal if !is_the_same => Some("the tables have it with other content"),
+        Ordering::Equal | Ordering::Greater => None,
+    }
+}
+
+/// When the stream was created to which the position belongs.
+async fn remembered(db: &mut PgConnection, stream: &str) -> sqlx::Result<Option<OffsetDateTime>> {
+    sqlx::query_scalar!("select stream_created_at from bus.relay where stream = $1", stream).fetch_one(db).await
+}
+
+async fn remember(db: &mut PgConnection, stream: &str, created: OffsetDateTime) -> sqlx::Result<()> {
+    sqlx::query!("update bus.relay set stream_created_at = $2 where stream = $1", stream, created).execute(db).await?;
+    Ok(())
+}
+
+/// A time after which everything was changed that the stream has lost after `end`, if it is known.
+async fn changed_after(db: &mut PgConnection, stream: &str, end: u64) -> anyhow::Result<Option<OffsetDateTime>> {
+    let changed_after = sqlx::query_scalar!(
+        "select max(changed_after) - interval '15 minutes' from bus.checkpoints where stream = $1 and last_seq <= $2",
+        stream,
+        i64::try_from(end)?,
+    );
+    Ok(changed_after.fetch_one(db).await?)
+}
+
+async fn take_position(db: &mut PgConnection, stream: &str, seen: &Seen) -> anyhow::Result<()> {
+    let take = sqlx::query!(
+        "update bus.relay set last_seq = $2, stream_created_at = $3 where stream = $1",
+        stream,
+        i64::try_from(seen.end)?,
+        seen.created,
+    );
+    take.execute(db).await?;
+    Ok(())
+}
+
+/// Records that everything is published at this position. The outbox was empty.
+pub(super) async fn checkpoint(db: &mut PgConnection, stream: &str, position: Position) -> anyhow::Result<()> {
+    let seq = i64::try_from(position.last_seq)?;
+    sqlx::query!("select bus.checkpoint($1, $2)", stream, seq).execute(db).await?;
+    Ok(())
+}

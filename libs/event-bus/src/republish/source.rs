@@ -1,0 +1,88 @@
+//! Where snapshots come from: the tables of a service.
+
+use crate::outbox::Outgoing;
+use event_bus_core::Publish;
+use futures::FutureExt;
+use futures::future::BoxFuture;
+use sqlx::PgConnection;
+use sqlx::types::time::OffsetDateTime;
+use std::future::Future;
+
+/// The current snapshots of a stream's aggregates, from the tables of its owner.
+///
+/// With them, a relay heals a stream that lost events: see [`Bus::relay_with`](crate::Bus::relay_with).
+///
+/// A snapshot must equal the event that announced its version: the same subject, body and headers, which therefore must be
+/// functions of the row. The same event id has one content for ever.
+///
+/// Ids are compared byte by byte, as with the collation `"C"`.
+pub trait Snapshots: Send + Sync + 'static {
+    /// The events of the stream.
+    type Event: Publish;
+
+    /// How many aggregates there are, about, and the greatest id; empty if there is none.
+    ///
+    /// # Errors
+    /// Any error is logged, and the work is tried again. The same for the other functions.
+    fn extent(&self, db: &mut PgConnection) -> impl Future<Output = anyhow::Result<(i64, String)>> + Send;
+
+    /// The first `limit` ids of aggregates after `after`, in ascending order. Locks nothing.
+    fn ids(
+        &self,
+        db: &mut PgConnection,
+        after: &str,
+        limit: i64,
+    ) -> impl Future<Output = anyhow::Result<Vec<String>>> + Send;
+
+    /// Locks the rows of these aggregates until the transaction ends, and reads their snapshots.
+    ///
+    /// Without the lock (`for no key update`), an old snapshot could be published after a newer event. Lock in the order in which
+    /// the service locks. Leaves out aggregates that do not exist, and those that have not changed since `since`.
+    fn lock(
+        &self,
+        db: &mut PgConnection,
+        ids: &[String],
+        since: Option<OffsetDateTime>,
+    ) -> impl Future<Output = anyhow::Result<Vec<Outgoing>>> + Send;
+}
+
+/// [`Snapshots`] of any event.
+pub(crate) trait Source: Send + Sync {
+    fn extent<'a>(&'a self, db: &'a mut PgConnection) -> BoxFuture<'a, anyhow::Result<(i64, String)>>;
+    fn ids<'a>(
+        &'a self,
+        db: &'a mut PgConnection,
+        after: &'a str,
+        limit: i64,
+    ) -> BoxFuture<'a, anyhow::Result<Vec<String>>>;
+    fn lock<'a>(
+        &'a self,
+        db: &'a mut PgConnection,
+        ids: &'a [String],
+        since: Option<OffsetDateTime>,
+    ) -> BoxFuture<'a, anyhow::Result<Vec<Outgoing>>>;
+}
+
+impl<S: Snapshots> Source for S {
+    fn extent<'a>(&'a self, db: &'a mut PgConnection) -> BoxFuture<'a, anyhow::Result<(i64, String)>> {
+        Snapshots::extent(self, db).boxed()
+    }
+
+    fn ids<'a>(
+        &'a self,
+        db: &'a mut PgConnection,
+        after: &'a str,
+        limit: i64,
+    ) -> BoxFuture<'a, anyhow::Result<Vec<String>>> {
+        Snapshots::ids(self, db, after, limit).boxed()
+    }
+
+    fn lock<'a>(
+        &'a self,
+        db: &'a mut PgConnection,
+        ids: &'a [String],
+        since: Option<OffsetDateTime>,
+    ) -> BoxFuture<'a, anyhow::Result<Vec<Outgoing>>> {
+        Snapshots::lock(self, db, ids, since).boxed()
+    }
+}

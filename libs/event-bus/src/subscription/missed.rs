@@ -1,0 +1,176 @@
+//! Notices messages that were deleted before this consumer has acknowledged them.
+//!
+//! An owner never trims such messages (see `window`). A person may purge them, and a stream with a `max_age` drops them. A consumer
+//! that is created on a trimmed stream never gets what was trimmed.
+//!
+//! The server does not remember it: a purge moves the position of a consumer as if it had acknowledged what is gone. So the position
+//! is kept in `bus.read_positions`, at the start of each pull, every 10 s, and at the stop. Messages were missed if
+//! - the first message of the stream does not follow the kept position, and
+//! - the consumer has not acknowledged the first message. An owner leaves the last message that a consumer has acknowledged, so
+//!   this is not true after it trimmed the stream while the kept position was old.
+//!
+//! While messages are delivered, a purge shows as a gap: two deliveries follow each other, none is a redelivery, and the sequences in the
+//! stream do not follow each other. Not noticed is a purge under load if the deliveries before and after the gap go to two replicas.
+//!
+//! Filtered consumers are not checked: they skip messages.
+//!
+//! What if we die …
+//! - after the log line, before the position is kept: the next check reports the same again.
+//! - and messages that were acknowledged in the last 10 s are purged by a person, or expire, before the next start: they are reported,
+//!   although nothing is missing.
+
+use super::{Handler, Subscription};
+use crate::broker::Broker;
+use anyhow::Context;
+use async_nats::jetstream::Message;
+use async_nats::jetstream::consumer::{DeliverPolicy, Info};
+use event_bus_core::Event;
+use std::time::Duration;
+use tokio::time::{Instant, timeout};
+
+/// How often to look.
+const PERIOD: Duration = Duration::from_secs(10);
+/// How often to look while there is no reply: a missing right is a line in the log of the client each time.
+const SILENT: Duration = Duration::from_mins(10);
+/// How long it may take.
+const LIMIT: Duration = Duration::from_secs(3);
+
+/// What is known of the deliveries of this consumer.
+#[derive(Default)]
+pub(super) struct Deliveries {
+    /// When to look at the positions.
+    due: Option<Instant>,
+    /// Whether there was no reply the last time, and on which connection.
+    silent: bool,
+    connects: u64,
+    /// Nothing is known before the first look.
+    is_filtered: Option<bool>,
+    /// The sequences in the stream and of the consumer of the last first delivery.
+    last: Option<(u64, u64)>,
+}
+
+/// The first message of the stream, and the consumer.
+struct Seen {
+    first: u64,
+    consumer: Info,
+}
+
+impl Seen {
+    /// The stream before the consumer: what the owner has trimmed by then, the consumer has acknowledged now.
+    async fn look(broker: &Broker, stream: &str, durable: &str) -> anyhow::Result<Self> {
+        let stream = broker.jetstream.get_stream(stream).await.context("cannot read the stream")?;
+        let consumer = stream.consumer_info(durable).await.context("cannot read the consumer")?;
+        Ok(Self { first: stream.cached_info().state.first_sequence, consumer })
+    }
+
+    fn acknowledged(&self) -> u64 {
+        self.consumer.ack_floor.stream_sequence
+    }
+
+    /// The position of a consumer that has none yet.
+    fn begin(&self) -> u64 {
+        let is_new = self.consumer.delivered.consumer_sequence == 0;
+        let wants_all = self.consumer.config.deliver_policy == DeliverPolicy::All;
+        if is_new && wants_all { 0 } else { self.acknowledged() }
+    }
+
+    fn is_filtered(&self) -> bool {
+        let config = &self.consumer.config;
+        !config.filter_subject.is_empty() || !config.filter_subjects.is_empty()
+    }
+}
+
+impl<H: Handler> Subscription<'_, H> {
+    /// Looks for missed messages, if it is time. `now`: deliveries are about to begin.
+    pub(super) async fn look_for_missed(&mut self, now: bool) {
+        let connects = self.broker.connects();
+        if connects != self.deliveries.connects {
+            // Its rights may be others, or the server.
+            (self.deliveries.connects, self.deliveries.silent, self.deliveries.due) = (connects, false, None);
+        }
+        let is_due = self.deliveries.due.is_none_or(|due| Instant::now() >= due) || now && !self.deliveries.silent;
+        if !is_due || self.broker.connected().is_err() {
+            return;
+        }
+        let outcome = timeout(LIMIT, self.compare()).await;
+        let was_silent = std::mem::replace(&mut self.deliveries.silent, outcome.is_err());
+        self.deliveries.due = Some(Instant::now() + if outcome.is_err() { SILENT } else { PERIOD });
+        let (stream, durable) = (H::Event::STREAM, self.durable);
+        match outcome {
+            Ok(Ok(())) => {}
+            // The pull or the handler reports an outage, or a consumer that does not exist.
+            Ok(Err(error)) => tracing::debug!(stream, consumer = durable, "cannot look for missed events: {error:#}"),
+            Err(_) if was_silent => {}
+            Err(_) => tracing::warn!(
+                stream,
+                consumer = durable,
+                "cannot look for events that were deleted before they were read: no reply. If the user of NATS may not publish to \
+                 $JS.API.STREAM.INFO.{stream} and $JS.API.CONSUMER.INFO.{stream}.{durable}, grant these rights. Tried again every \
+                 10 minutes"
+            ),
+        }
+    }
+
+    async fn compare(&mut self) -> anyhow::Result<()> {
+        let (stream, durable) = (H::Event::STREAM, self.durable);
+        let seen = Seen::look(self.broker, stream, durable).await?;
+        self.deliveries.is_filtered = Some(seen.is_filtered());
+        if seen.is_filtered() {
+            return Ok(());
+        }
+        let mut db = self.database.background_connection().await?;
+        let kept = sqlx::query_scalar!(
+            "select seq from bus.read_positions where stream = $1 and consumer = $2",
+            stream,
+            durable,
+        );
+        let kept = kept.fetch_optional(&mut *db).await?.map(u64::try_from).transpose()?.unwrap_or_else(|| seen.begin());
+        let mut position = seen.acknowledged();
+        if seen.first > kept + 1 && position < seen.first {
+            self.report(kept + 1, seen.first - 1);
+            position = seen.first - 1;
+        }
+        let keep = sqlx::query!(
+            "insert into bus.read_positions (stream, consumer, seq) values ($1, $2, $3)
+             on conflict (stream, consumer) do update set seq = excluded.seq where read_positions.seq <> excluded.seq",
+            stream,
+            durable,
+            i64::try_from(position)?,
+        );
+        keep.execute(&mut *db).await?;
+        Ok(())
+    }
+
+    /// Reports a gap between two deliveries that follow each other.
+    pub(super) fn look_for_gaps(&mut self, batch: &[Message]) {
+        if self.deliveries.is_filtered != Some(false) {
+            return;
+        }
+        for message in batch {
+            let Ok(info) = message.info() else { continue };
+            if info.delivered != 1 {
+                continue;
+            }
+            let last = self.deliveries.last.replace((info.stream_sequence, info.consumer_sequence));
+            if let Some((seq, number)) = last
+                && number + 1 == info.consumer_sequence
+                && seq + 1 < info.stream_sequence
+            {
+                self.report(seq + 1, info.stream_sequence - 1);
+            }
+        }
+    }
+
+    fn report(&self, from: u64, to: u64) {
+        let (stream, consumer) = (H::Event::STREAM, self.durable);
+        self.missed.increment(to - from + 1);
+        tracing::error!(
+            stream,
+            consumer,
+            from,
+            to,
+            "{stream} has lost the messages {from} to {to} before {consumer} acknowledged them: what they announced may be missing \
+             here. Run the command `republish --all` of the service that publishes to {stream}"
+        );
+    }
+}

@@ -1,0 +1,52 @@
+//! The current orders, as the events that announced their versions.
+
+use super::Row;
+use crate::order::Order;
+use contracts::OrderEvent;
+use event_bus::{Outgoing, Snapshots};
+use sqlx::PgConnection;
+use sqlx::types::time::OffsetDateTime;
+
+/// Publishes orders again, if the broker lost events.
+pub struct OrderSnapshots;
+
+impl Snapshots for OrderSnapshots {
+    type Event = OrderEvent;
+
+    async fn extent(&self, db: &mut PgConnection) -> anyhow::Result<(i64, String)> {
+        // An estimate: counting a large table takes longer than a statement may.
+        let extent = sqlx::query!(
+            r#"select (select greatest(reltuples, 0)::bigint from pg_class where oid = 'orders'::regclass) as "count!",
+                      coalesce(max(id), '') as "last!" from orders"#
+        );
+        let extent = extent.fetch_one(db).await?;
+        Ok((extent.count, extent.last))
+    }
+
+    async fn ids(&self, db: &mut PgConnection, after: &str, limit: i64) -> anyhow::Result<Vec<String>> {
+        let ids = sqlx::query_scalar!("select id from orders where id > $1 order by id limit $2", after, limit);
+        Ok(ids.fetch_all(db).await?)
+    }
+
+    async fn lock(
+        &self,
+        db: &mut PgConnection,
+        ids: &[String],
+        since: Option<OffsetDateTime>,
+    ) -> anyhow::Result<Vec<Outgoing>> {
+        let rows = sqlx::query_as!(
+            Row,
+            // In order, so that replicas lock rows in the same order.
+            "select id, user_id, status, expires_at, ticket_id, title, price, ticket_version, reservation, version
+             from orders where id = any($1) and updated_at >= coalesce($2, timestamptz '-infinity')
+             order by id for no key update",
+            ids,
+            since,
+        );
+        rows.fetch_all(db)
+            .await?
+            .into_iter()
+            .map(|row| Ok(Outgoing::new(&Order::try_from(row)?.announcement())))
+            .collect()
+    }
+}
