@@ -46,6 +46,7 @@ use crate::panics;
 use crate::retry::Backoff;
 use anyhow::{Context, ensure};
 use request::Request;
+use std::collections::HashSet;
 use std::time::Duration;
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
@@ -185,6 +186,11 @@ impl Republisher<'_> {
         let foreign = snapshots.iter().find(|snapshot| snapshot.stream != self.stream);
         ensure!(foreign.is_none(), "a snapshot for another stream than {}: {foreign:?}", self.stream);
         let appended = append_missing(&mut tx, self.stream, &snapshots).await?;
+        if request.ids.is_some() && snapshots.len() < ids.len() {
+            let known: HashSet<&str> = snapshots.iter().map(|snapshot| snapshot.aggregate_id.as_str()).collect();
+            let unknown: Vec<&String> = ids.iter().filter(|id| !known.contains(id.as_str())).collect();
+            tracing::warn!(stream = self.stream, ?unknown, "cannot republish these ids: the tables do not have them");
+        }
         let (passed, appended) = (i64::try_from(ids.len())?, i64::try_from(appended)?);
         request::move_on(&mut tx, request.id, last, passed, appended).await?;
         tx.commit().await?;

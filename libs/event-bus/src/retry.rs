@@ -45,11 +45,11 @@ impl Backoff {
     /// Counts a failure of `what`. Returns the delay before the next attempt.
     pub fn fail(&mut self, what: &str, error: &anyhow::Error) -> Duration {
         let delay = self.count();
-        if self.failures == 1 {
-            tracing::debug!("{what}: {error:#}");
-        } else if self.is_news() {
+        if self.failures > 1 && self.is_news() {
             let (failures, since) = (self.failures, self.since());
             tracing::warn!(failures, since, "{what}: {error:#}; trying again until it works");
+        } else {
+            tracing::debug!("{what}: {error:#}");
         }
         delay
     }

@@ -43,7 +43,9 @@ pub(crate) use usage::Usage;
 
 /// How often to look.
 const PERIOD: Duration = Duration::from_secs(30);
-/// How often to look while the server does not reply: a missing right is a line in its log each time.
+/// When to look again after a failure: it may have been a short outage.
+const AGAIN: Duration = Duration::from_secs(10);
+/// How often to look after the second failure in a row: a missing right is a line in the log of the server each time.
 const WITHOUT_REPLY: Duration = Duration::from_mins(10);
 /// How often to look while the position of the relay is not known.
 const STARTING: Duration = Duration::from_secs(1);
@@ -98,14 +100,14 @@ impl<'a> Window<'a> {
 
     /// Trims the stream every 30 s.
     pub(crate) async fn keep(&self) -> Infallible {
-        let (mut failed, mut warned) = (false, None::<Instant>);
+        let (mut failures, mut warned) = (0_u32, None::<Instant>);
         loop {
             while self.broker.connected().is_err() || self.published.load(Ordering::Relaxed) == 0 {
                 sleep(STARTING).await;
             }
             let pause = match self.trim().await {
                 Ok(Trimmed { usage, .. }) => {
-                    failed = false;
+                    failures = 0;
                     if usage.is_high() && warned.is_none_or(|last| last.elapsed() > REMINDER) {
                         warned = Some(Instant::now());
                         tracing::warn!(stream = self.stream, "a stream fills up: {usage}");
@@ -115,10 +117,11 @@ impl<'a> Window<'a> {
                 // The relay logs an outage.
                 Err(_) if self.broker.connected().is_err() => PERIOD,
                 Err(error) => {
-                    if !std::mem::replace(&mut failed, true) {
+                    failures += 1;
+                    if failures == 2 {
                         self.report(&error);
                     }
-                    WITHOUT_REPLY
+                    if failures == 1 { AGAIN } else { WITHOUT_REPLY }
                 }
             };
             sleep(pause).await;

@@ -1,4 +1,4 @@
-use crate::eventually::eventually_within;
+use crate::eventually::{eventually, eventually_within};
 use crate::images::{self, Image};
 use crate::progress::say;
 use crate::reaper::Reaper;
@@ -118,7 +118,8 @@ impl Container {
 
     /// Freezes the server: connections stay open without any response, as when a network link is lost.
     pub async fn pause(&self) -> Result<()> {
-        self.running().pause().await.context("cannot pause the container")
+        // On a busy machine the kernel may not freeze all threads in time; Docker has thawed them then.
+        eventually("the container to be frozen", async || self.running().pause().await).await
     }
 
     /// Ends [`pause`](Self::pause) and waits until the server responds.

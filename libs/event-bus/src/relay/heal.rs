@@ -47,8 +47,10 @@ use sqlx::types::time::OffsetDateTime;
 use std::cmp::Ordering;
 use std::collections::HashMap;
 use std::time::Duration;
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 
+/// How long the server may take to describe the stream.
+const LOOK: Duration = Duration::from_secs(2);
 /// How often a relay compares the stream with its position.
 const COMPARE: Duration = Duration::from_secs(30);
 
@@ -71,7 +73,9 @@ pub(super) enum Compared {
 
 impl Seen {
     async fn look(broker: &Broker, stream: &str) -> anyhow::Result<Self> {
-        let stream = match broker.jetstream.get_stream(stream).await {
+        // No node replies while there is no leader.
+        let looked = timeout(LOOK, broker.jetstream.get_stream(stream));
+        let stream = match looked.await.with_context(|| format!("no reply about the stream {stream}"))? {
             Err(error) if matches!(error.kind(), JetStream(error) if error.error_code() == ErrorCode::STREAM_NOT_FOUND) =>
             {
                 anyhow::bail!("the stream {stream} does not exist: run the command `provision`")

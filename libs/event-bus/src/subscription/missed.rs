@@ -30,7 +30,7 @@ use tokio::time::{Instant, timeout};
 
 /// How often to look.
 const PERIOD: Duration = Duration::from_secs(10);
-/// How often to look while there is no reply: a missing right is a line in the log of the client each time.
+/// How often to look after the second time without a reply: a missing right is a line in the log of the server each time.
 const SILENT: Duration = Duration::from_mins(10);
 /// How long it may take.
 const LIMIT: Duration = Duration::from_secs(3);
@@ -40,8 +40,8 @@ const LIMIT: Duration = Duration::from_secs(3);
 pub(super) struct Deliveries {
     /// When to look at the positions.
     due: Option<Instant>,
-    /// Whether there was no reply the last time, and on which connection.
-    silent: bool,
+    /// How many times in a row there was no reply, and on which connection.
+    silences: u32,
     connects: u64,
     /// Nothing is known before the first look.
     is_filtered: Option<bool>,
@@ -86,21 +86,23 @@ impl<H: Handler> Subscription<'_, H> {
         let connects = self.broker.connects();
         if connects != self.deliveries.connects {
             // Its rights may be others, or the server.
-            (self.deliveries.connects, self.deliveries.silent, self.deliveries.due) = (connects, false, None);
+            (self.deliveries.connects, self.deliveries.silences, self.deliveries.due) = (connects, 0, None);
         }
-        let is_due = self.deliveries.due.is_none_or(|due| Instant::now() >= due) || now && !self.deliveries.silent;
+        let is_due =
+            self.deliveries.due.is_none_or(|due| Instant::now() >= due) || now && self.deliveries.silences == 0;
         if !is_due || self.broker.connected().is_err() {
             return;
         }
         let outcome = timeout(LIMIT, self.compare()).await;
-        let was_silent = std::mem::replace(&mut self.deliveries.silent, outcome.is_err());
-        self.deliveries.due = Some(Instant::now() + if outcome.is_err() { SILENT } else { PERIOD });
+        self.deliveries.silences = if outcome.is_err() { self.deliveries.silences + 1 } else { 0 };
+        // The first time may have been a short outage.
+        self.deliveries.due = Some(Instant::now() + if self.deliveries.silences < 2 { PERIOD } else { SILENT });
         let (stream, durable) = (H::Event::STREAM, self.durable);
         match outcome {
             Ok(Ok(())) => {}
             // The pull or the handler reports an outage, or a consumer that does not exist.
             Ok(Err(error)) => tracing::debug!(stream, consumer = durable, "cannot look for missed events: {error:#}"),
-            Err(_) if was_silent => {}
+            Err(_) if self.deliveries.silences != 2 => {}
             Err(_) => tracing::warn!(
                 stream,
                 consumer = durable,

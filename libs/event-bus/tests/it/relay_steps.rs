@@ -5,6 +5,7 @@ use crate::harness::{Harness, append};
 use crate::held_snapshot::measure_from_now_on;
 use event_bus::Event;
 use sqlx::Executor;
+use std::time::{Duration, Instant};
 
 /// The ids of the atomic batches in which the events of the stream were published, in order.
 async fn batches(harness: &Harness) -> Vec<Option<String>> {
@@ -68,7 +69,7 @@ async fn an_event_costs_the_relay_two_round_trips_and_no_empty_step() {
     append(&bus, Id::generate(), 0..1).await;
     harness.published().await;
     let id = Id::generate();
-    let begun = std::time::Instant::now();
+    let begun = Instant::now();
     measure_from_now_on(&mut db).await;
     for version in 0..EVENTS {
         append(&bus, id, version..version + 1).await;
@@ -94,21 +95,22 @@ async fn every_way_to_append_an_event_wakes_the_relay() {
     let bus = harness.relay().await;
     append(&bus, Id::generate(), 0..1).await;
     harness.published().await;
-    let begun = std::time::Instant::now();
     for sql in [
         "select bus.append('DOCUMENTS', 'document.created', $1, 0, '{}', null)",
         "select bus.append('DOCUMENTS', 'document.created', $1, 0, '{}', null, null)",
         "select bus.append_all('DOCUMENTS', array['document.created'], array[$1], array[0::bigint], array['{}'],
                                array[null], array[null])",
     ] {
+        let mut fastest = Duration::MAX;
         for _ in 0..20 {
+            let begun = Instant::now();
             let mut tx = bus.begin().await.unwrap();
             sqlx::query(sql).bind(Id::generate().to_string()).execute(&mut *tx).await.unwrap();
             tx.commit().await.unwrap();
             harness.published().await;
+            fastest = fastest.min(begun.elapsed());
         }
+        // The relay has begun to wait when the event before was published. Without being woken, it waits for 250 ms or longer.
+        assert!(fastest < Duration::from_millis(200), "{sql}: {fastest:?}");
     }
-    let elapsed = begun.elapsed();
-    // Without it, each event waits for half a second.
-    assert!(elapsed < std::time::Duration::from_secs(20), "60 events took {elapsed:?}");
 }

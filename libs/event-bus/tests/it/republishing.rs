@@ -259,8 +259,12 @@ async fn a_request_by_hand_republishes_what_it_names() {
     harness.published().await;
     harness.forget_event_ids().await;
     let named = vec![ids[3].to_string(), "unknown".to_owned(), ids[1].to_string()];
+    let (log, logging) = Log::start();
     assert!(requested(&harness, Republish::Ids(named)).await.unwrap());
     healed(&harness).await;
+    drop(logging);
+    let warned = log.lines(" WARN ");
+    assert!(warned.len() == 1 && warned[0].contains(r#"unknown=["unknown"]"#), "{warned:?}");
     let mut expected = [event(ids[1], 0).event_id(), event(ids[3], 0).event_id()];
     expected.sort();
     assert_eq!(harness.stream().await[5..], expected);

@@ -49,7 +49,8 @@ async fn left(harness: &Harness) -> Vec<String> {
 
 /// A durable consumer that a test reads by hand.
 async fn consumer(harness: &Harness, config: pull::Config) -> async_nats::jetstream::consumer::PullConsumer {
-    let stream = harness.jetstream().await.get_stream("DOCUMENTS").await.unwrap();
+    let jetstream = harness.jetstream().await;
+    let stream = eventually("the stream", async || jetstream.get_stream("DOCUMENTS").await).await.unwrap();
     stream.create_consumer(pull::Config { ack_policy: AckPolicy::Explicit, ..config }).await.unwrap()
 }
 
