@@ -1,13 +1,16 @@
-//! The disk of NATS is full: its stream freezes, and stays frozen after space is freed.
+//! A disk is full, then has room again.
 //!
-//! Kubernetes must restart the server then, and not before. `tests/compose` tests the same for compose.
+//! At NATS, the stream freezes, and stays frozen after space is freed: Kubernetes must restart the server then, and not before.
+//! `tests/compose` tests the same for compose. Postgres refuses statements, or ends.
 
+use crate::postgres_restart::create_until;
 use crate::small_disk::{SmallDisk, docker};
 use crate::system::System;
 use anyhow::{Context, Result, ensure};
 use async_nats::jetstream;
 use std::time::Duration;
-use testkit::{Nats, NatsSetup, Postgres, eventually};
+use testkit::{Nats, NatsSetup, Postgres, eventually, free_port};
+use tokio::time::{Instant, sleep};
 
 const MANIFEST: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../infra/k8s/base/nats.yaml");
 
@@ -94,4 +97,36 @@ async fn full_disk_is_logged_and_events_are_published_after_space_is_freed() -> 
     disk.free().await?;
     system.nats.restart().await?;
     system.settled().await
+}
+
+#[tokio::test]
+async fn full_disk_of_postgres_costs_503s_and_nothing_else() -> Result<()> {
+    let disk = SmallDisk::with_megabytes(256, format!("stack-full-postgres-{}", std::process::id())).await?;
+    let (postgres, nats) = futures::try_join!(Postgres::start_named(&disk.volume, free_port()), Nats::start())?;
+    stack::prepare(&postgres, &nats).await?;
+    let servers = nats.server();
+    let mut system = System::new(postgres, nats, &servers);
+    system.add(1, 1).await?;
+    let until = Instant::now() + Duration::from_secs(15);
+    let fault = async {
+        sleep(Duration::from_secs(3)).await; // load before, meanwhile and afterwards
+        disk.fill().await?;
+        sleep(Duration::from_secs(5)).await;
+        disk.free().await?;
+        // If it could not write its log, it ended, and did not start again without room.
+        system.postgres.start_again().await
+    };
+    let writers = futures::future::try_join_all((0..16).map(|writer| create_until(&system, writer, until)));
+    let (outcomes, ()) = futures::try_join!(writers, fault)?;
+    ensure!(outcomes.iter().any(|(_, refused)| *refused > 0), "no request failed: the disk had room");
+    for service in system.tickets.iter().chain(&system.orders) {
+        eventually("the service to recover", async || service.client().get("/readyz").await?.expect(200)).await?;
+    }
+    system.ticket().await?;
+    system.settled().await?;
+    let stored = system.tickets_rows().await?;
+    for id in outcomes.iter().flat_map(|(confirmed, _)| confirmed) {
+        ensure!(stored.iter().any(|row| row.starts_with(id)), "ticket {id} was confirmed with 201 and is lost");
+    }
+    Ok(())
 }

@@ -9,7 +9,7 @@ use testkit::{Answer, eventually};
 use tokio::time::Instant;
 
 /// Creates tickets until `until`. Returns the confirmed ids; every other response must be a complete 503.
-async fn create_until(system: &System, writer: usize, until: Instant) -> Result<(Vec<String>, usize)> {
+pub async fn create_until(system: &System, writer: usize, until: Instant) -> Result<(Vec<String>, usize)> {
     let (mut confirmed, mut refused) = (Vec::new(), 0);
     while Instant::now() < until {
         let Answer { status, headers, body } =

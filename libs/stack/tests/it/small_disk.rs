@@ -5,8 +5,8 @@ use testkit::Reaper;
 use testkit::images::Image;
 use tokio::process::Command;
 
-/// More than the free space that `infra/nats/frozen.sh` requires.
-const SIZE: &str = "128m";
+/// In megabytes: more than the free space that `infra/nats/frozen.sh` requires.
+const SIZE: u32 = 128;
 
 /// A Docker volume in memory.
 ///
@@ -21,8 +21,12 @@ pub struct SmallDisk {
 
 impl SmallDisk {
     pub async fn new(volume: String) -> Result<Self> {
+        Self::with_megabytes(SIZE, volume).await
+    }
+
+    pub async fn with_megabytes(size: u32, volume: String) -> Result<Self> {
         testkit::images::ensure(Image::Nats).await?;
-        let size = format!("o=size={SIZE}");
+        let size = format!("o=size={size}m");
         docker(&["volume", "create", "--opt", "type=tmpfs", "--opt", "device=tmpfs", "--opt", &size, &volume]).await?;
         let (name, tag) = Image::Nats.name();
         let (mount, image) = (format!("{volume}:/data"), format!("{name}:{tag}"));
