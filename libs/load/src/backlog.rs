@@ -2,6 +2,7 @@
 
 use crate::bench::Bench;
 use anyhow::{Context, Result, ensure};
+use serde_json::Value;
 use stack::services::TICKETS;
 use std::time::{Duration, Instant};
 use testkit::{Client, Process, announced};
@@ -9,6 +10,9 @@ use tokio::time::sleep;
 
 /// Starts that are measured; the median counts.
 const STARTS: usize = 3;
+
+/// The stream of the backlog.
+const STREAM: &str = "TICKETS";
 
 const PATIENCE: Duration = Duration::from_mins(10);
 
@@ -25,6 +29,8 @@ pub struct Backlog {
     pub relayed: Duration,
     /// From ready until orders had applied all events.
     pub applied: Duration,
+    /// The most bytes that the stream of tickets had meanwhile.
+    pub stream_bytes: u64,
 }
 
 /// Measures a backlog of this many events. Stops all replicas of tickets, and starts one afterwards.
@@ -38,19 +44,35 @@ pub async fn measure(bench: &mut Bench, events: u64) -> Result<Backlog> {
     bench.system.nats.unpause().await?;
     bench.system.scale_tickets(1).await?;
     let ready = Instant::now();
-    announced("publishing the backlog", published(bench)).await?;
+    let stream_bytes = announced("publishing the backlog", published(bench)).await?;
     let relayed = ready.elapsed();
     announced("applying the backlog", bench.records.drained()).await?;
-    Ok(Backlog { events, start_empty, start_full, relayed, applied: ready.elapsed() })
+    Ok(Backlog { events, start_empty, start_full, relayed, applied: ready.elapsed(), stream_bytes })
 }
 
-async fn published(bench: &mut Bench) -> Result<()> {
-    let begun = Instant::now();
+/// Waits until everything is published. Returns the most bytes that the stream of tickets had meanwhile.
+async fn published(bench: &mut Bench) -> Result<u64> {
+    let (begun, mut most) = (Instant::now(), 0);
     while !bench.records.tickets_outbox_is_empty().await? {
         ensure!(begun.elapsed() < PATIENCE, "the backlog was not published within {PATIENCE:?}");
         sleep(Duration::from_millis(50)).await;
+        most = most.max(bench.records.stream_bytes(STREAM).await?);
     }
-    Ok(())
+    Ok(most)
+}
+
+/// Limits the stream to this many bytes.
+pub async fn limit(bench: &Bench, bytes: u64) -> Result<()> {
+    let nats = bench.system.nats.connect().await?;
+    let ask = async |verb: &str, body: Value| {
+        let reply = nats.request(format!("$JS.API.STREAM.{verb}.{STREAM}"), body.to_string().into()).await?;
+        let reply: Value = serde_json::from_slice(&reply.payload)?;
+        ensure!(reply["error"].is_null(), "cannot limit the stream: {}", reply["error"]);
+        anyhow::Ok(reply)
+    };
+    let mut config = ask("INFO", Value::Null).await?["config"].take();
+    config["max_bytes"] = bytes.into();
+    ask("UPDATE", config).await.map(drop)
 }
 
 /// The median time from starting tickets to ready.

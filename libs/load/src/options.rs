@@ -41,6 +41,10 @@ pub struct Options {
     #[arg(long, value_name = "N", default_value = "200000")]
     pub backlog: u64,
 
+    /// Limit the stream of tickets to this many MiB before a backlog: its owner trims it meanwhile
+    #[arg(long, value_name = "MIB", value_parser = clap::value_parser!(u64).range(1..))]
+    pub stream: Option<u64>,
+
     /// Measure the cost of a request with 10⁴, 10⁵ and 10⁶ tickets, and a backlog of a million events
     #[arg(long)]
     pub growth: bool,

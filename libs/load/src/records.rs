@@ -1,7 +1,8 @@
 //! What the databases and the broker hold: tickets to begin with, outboxes, and what subscriptions still have to apply.
 
 use crate::routes::id;
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
+use serde_json::Value;
 use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection, Row};
 use std::ops::Range;
 use std::time::{Duration, Instant};
@@ -98,10 +99,24 @@ impl Records {
         Ok(number(&mut self.tickets, "select count(*) from (select from bus.outbox limit 1) as any_event").await? == 0)
     }
 
+    /// The bytes that a stream has.
+    pub async fn stream_bytes(&self, stream: &str) -> Result<u64> {
+        let streams = self.streams().await?;
+        let stream = streams.iter().find(|found| found["name"] == stream);
+        stream.and_then(|stream| stream["state"]["bytes"].as_u64()).context("NATS does not show the stream")
+    }
+
+    async fn streams(&self) -> Result<Vec<Value>> {
+        let mut account = self.monitoring.get("/jsz?consumers=true").await?.expect(200)?;
+        match account["account_details"][0]["stream_detail"].take() {
+            Value::Array(streams) => Ok(streams),
+            _ => bail!("NATS shows no streams"),
+        }
+    }
+
     /// The events that subscriptions have not acknowledged.
     pub async fn pending(&self) -> Result<u64> {
-        let account = self.monitoring.get("/jsz?consumers=true").await?.expect(200)?;
-        let streams = account["account_details"][0]["stream_detail"].as_array().context("NATS shows no streams")?;
+        let streams = self.streams().await?;
         let consumers = streams.iter().filter_map(|stream| stream["consumer_detail"].as_array()).flatten();
         consumers
             .map(|consumer| Some(consumer["num_pending"].as_u64()? + consumer["num_ack_pending"].as_u64()?))

@@ -60,6 +60,9 @@ async fn measure_system(options: &Options) -> Result<Report> {
     if options.replicas {
         report.replicas = replicas::measure(options, &mut bench).await?;
     }
+    if let Some(stream) = options.stream {
+        backlog::limit(&bench, stream << 20).await?;
+    }
     for events in options.backlogs() {
         report.backlogs.push(backlog::measure(&mut bench, events).await?);
     }

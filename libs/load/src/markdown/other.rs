@@ -26,9 +26,16 @@ pub(super) fn backlogs(report: &Report) -> Option<String> {
     let row = |backlog: &Backlog| {
         let start = backlog.start_full.as_secs_f64() / backlog.start_empty.as_secs_f64();
         let rates = [backlog.relayed, backlog.applied].map(|time| per_second(backlog.events, time));
-        [backlog.events.to_string()].into_iter().chain(rates).chain([ratio(start)]).collect()
+        let cells = [backlog.events.to_string()].into_iter().chain(rates);
+        cells.chain([ratio(start), (backlog.stream_bytes >> 20).to_string()]).collect()
     };
-    let head = ["events in the outbox", "published /s", "applied /s", "start, relative to an empty outbox"];
+    let head = [
+        "events in the outbox",
+        "published /s",
+        "applied /s",
+        "start, relative to an empty outbox",
+        "stream at most, MiB",
+    ];
     table("Backlog", &head, report.backlogs.iter().map(row).collect())
 }
 
