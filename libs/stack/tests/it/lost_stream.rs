@@ -27,6 +27,14 @@ async fn wipe(system: &System) -> Result<()> {
     stack::provision(&system.nats.server(), 1).await
 }
 
+/// Runs `fault` under load, and waits until the streams are healed. Nothing is missing then.
+async fn heals(system: &System, fault: impl AsyncFnOnce() -> Result<()>) -> Result<()> {
+    let load = load(system).await?;
+    load.during(Box::pin(fault())).await?;
+    system.healed().await?;
+    load.nothing_is_missing(system).await
+}
+
 impl System {
     /// Waits until both owners have republished what was lost, then until the system is at rest.
     async fn healed(&self) -> Result<()> {
@@ -61,18 +69,15 @@ impl System {
 #[tokio::test]
 async fn a_store_wiped_under_load_is_healed() -> Result<()> {
     let system = System::start(2, 2).await?;
-    let load = load(&system).await?;
-    load.during(Box::pin(async {
+    heals(&system, async || {
         sleep(A_WHILE).await; // under load
         wipe(&system).await?;
         system.logged("the broker lost history: TICKETS is another stream").await?;
         system.logged("republished the current state").await?;
         sleep(A_WHILE).await; // under load
         Ok(())
-    }))
-    .await?;
-    system.healed().await?;
-    load.nothing_is_missing(&system).await
+    })
+    .await
 }
 
 #[tokio::test]
@@ -96,8 +101,7 @@ async fn a_store_wiped_while_the_services_are_down_is_healed() -> Result<()> {
 #[tokio::test]
 async fn streams_recreated_in_the_middle_of_publishing_are_healed() -> Result<()> {
     let system = System::start(2, 2).await?;
-    let load = load(&system).await?;
-    load.during(Box::pin(async {
+    heals(&system, async || {
         for _ in 0..2 {
             sleep(A_WHILE).await; // under load
             let jetstream = system.jetstream().await?;
@@ -107,17 +111,14 @@ async fn streams_recreated_in_the_middle_of_publishing_are_healed() -> Result<()
         system.logged("republished the current state").await?;
         sleep(A_WHILE).await; // under load
         Ok(())
-    }))
-    .await?;
-    system.healed().await?;
-    load.nothing_is_missing(&system).await
+    })
+    .await
 }
 
 #[tokio::test]
 async fn a_store_restored_from_an_older_copy_is_healed() -> Result<()> {
     let system = System::start(1, 1).await?;
-    let load = load(&system).await?;
-    load.during(Box::pin(async {
+    heals(&system, async || {
         sleep(A_WHILE).await; // under load
         system.nats.stop().await?;
         system.nats.in_store("cp -a jetstream copy").await?;
@@ -135,10 +136,8 @@ async fn a_store_restored_from_an_older_copy_is_healed() -> Result<()> {
         system.logged("the broker lost history: TICKETS ends at").await?;
         system.logged("republished the current state").await?;
         Ok(())
-    }))
-    .await?;
-    system.healed().await?;
-    load.nothing_is_missing(&system).await
+    })
+    .await
 }
 
 /// With `sync_interval: always`, a killed server has everything that it has confirmed.
