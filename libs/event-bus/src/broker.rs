@@ -3,6 +3,9 @@
 use crate::nats;
 use crate::settings::Settings;
 use crate::topology::{Drift, Provisioner};
+use anyhow::Context;
+use async_nats::jetstream::message::StreamMessage;
+use async_nats::jetstream::stream::{LastRawMessageErrorKind, Stream};
 use async_nats::{Client, jetstream};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -64,5 +67,14 @@ impl Broker {
     /// logs its own error.
     pub(crate) async fn provision_again(&self, stop: &CancellationToken) {
         let _ = stop.run_until_cancelled(self.provision(Drift::Leave)).await;
+    }
+}
+
+/// The message at `seq`, from the leader: a follower may not have it yet. Returns `None` if it was deleted.
+pub(crate) async fn message_at<I>(stream: &Stream<I>, seq: u64) -> anyhow::Result<Option<StreamMessage>> {
+    match stream.get_raw_message(seq).await {
+        Ok(message) => Ok(Some(message)),
+        Err(error) if error.kind() == LastRawMessageErrorKind::NoMessageFound => Ok(None),
+        Err(error) => Err(error).context("cannot read a message of the stream"),
     }
 }

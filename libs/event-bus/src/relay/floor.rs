@@ -70,11 +70,23 @@ pub(super) async fn writers(tx: &mut Transaction) -> sqlx::Result<HashSet<String
     Ok(writers.fetch_all(&mut **tx).await?.into_iter().collect())
 }
 
-/// Whether the next ids are below the floor, as after `truncate … restart identity`, or in a copy of the database
-/// without the state of the sequence.
-pub(super) async fn is_too_high(tx: &mut Transaction, floor: i64) -> sqlx::Result<bool> {
-    let last = sqlx::query_scalar!("select last_value from bus.outbox_id_seq").fetch_one(&mut **tx).await?;
-    Ok(last < floor)
+/// What a relay without events looks at.
+pub(super) struct Idle {
+    /// The next ids are below the floor, as after `truncate … restart identity`, or in a copy of the database without the state of the
+    /// sequence.
+    pub(super) is_too_high: bool,
+    /// The database is being recovered.
+    pub(super) is_recovering: bool,
+}
+
+pub(super) async fn look(tx: &mut Transaction, floor: i64) -> sqlx::Result<Idle> {
+    let looked = sqlx::query_as!(
+        Idle,
+        r#"select last_value < $1 as "is_too_high!", exists(select from bus.recovery) as "is_recovering!"
+           from bus.outbox_id_seq"#,
+        floor,
+    );
+    looked.fetch_one(&mut **tx).await
 }
 
 #[cfg(test)]
