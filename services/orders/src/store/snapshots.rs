@@ -64,21 +64,11 @@ impl Snapshots for OrderSnapshots {
         let tickets: Vec<String> = orders.iter().map(|order| order.ticket.id.to_string()).collect();
         let reservations: Vec<i64> = orders.iter().map(|order| order.ticket.reservation).collect();
         let withdrawn = sqlx::query_scalar!(
-            "with withdrawn as materialized (
-                 select distinct orders.id
-                 from unnest($1::text[], $2::text[], $3::bigint[]) as taken (ticket_id, status, reservation)
-                 join orders on orders.ticket_id = taken.ticket_id and orders.id <> all($4)
-                 where orders.reservation = taken.reservation
-                    or taken.status <> 'cancelled'
-                       and (orders.status <> 'cancelled' or orders.reservation > taken.reservation)
-             ), payments as (
-                 delete from payments using withdrawn where payments.order_id = withdrawn.id
-             )
-             delete from orders using withdrawn where orders.id = withdrawn.id returning orders.id",
+            r#"select id as "id!" from withdraw_orders($1, $2, $3, $4) as id"#,
+            &ids,
             &tickets,
             &statuses as _,
             &reservations,
-            &ids,
         );
         let withdrawn = withdrawn.fetch_all(&mut *db).await?;
         write(db, &orders, &ids, &statuses, &tickets, &reservations).await?;
