@@ -168,6 +168,11 @@ impl Load {
 }
 
 impl Seen {
+    /// Whether a client has seen this order.
+    pub fn has_order(&self, id: &str) -> bool {
+        self.orders.iter().any(|order| order["id"] == id)
+    }
+
     /// Checks that every ticket and order that a client saw is stored, at that version or a newer one, and that each ticket was sold
     /// once. Payments are those of another service: they may be lost with their stream.
     pub async fn is_stored(&self, records: &Records) -> Result<()> {

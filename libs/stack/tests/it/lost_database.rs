@@ -78,6 +78,22 @@ async fn recovered(system: &System, service: &Service) -> Result<()> {
     payments_agree(system).await
 }
 
+/// A payment of an order that was acknowledged less than a second before the loss, or withdrawn, has no order. It is a dead letter, which
+/// waits for a person.
+async fn close_payments_of_lost_orders(system: &System, acknowledged: &Seen) -> Result<()> {
+    let mut db = PgConnection::connect(&system.orders_db).await?;
+    let close = "update bus.dead_letters set status = 'superseded' where status = 'dead' and stream = 'PAYMENTS'
+                 returning error, convert_from(payload, 'UTF8')";
+    let letters: Vec<(String, String)> = sqlx::query_as(close).fetch_all(&mut db).await?;
+    for (error, payment) in letters {
+        let payment: serde_json::Value = serde_json::from_str(&payment)?;
+        let order = payment["orderId"].as_str().unwrap_or_default();
+        ensure!(error.contains(&format!("order {order} does not exist")), "{payment}: {error}");
+        ensure!(!acknowledged.has_order(order), "{order} was acknowledged long before, and is lost");
+    }
+    Ok(())
+}
+
 /// Each ticket has followed the newest event of its orders, and no other one.
 async fn tokens_agree(system: &System) -> Result<()> {
     let tokens = async |db: &str, sql: &'static str| -> Result<Vec<(String, i64, i64)>> {
@@ -125,6 +141,14 @@ async fn fails_over_under_load(service: &Service) -> Result<()> {
         Ok(())
     }))
     .await?;
+    eventually_within(Duration::from_mins(1), "no event to be tried again", async || {
+        let tried = count(&system.orders_db, "select count(*) from bus.dead_letters where status = 'retrying'").await?;
+        system.is_caught_up("PAYMENTS", "orders").await?;
+        ensure!(tried == 0);
+        anyhow::Ok(())
+    })
+    .await?;
+    close_payments_of_lost_orders(&system, &acknowledged).await?;
     recovered(&system, service).await?;
     acknowledged.is_stored(&system).await
 }
