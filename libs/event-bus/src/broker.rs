@@ -1,6 +1,6 @@
 //! The NATS server: the connection, JetStream, and the streams and consumers there.
 
-use crate::nats;
+use crate::nats::{self, NatsSettings};
 use crate::settings::Settings;
 use crate::topology::{Drift, Provisioner};
 use anyhow::Context;
@@ -30,12 +30,19 @@ pub(crate) struct Broker {
 impl Broker {
     /// Connects in the background: NATS may start later.
     pub(crate) async fn connect(settings: &Settings) -> anyhow::Result<Self> {
-        let client = nats::connect(&settings.nats, settings.service, &settings.client).await?;
-        let jetstream = nats::jetstream(&settings.nats, client.clone());
+        let broker = Self::of(&settings.nats, settings.service, &settings.client).await?;
+        let jetstream = broker.jetstream.clone();
         let provisioner =
             || Provisioner::new(jetstream.clone(), settings.topology.clone(), settings.nats.stream_replicas);
         let provisioner = settings.provision.then(|| Arc::new(provisioner()));
-        Ok(Self { client, jetstream, domain: settings.nats.domain.clone(), provisioner })
+        Ok(Self { provisioner, ..broker })
+    }
+
+    /// The same, without provisioning. `service` is the prefix of the inbox.
+    pub(crate) async fn of(settings: &NatsSettings, service: &str, client: &str) -> anyhow::Result<Self> {
+        let client = nats::connect(settings, service, client).await?;
+        let jetstream = nats::jetstream(settings, client.clone());
+        Ok(Self { client, jetstream, domain: settings.domain.clone(), provisioner: None })
     }
 
     /// Fails at once if NATS is not connected. Call it before work that would wait for NATS while it holds a lock or a

@@ -145,6 +145,7 @@ pub use headers::Headers;
 pub use nats::{Authentication, NatsSettings};
 pub use outbox::{Columns, Outgoing};
 pub use panics::panic_message;
+pub use relay::{Unknown, find_unknown};
 pub use republish::{Republish, Snapshots, request_republish};
 pub use retry::Backoff;
 pub use schema::{Schema, migrate};

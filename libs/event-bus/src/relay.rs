@@ -21,6 +21,7 @@
 //! While NATS is away, the relay opens no transaction, and events wait in the outbox. If stream and database do not
 //! agree, see `heal`, `reconcile` and `recover`.
 
+mod dry_run;
 mod floor;
 mod heal;
 mod outbox;
@@ -39,6 +40,7 @@ use crate::retry::{Backoff, jitter};
 use crate::settings::Settings;
 use crate::window::Window;
 use anyhow::{Context, bail};
+pub use dry_run::{Unknown, find_unknown};
 use floor::Floor;
 use heal::Compared;
 use outbox::{Batch, Position};

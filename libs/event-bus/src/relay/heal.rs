@@ -71,7 +71,7 @@ pub(super) enum Compared {
 }
 
 impl Seen {
-    async fn look(broker: &Broker, stream: &str) -> anyhow::Result<Self> {
+    pub(super) async fn look(broker: &Broker, stream: &str) -> anyhow::Result<Self> {
         let stream = match broker.jetstream.get_stream(stream).await {
             Err(error) if matches!(error.kind(), JetStream(error) if error.error_code() == ErrorCode::STREAM_NOT_FOUND) =>
             {

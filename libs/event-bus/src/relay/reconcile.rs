@@ -21,6 +21,7 @@ use async_nats::header;
 use async_nats::jetstream::stream::Stream;
 use bytes::Bytes;
 use futures::{StreamExt, TryStreamExt, stream};
+use sqlx::PgConnection;
 use sqlx::types::time::OffsetDateTime;
 use std::collections::HashMap;
 use std::time::Duration;
@@ -194,8 +195,8 @@ impl<'a> Messages<'a> {
 }
 
 /// The ids of the outbox rows whose events are in `stored`, and those of `stored` that the outbox does not have with the same content.
-async fn compare<'a>(
-    tx: &mut Transaction,
+pub(super) async fn compare<'a>(
+    db: &mut PgConnection,
     stream: &str,
     stored: &'a [Stored],
 ) -> anyhow::Result<(Vec<i64>, Vec<(&'a Stored, &'static str)>)> {
@@ -208,12 +209,8 @@ async fn compare<'a>(
         &keys,
         &versions,
     );
-    let rows: HashMap<_, _> = rows
-        .fetch_all(&mut **tx)
-        .await?
-        .into_iter()
-        .map(|row| ((row.aggregate_id.clone(), row.version), row))
-        .collect();
+    let rows: HashMap<_, _> =
+        rows.fetch_all(db).await?.into_iter().map(|row| ((row.aggregate_id.clone(), row.version), row)).collect();
     let (mut published, mut differing) = (Vec::new(), Vec::new());
     for stored in stored {
         match rows.get(&(stored.aggregate_id.clone(), stored.version)) {

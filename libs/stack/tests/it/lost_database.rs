@@ -7,8 +7,9 @@ use anyhow::{Result, ensure};
 use serde_json::json;
 use sqlx::{AssertSqlSafe, Connection, PgConnection};
 use stack::services::{ORDERS, Service, TICKETS};
+use std::path::Path;
 use std::time::Duration;
-use testkit::{Process, Signal, eventually, eventually_within, free_port};
+use testkit::{Process, Signal, eventually, eventually_within, free_port, nats_url};
 use tokio::process::Command;
 use tokio::time::sleep;
 
@@ -55,6 +56,17 @@ async fn fail_over(system: &System, service: &Service) -> Result<()> {
              -c 'alter database {name} rename to lost' -c 'alter database standby rename to {name}'"
     );
     in_postgres(system, &swap).await
+}
+
+/// Runs `stack <service> recover --dry-run`, as the role and the user of the service.
+async fn shows(system: &System, service: &Service, code: i32, text: &str) -> Result<()> {
+    let mut command = Command::new(Path::new(env!("CARGO_BIN_EXE_stack")));
+    command.args([service.name, "recover", "--dry-run"]);
+    command.env("DATABASE_URL", system.postgres.url(service.database_user, service.database));
+    let output = command.env("NATS_URL", nats_url(service.nats_user, &system.nats.server())).output().await?;
+    let said = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
+    ensure!(output.status.code() == Some(code) && said.contains(text), "{}: {said}", output.status);
+    Ok(())
 }
 
 fn logs(system: &System, service: &Service) -> String {
@@ -180,12 +192,19 @@ async fn both_databases_are_restored_from_older_dumps() -> Result<()> {
     system.settled().await?;
     let (mut tickets, mut orders) = (system.tickets.remove(0), system.orders.remove(0));
     futures::try_join!(tickets.stop(GRACE), orders.stop(GRACE))?;
-    futures::try_join!(restore(&system, &TICKETS), restore(&system, &ORDERS))?;
+    for service in [&TICKETS, &ORDERS] {
+        shows(&system, service, 0, "nothing to take over").await?;
+        restore(&system, service).await?;
+        shows(&system, service, 3, "the database is older than its stream").await?;
+    }
     let published = system.stream().await?;
 
     system.add(1, 1).await?;
     recovered(&system, &TICKETS).await?;
     recovered(&system, &ORDERS).await?;
+    for service in [&TICKETS, &ORDERS] {
+        shows(&system, service, 0, "nothing to take over").await?;
+    }
     ensure!(system.stream().await? == published, "a recovery changes nothing that readers see");
     load.was_told_the_truth(&system, 1).await
 }
