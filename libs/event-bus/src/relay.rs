@@ -32,7 +32,7 @@ mod room;
 
 use crate::backpressure::Progress;
 use crate::broker::Broker;
-use crate::connection::{Connection, Transaction};
+use crate::connection::Connection;
 use crate::database::Database;
 use crate::duties::Duties;
 use crate::republish::Source;
@@ -339,29 +339,5 @@ impl Relay<'_> {
             events if events >= self.settings.publish_events / 2 => Step::More,
             _ => Step::Busy,
         }
-    }
-
-    /// No row waits. Checks that the floor is as expected, and writes a checkpoint after each comparison of the stream.
-    async fn idle(&mut self, mut tx: Transaction, position: Position) -> anyhow::Result<Step> {
-        let idle = floor::look(&mut tx, position.floor).await?;
-        if idle.is_recovering && self.recovering.is_none() {
-            // Another replica has begun a recovery, and may have died.
-            self.is_recovering();
-        }
-        if idle.is_too_high {
-            tracing::warn!(stream = self.stream, "the ids of bus.outbox have restarted; reading all rows");
-            (self.known.floor, self.known.committed) = (Floor::default(), None);
-            outbox::forget_floor(&mut tx, self.stream).await?;
-            tx.commit().await?;
-            return Ok(Step::More);
-        }
-        if self.source.is_some() && self.known.checkpoint != self.known.compared {
-            self.known.checkpoint = self.known.compared;
-            heal::checkpoint(&mut tx, self.stream, position).await?;
-            tx.commit().await?;
-        } else {
-            tx.rollback().await?;
-        }
-        Ok(Step::Done)
     }
 }

@@ -16,6 +16,7 @@
 //! aggregates of events that fail alone are remembered, and their events stay out of later batches.
 
 mod apply;
+mod messages;
 mod missed;
 mod reapply;
 
@@ -25,19 +26,18 @@ use crate::database::Database;
 use crate::dead_letters::{self, FailedAttempt, Letter, Verdict};
 use crate::error::{Error, is_outage};
 use crate::headers::Headers;
-use crate::panics::panic_message;
 use crate::pull::Pull;
-use crate::retry::{Backoff, exponential, jitter};
+use crate::retry::{Backoff, exponential};
 use crate::settings::Settings;
 use apply::{Failure, Locks};
 use async_nats::header;
 use async_nats::jetstream::{AckKind, Message};
 use event_bus_core::Event;
+use messages::{ACK, Deliveries, acknowledge, decode, postpone, send};
 use metrics::Counter;
 use std::collections::HashMap;
 use std::future::Future;
 use std::ops::Deref;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Duration;
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
@@ -85,12 +85,6 @@ impl<E> Deref for Received<E> {
     }
 }
 
-/// How long sending an ack may take. An ack must not block the subscription while the connection is down.
-const ACK: Duration = Duration::from_secs(1);
-/// The delay after the first delivery of an event that waits for a lock. It doubles with each delivery, up to
-/// [`LOCKED_LONG`], and is jittered.
-const LOCKED: Duration = Duration::from_millis(500);
-const LOCKED_LONG: Duration = Duration::from_secs(4);
 /// After so many events in a row that wait for locks, the rest of the batch is returned without an attempt: probably
 /// the whole table is locked.
 const LOCKED_IN_A_ROW: usize = 8;
@@ -121,12 +115,6 @@ enum Outcome {
     Processed,
     /// There was an outage: the database may have come back older.
     Interrupted,
-}
-
-/// Messages and the events in them, in the same order.
-struct Deliveries<E> {
-    messages: Vec<Message>,
-    events: Vec<Received<E>>,
 }
 
 /// Applies the events of `H::Event::STREAM` until `stop`.
@@ -293,7 +281,9 @@ impl<H: Handler> Subscription<'_, H> {
                 send(message, AckKind::Nak(Some(exponential(self.settings.retry_delay, attempts)))).await;
             }
             Ok(Verdict::Superseded) => send(message, AckKind::Term).await,
-            Err(error) if is_outage(&error) => drop(self.wait_out(&error, std::slice::from_ref(message)).await),
+            Err(error) if is_outage(&error) => {
+                self.wait_out(&error, std::slice::from_ref(message)).await;
+            }
             Err(error) => {
                 tracing::error!(subject = %message.subject, event_id, "cannot store a dead letter: {error:#}");
                 send(message, AckKind::Nak(Some(UNSTORABLE))).await;
@@ -333,44 +323,4 @@ impl<H: Handler> Subscription<'_, H> {
         }
         Outcome::Interrupted
     }
-}
-
-impl<E> Default for Deliveries<E> {
-    fn default() -> Self {
-        Self { messages: Vec::new(), events: Vec::new() }
-    }
-}
-
-impl<E> Deliveries<E> {
-    fn push(&mut self, message: Message, event: Received<E>) {
-        self.messages.push(message);
-        self.events.push(event);
-    }
-}
-
-/// The event in a message, or why there is none.
-fn decode<E: Event>(subject: &str, payload: &[u8]) -> Result<E, String> {
-    match catch_unwind(AssertUnwindSafe(|| E::decode(subject, payload))) {
-        Ok(Ok(event)) => Ok(event),
-        Ok(Err(error)) => Err(error.to_string()),
-        Err(panic) => Err(format!("decoding panicked: {}", panic_message(&*panic))),
-    }
-}
-
-async fn acknowledge(messages: &[Message]) {
-    for message in messages {
-        send(message, AckKind::Ack).await;
-    }
-}
-
-/// Returns a message to the server, which redelivers it after a delay that grows with each delivery.
-async fn postpone(message: &Message) {
-    let deliveries = message.info().map_or(1, |info| u32::try_from(info.delivered).unwrap_or(1));
-    let delay = LOCKED.saturating_mul(1 << deliveries.saturating_sub(1).min(8)).min(LOCKED_LONG);
-    send(message, AckKind::Nak(Some(jitter(delay)))).await;
-}
-
-/// Sends an ack, nak or term without a confirmation: a lost ack costs one harmless redelivery.
-async fn send(message: &Message, kind: AckKind) {
-    let _ = timeout(ACK, message.ack_with(kind)).await;
 }

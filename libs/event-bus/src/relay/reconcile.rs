@@ -232,5 +232,5 @@ pub(super) async fn stored_at<I>(stream: &Stream<I>, seq: u64) -> anyhow::Result
     let Some((aggregate_id, version)) = event_id::split(&event_id) else { return Ok(None) };
     let (aggregate_id, subject) = (aggregate_id.to_owned(), message.subject.to_string());
     let (payload, published_at) = (message.payload, message.time);
-    Ok(Some(Stored { seq, aggregate_id, version, subject, payload, published_at, event_id }))
+    Ok(Some(Stored { seq, event_id, aggregate_id, version, subject, payload, published_at }))
 }
