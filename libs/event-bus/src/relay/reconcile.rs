@@ -130,7 +130,7 @@ impl Relay<'_> {
             }
             None if page.taken_over > 0 => {
                 self.is_recovering();
-                log_begin(stream, &page);
+                log_begin(stream, &page, seen);
             }
             None => tracing::warn!(stream, from, to = until, found, "caught up with the stream"),
         }
@@ -138,17 +138,15 @@ impl Relay<'_> {
     }
 }
 
-fn log_begin(stream: &str, page: &Page) {
-    let (from, end) = (page.from_seq, page.until_seq);
-    let newest_at = page.newest_at.map_or_else(|| "an unknown time".to_owned(), |newest| newest.to_string());
+fn log_begin(stream: &str, page: &Page, seen: &Seen) {
+    let (from, end, last) = (page.from_seq, page.until_seq, seen.stream.cached_info().state.last_timestamp);
     tracing::error!(
         stream,
         from,
         to = end,
         "the database lost history: it ends at {from} of {stream}, which ends at {end}. It was restored from a backup, or failed over to a \
-         standby that lagged. It takes over what was published since, first events of {newest_at}; until then, writes are refused. What was \
-         committed and not yet published is lost: usually the last milliseconds before the loss, and everything since NATS was \
-         away if it was"
+         standby that lagged. It takes over the events since, the last of which was published at {last}; until that is done, writes are \
+         refused. What was committed before the loss and not published by then is lost: usually the last milliseconds"
     );
 }
 

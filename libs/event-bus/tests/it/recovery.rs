@@ -307,11 +307,17 @@ async fn an_old_event_that_is_published_again_changes_nothing() {
     let old = event_bus::Publish::encode(&event(id, 0));
     harness.publish_as(&event(id, 0).event_id(), "document.created", old).await;
     let (log, logging) = Log::start();
+    // No event of the same document waits, then one does.
+    put(&bus, &[Id::generate()]).await;
+    harness.published().await;
+    assert_eq!(titles(&harness, &[id]).await, [Some("version 1".to_owned())]);
+    let old = event_bus::Publish::encode(&event(id, 1));
+    harness.publish_as(&event(id, 1).event_id(), "document.updated", old).await;
     change(&bus, id, 2).await;
     harness.published().await;
     drop(logging);
     assert_eq!(log.lines(" ERROR "), Vec::<String>::new());
     assert_eq!(titles(&harness, &[id]).await, [Some("version 2".to_owned())]);
     let versions: Vec<i64> = harness.documents().await.iter().map(|document| document.version).collect();
-    assert_eq!(versions, [0, 1, 0, 2]);
+    assert_eq!(versions, [0, 1, 0, 0, 1, 2]);
 }
