@@ -3,5 +3,7 @@
 grant select, insert, update on orders, ticket_replica to :"role";
 -- Only the refund of a payment changes.
 grant select, insert, update (refund_due) on payments to :"role";
+-- A database that is recovered withdraws orders that contradict what was published.
+grant execute on function withdraw_orders(text[], text[], text[], bigint[]) to :"role";
 -- to check whether the database is up to date
 grant select on _sqlx_migrations to :"role";

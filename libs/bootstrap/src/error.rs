@@ -37,6 +37,9 @@ pub enum ApiError {
     /// 503 with `Retry-After`: Postgres unreachable, overload, timeout, stopping. Whether a write was committed is unknown.
     #[error("The service is temporarily unavailable, please try again")]
     Unavailable,
+    /// 503 with `Retry-After`, only for the readiness check: the database is being recovered; the message says how far.
+    #[error("{0}")]
+    Recovering(String),
     /// 500: a bug. The cause is logged when the response is made, and is never shown to the client.
     #[error("Something went wrong")]
     Internal(anyhow::Error),
@@ -60,7 +63,7 @@ impl ApiError {
             Self::BadRequest | Self::Refused(_) | Self::Invalid(_) => StatusCode::BAD_REQUEST,
             Self::TooSlow => StatusCode::REQUEST_TIMEOUT,
             Self::TooLarge => StatusCode::PAYLOAD_TOO_LARGE,
-            Self::Unavailable => StatusCode::SERVICE_UNAVAILABLE,
+            Self::Unavailable | Self::Recovering(_) => StatusCode::SERVICE_UNAVAILABLE,
             Self::Internal(_) => StatusCode::INTERNAL_SERVER_ERROR,
         }
     }

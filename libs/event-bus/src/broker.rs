@@ -1,8 +1,11 @@
 //! The NATS server: the connection, JetStream, and the streams and consumers there.
 
-use crate::nats;
+use crate::nats::{self, NatsSettings};
 use crate::settings::Settings;
 use crate::topology::{Drift, Provisioner};
+use anyhow::Context;
+use async_nats::jetstream::message::StreamMessage;
+use async_nats::jetstream::stream::{LastRawMessageErrorKind, Stream};
 use async_nats::{Client, jetstream};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -27,12 +30,19 @@ pub(crate) struct Broker {
 impl Broker {
     /// Connects in the background: NATS may start later.
     pub(crate) async fn connect(settings: &Settings) -> anyhow::Result<Self> {
-        let client = nats::connect(&settings.nats, settings.service, &settings.client).await?;
-        let jetstream = nats::jetstream(&settings.nats, client.clone());
+        let broker = Self::of(&settings.nats, settings.service, &settings.client).await?;
+        let jetstream = broker.jetstream.clone();
         let provisioner =
             || Provisioner::new(jetstream.clone(), settings.topology.clone(), settings.nats.stream_replicas);
         let provisioner = settings.provision.then(|| Arc::new(provisioner()));
-        Ok(Self { client, jetstream, domain: settings.nats.domain.clone(), provisioner })
+        Ok(Self { provisioner, ..broker })
+    }
+
+    /// The same, without provisioning. `service` is the prefix of the inbox.
+    pub(crate) async fn of(settings: &NatsSettings, service: &str, client: &str) -> anyhow::Result<Self> {
+        let client = nats::connect(settings, service, client).await?;
+        let jetstream = nats::jetstream(settings, client.clone());
+        Ok(Self { client, jetstream, domain: settings.domain.clone(), provisioner: None })
     }
 
     /// Fails at once if NATS is not connected. Call it before work that would wait for NATS while it holds a lock or a
@@ -64,5 +74,14 @@ impl Broker {
     /// logs its own error.
     pub(crate) async fn provision_again(&self, stop: &CancellationToken) {
         let _ = stop.run_until_cancelled(self.provision(Drift::Leave)).await;
+    }
+}
+
+/// The message at `seq`, from the leader: a follower may not have it yet. Returns `None` if it was deleted.
+pub(crate) async fn message_at<I>(stream: &Stream<I>, seq: u64) -> anyhow::Result<Option<StreamMessage>> {
+    match stream.get_raw_message(seq).await {
+        Ok(message) => Ok(Some(message)),
+        Err(error) if error.kind() == LastRawMessageErrorKind::NoMessageFound => Ok(None),
+        Err(error) => Err(error).context("cannot read a message of the stream"),
     }
 }

@@ -5,7 +5,7 @@ use crate::broker::Broker;
 use crate::connection::{Connection, Transaction};
 use crate::database::Database;
 use crate::duties::Duties;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::relay;
 use crate::republish::{self, Snapshots, Source};
 use crate::request::{self, Requester};
@@ -17,13 +17,17 @@ use crate::task::{self, Task};
 use crate::topology::{Drift, PROVISIONING};
 use event_bus_core::{Endpoint, Event, Publish};
 use serde::{Serialize, de::DeserializeOwned};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
 /// How long closing may take.
 const CLOSE: Duration = Duration::from_secs(1);
+/// How long readiness and subscriptions wait at the start for the first comparison of stream and database.
+const COMPARE: Duration = Duration::from_secs(3);
+/// How often to look whether they were compared.
+const LOOK: Duration = Duration::from_millis(20);
 
 /// A service's side of the event bus. Clones share everything.
 #[derive(Clone)]
@@ -33,6 +37,8 @@ pub struct Bus {
     broker: Broker,
     requester: Requester,
     duties: Duties,
+    /// When the database was first asked.
+    answered: Arc<OnceLock<Instant>>,
 }
 
 impl Bus {
@@ -48,7 +54,14 @@ impl Bus {
         let database = Database::open(&settings, schema)?;
         let broker = Broker::connect(&settings).await?;
         let requester = Requester::new(broker.clone(), settings.reply_timeout);
-        Ok(Self { settings: Arc::new(settings), database, broker, requester, duties: Duties::default() })
+        Ok(Self {
+            settings: Arc::new(settings),
+            database,
+            broker,
+            requester,
+            duties: Duties::default(),
+            answered: Arc::default(),
+        })
     }
 
     /// A connection for reading.
@@ -83,9 +96,23 @@ impl Bus {
         self.database.begin_in_background("begin").await
     }
 
-    /// Whether requests can be served: the tables are up to date and Postgres answers within a second.
-    pub async fn is_ready(&self) -> bool {
-        self.database.is_ready().await
+    /// Whether requests can be served: the tables are up to date, Postgres answers within a second, and the database is not being
+    /// recovered from its stream.
+    ///
+    /// After the start it also waits until the relays have compared the database with their streams, for at most 3 s: readiness does
+    /// not depend on NATS.
+    ///
+    /// # Errors
+    /// An outage, or [`Error::Recovering`] with the progress.
+    pub async fn check_ready(&self) -> Result<()> {
+        self.database.check_ready().await?;
+        if self.is_compared() { Ok(()) } else { Err(Error::NotCompared) }
+    }
+
+    /// Whether the database is as new as its streams, as far as is known: compared, NATS away, or too late to wait.
+    fn is_compared(&self) -> bool {
+        let waited = self.answered.get_or_init(Instant::now).elapsed();
+        self.duties.are_compared() || self.broker.connected().is_err() || waited > COMPARE
     }
 
     /// Publishes the committed events of `E`'s stream until `stop`, then the rest, until the first error.
@@ -110,9 +137,10 @@ impl Bus {
         }
     }
 
-    /// The same, and heals the stream if the broker lost events of it, with the current snapshots of the tables.
+    /// The same, and heals the stream if the broker lost events of it, with the current snapshots of the tables. If the database is
+    /// older than the stream, as after a restore from a backup, it takes over what it lost from the stream.
     ///
-    /// The stream then does not hold every version of every aggregate, but the newest one. Until the snapshots are published, readers
+    /// A stream that was healed does not hold every version of every aggregate, but the newest one. Until the snapshots are published, readers
     /// have an older state.
     pub fn relay_with<S: Snapshots>(
         self,
@@ -135,16 +163,22 @@ impl Bus {
     }
 
     /// Applies the events of `H::Event`'s stream until `stop`, as the durable consumer `durable`.
-    pub async fn subscribe<H: Handler>(
+    ///
+    /// Call this for all subscriptions when the service starts: a database that is recovered gets the events of all of them again.
+    pub fn subscribe<H: Handler>(
         self,
         durable: &'static str,
         handler: H,
         stop: CancellationToken,
-    ) -> anyhow::Result<()> {
-        if self.prepared(&stop).await {
-            subscription::run(&self.database, &self.broker, &self.settings, durable, &handler, &stop).await?;
+    ) -> impl Future<Output = anyhow::Result<()>> + Send + 'static {
+        self.duties.reads(H::Event::STREAM, durable);
+        async move {
+            if self.prepared(&stop).await {
+                while !self.is_compared() && stop.run_until_cancelled(sleep(LOOK)).await.is_some() {}
+                subscription::run(&self.database, &self.broker, &self.settings, durable, &handler, &stop).await?;
+            }
+            Ok(())
         }
-        Ok(())
     }
 
     /// Performs the tasks of the kind `T` until `stop`, together with the other replicas. Does not need NATS.

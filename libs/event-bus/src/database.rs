@@ -4,6 +4,7 @@ use crate::backpressure::Backpressure;
 use crate::connection::{Connection, Pool, Transaction, Wakes};
 use crate::error::{Error, Result};
 use crate::postgres;
+use crate::recovery;
 use crate::retry::Backoff;
 use crate::schema::Schema;
 use crate::settings::Settings;
@@ -125,10 +126,17 @@ impl Database {
     }
 
     /// Whether the tables are up to date and Postgres answers within a second.
-    pub(crate) async fn is_ready(&self) -> bool {
-        // On a background connection: a replica whose request connections are busy is still ready.
+    pub(crate) async fn answers(&self) -> bool {
         let answer = async { self.background_connection().await?.ping().await.map_err(Error::from) };
         timeout(READY, answer).await.is_ok_and(|answer| answer.is_ok())
+    }
+
+    /// The same, and whether the database is not being recovered.
+    pub(crate) async fn check_ready(&self) -> Result<()> {
+        // On a background connection: a replica whose request connections are busy is still ready.
+        let progress = async { Ok(recovery::progress(&mut self.background_connection().await?).await?) };
+        let progress = timeout(READY, progress).await.unwrap_or(Err(Error::NoAnswer(READY)))?;
+        progress.map_or(Ok(()), |progress| Err(Error::Recovering(progress)))
     }
 
     pub(crate) async fn close(&self) {

@@ -7,6 +7,7 @@ use async_nats::HeaderMap;
 use async_nats::jetstream::Message;
 use serde_json::{Map, Value};
 use sqlx::PgConnection;
+use sqlx::types::time::OffsetDateTime;
 
 /// What becomes of a message after a failed attempt.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -19,12 +20,38 @@ pub(crate) enum Verdict {
     Superseded,
 }
 
+/// A message of a stream, and the consumer that did not apply it.
+pub(crate) struct Letter<'a> {
+    pub(crate) stream: &'a str,
+    pub(crate) consumer: &'a str,
+    pub(crate) seq: u64,
+    pub(crate) published: OffsetDateTime,
+    pub(crate) subject: &'a str,
+    pub(crate) payload: &'a [u8],
+    pub(crate) headers: Option<&'a HeaderMap>,
+}
+
+impl<'a> Letter<'a> {
+    pub(crate) fn of_delivery(message: &'a Message) -> anyhow::Result<Self> {
+        let info = message.info().map_err(|error| anyhow!("not a JetStream message: {error}"))?;
+        Ok(Self {
+            stream: info.stream,
+            consumer: info.consumer,
+            seq: info.stream_sequence,
+            published: info.published,
+            subject: &message.subject,
+            payload: &message.payload,
+            headers: message.headers.as_ref(),
+        })
+    }
+}
+
 /// A message that was not applied, and why.
 pub(crate) struct FailedAttempt<'a> {
-    pub(crate) message: &'a Message,
+    pub(crate) letter: Letter<'a>,
     /// The id of the event. If the message cannot be decoded, its `Nats-Msg-Id`.
-    pub(crate) event_id: Option<String>,
-    pub(crate) error: String,
+    pub(crate) event_id: Option<&'a str>,
+    pub(crate) error: &'a str,
     /// Whether trying again can help.
     pub(crate) retryable: bool,
 }
@@ -39,11 +66,10 @@ pub(crate) struct Applied {
 
 /// Records a failed attempt. After `limit` of them the event is a dead letter.
 pub(crate) async fn record(db: &mut PgConnection, attempt: &FailedAttempt<'_>, limit: u32) -> anyhow::Result<Verdict> {
-    let FailedAttempt { message, event_id, error, retryable } = attempt;
-    let info = message.info().map_err(|error| anyhow!("not a JetStream message: {error}"))?;
+    let FailedAttempt { letter, event_id, error, retryable } = attempt;
     // Stored only if it has the form of an event id: others may be too long for the index.
-    let key = event_id.as_deref().and_then(event_id::split);
-    let event_id = event_id.as_deref().filter(|_| key.is_some());
+    let key = event_id.and_then(event_id::split);
+    let event_id = event_id.filter(|_| key.is_some());
     let recorded = sqlx::query!(
         r#"
         insert into bus.dead_letters as letter
@@ -59,16 +85,16 @@ pub(crate) async fn record(db: &mut PgConnection, attempt: &FailedAttempt<'_>, l
             end
         returning attempts, status
         "#,
-        info.stream,
-        info.consumer,
-        i64::try_from(info.stream_sequence)?,
-        info.published,
-        storable(&message.subject),
+        letter.stream,
+        letter.consumer,
+        i64::try_from(letter.seq)?,
+        letter.published,
+        storable(letter.subject),
         event_id,
         key.map(|(aggregate_id, _)| aggregate_id),
         key.map(|(_, version)| version),
-        &message.payload[..],
-        headers(message.headers.as_ref()),
+        letter.payload,
+        headers(letter.headers),
         storable(error),
         !retryable,
         i32::try_from(limit)?,

@@ -1,4 +1,4 @@
-//! The streams and kinds of tasks of this process, and work that waits without a relay or a worker.
+//! The streams, consumers and kinds of tasks of this process, and work that waits without a relay or a worker.
 //!
 //! A stream without a relay and a kind of tasks without a worker are mistakes in the code of a service that no other error
 //! shows. Every 30 s one relay or worker of the process searches for them, and logs an error.
@@ -24,6 +24,10 @@ pub(crate) struct Duties(Arc<Mutex<Shared>>);
 struct Shared {
     relayed: BTreeSet<&'static str>,
     performed: BTreeSet<&'static str>,
+    /// Streams of other services, and the consumers with which this process reads them.
+    read: BTreeSet<(&'static str, &'static str)>,
+    /// Relayed streams that were compared with the database.
+    compared: BTreeSet<&'static str>,
     looked: Option<Instant>,
 }
 
@@ -34,6 +38,25 @@ impl Duties {
 
     pub(crate) fn performs(&self, kind: &'static str) {
         self.change(|shared| shared.performed.insert(kind));
+    }
+
+    pub(crate) fn reads(&self, stream: &'static str, consumer: &'static str) {
+        self.change(|shared| shared.read.insert((stream, consumer)));
+    }
+
+    /// The streams that this process reads, with its consumers.
+    pub(crate) fn subscriptions(&self) -> Vec<(&'static str, &'static str)> {
+        self.change(|shared| shared.read.iter().copied().collect())
+    }
+
+    /// The relay of `stream` has found that it ends at the position of the database.
+    pub(crate) fn has_compared(&self, stream: &'static str) {
+        self.change(|shared| shared.compared.insert(stream));
+    }
+
+    /// Whether all streams of this process were compared.
+    pub(crate) fn are_compared(&self) -> bool {
+        self.change(|shared| shared.compared.is_superset(&shared.relayed))
     }
 
     /// Logs events and tasks that wait without a relay or a worker in this process, at most once per [`PERIOD`].

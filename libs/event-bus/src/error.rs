@@ -13,6 +13,12 @@ pub enum Error {
     /// subscription or a worker, which migrates them if the role may.
     #[error("the tables are not up to date yet: see what is logged about preparing the database")]
     NotMigrated,
+    /// The relays have not compared the database with their streams yet.
+    #[error("the database was not compared with its streams yet")]
+    NotCompared,
+    /// The database is older than its stream, and takes over what it lost. Writes are refused.
+    #[error("the database came back older than its stream: {0}")]
+    Recovering(String),
     /// No connection became free, or could be opened, in time.
     #[error("no connection to Postgres within {0:?}: it is unreachable, or all connections are busy")]
     NoConnection(Duration),
@@ -41,9 +47,13 @@ impl Error {
     /// a race. The cause is not the request or the event.
     pub fn is_outage(&self) -> bool {
         match self {
-            Self::NotMigrated | Self::NoConnection(_) | Self::NoAnswer(_) | Self::Overloaded | Self::BatchFailed(_) => {
-                true
-            }
+            Self::NotMigrated
+            | Self::NotCompared
+            | Self::Recovering(_)
+            | Self::NoConnection(_)
+            | Self::NoAnswer(_)
+            | Self::Overloaded
+            | Self::BatchFailed(_) => true,
             Self::Header(_) => false,
             Self::Postgres(error) => is_outage_of_postgres(error),
         }

@@ -15,7 +15,8 @@
 //!
 //! Concurrent requests can share a statement and a commit: [`Bus::batcher`].
 //!
-//! A stream that lost events is healed by its owner, if it has [`Snapshots`] of its tables: [`Bus::relay_with`].
+//! A stream that lost events is healed by its owner, if it has [`Snapshots`] of its tables, and a database that is older than its stream
+//! takes over what it lost: [`Bus::relay_with`].
 //!
 //! Beside events there are requests ([`Bus::request`], [`Bus::reply`]). A reply comes within
 //! [`Settings::reply_timeout`] or not at all: use a request only if the service also works without the reply.
@@ -103,7 +104,7 @@
 //! # Where to read on
 //!
 //! Read `database` and `broker` first: events move between these two servers. Then read the protocols: `outbox`,
-//! `relay`, `window`, `republish`, `subscription`, `pull`, `dead_letters`, `task`, `request`, `batcher`, in this order; then `bus`, which owns all.
+//! `relay`, `window`, `republish`, `recovery`, `subscription`, `pull`, `dead_letters`, `task`, `request`, `batcher`, in this order; then `bus`, which owns all.
 #![warn(missing_docs)]
 
 mod backpressure;
@@ -122,6 +123,7 @@ mod outbox;
 mod panics;
 mod postgres;
 mod pull;
+mod recovery;
 mod relay;
 mod republish;
 mod request;
@@ -143,6 +145,7 @@ pub use headers::Headers;
 pub use nats::{Authentication, NatsSettings};
 pub use outbox::{Columns, Outgoing};
 pub use panics::panic_message;
+pub use relay::{Unknown, find_unknown};
 pub use republish::{Republish, Snapshots, request_republish};
 pub use retry::Backoff;
 pub use schema::{Schema, migrate};

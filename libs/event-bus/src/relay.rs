@@ -19,18 +19,20 @@
 //! publish the same event directly after the same event.
 //!
 //! While NATS is away, the relay opens no transaction, and events wait in the outbox. If stream and database do not
-//! agree, see `heal` and `reconcile`.
+//! agree, see `heal`, `reconcile` and `recover`.
 
+mod dry_run;
 mod floor;
 mod heal;
 mod outbox;
 mod publish;
 mod reconcile;
+mod recover;
 mod room;
 
 use crate::backpressure::Progress;
 use crate::broker::Broker;
-use crate::connection::{Connection, Transaction};
+use crate::connection::Connection;
 use crate::database::Database;
 use crate::duties::Duties;
 use crate::republish::Source;
@@ -38,11 +40,13 @@ use crate::retry::{Backoff, jitter};
 use crate::settings::Settings;
 use crate::window::Window;
 use anyhow::{Context, bail};
+pub use dry_run::{Unknown, find_unknown};
 use floor::Floor;
 use heal::Compared;
 use outbox::{Batch, Position};
 use publish::Published;
 use reconcile::LostHistory;
+use recover::Recovering;
 use room::Room;
 use sqlx::types::time::OffsetDateTime;
 use std::time::Duration;
@@ -101,6 +105,8 @@ struct Relay<'a> {
     lost: Option<Instant>,
     /// Up to which position another stream was compared with the tables, and when that stream was created.
     agreed: Option<(OffsetDateTime, u64)>,
+    /// The recovery of the database, if one is under way.
+    recovering: Option<Recovering>,
     /// The connection of the last step, while events keep coming.
     connection: Option<Connection>,
     progress: Progress,
@@ -148,6 +154,7 @@ pub(crate) async fn run(
         known: Known::default(),
         lost: None,
         agreed: None,
+        recovering: None,
         connection: None,
         progress: database.backpressure().relay(stream),
         window: &window,
@@ -217,6 +224,7 @@ impl Relay<'_> {
                 Err(error) => {
                     // After an outage, the database or the stream may have another state, and the connection may be lost.
                     (self.known, self.connection) = (Known::default(), None);
+                    self.window.is_published_up_to(0);
                     if !error.is::<LostHistory>() {
                         // The stream is in doubt only as long as each look shows the same.
                         self.lost = None;
@@ -226,7 +234,9 @@ impl Relay<'_> {
                         Some(LostHistory::Broker { .. }) if self.lost.is_none_or(|since| since.elapsed() < CUT_OFF) => {
                             backoff.fail(&what, &error)
                         }
-                        Some(LostHistory::Broker { .. } | LostHistory::Database { .. }) => backoff.alarm(&what, &error),
+                        Some(
+                            LostHistory::Broker { .. } | LostHistory::Database { .. } | LostHistory::TooOld { .. },
+                        ) => backoff.alarm(&what, &error),
                         Some(LostHistory::Doubtful { .. }) | None => backoff.fail(&what, &error),
                     }
                 }
@@ -329,24 +339,5 @@ impl Relay<'_> {
             events if events >= self.settings.publish_events / 2 => Step::More,
             _ => Step::Busy,
         }
-    }
-
-    /// No row waits. Checks that the floor is as expected, and writes a checkpoint after each comparison of the stream.
-    async fn idle(&mut self, mut tx: Transaction, position: Position) -> anyhow::Result<Step> {
-        if floor::is_too_high(&mut tx, position.floor).await? {
-            tracing::warn!(stream = self.stream, "the ids of bus.outbox have restarted; reading all rows");
-            (self.known.floor, self.known.committed) = (Floor::default(), None);
-            outbox::forget_floor(&mut tx, self.stream).await?;
-            tx.commit().await?;
-            return Ok(Step::More);
-        }
-        if self.source.is_some() && self.known.checkpoint != self.known.compared {
-            self.known.checkpoint = self.known.compared;
-            heal::checkpoint(&mut tx, self.stream, position).await?;
-            tx.commit().await?;
-        } else {
-            tx.rollback().await?;
-        }
-        Ok(Step::Done)
     }
 }

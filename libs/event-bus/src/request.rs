@@ -166,7 +166,9 @@ impl<R> Replier<'_, R> {
         R: Fn(Connection, Q) -> F,
         F: Future<Output = anyhow::Result<Option<A>>>,
     {
-        let db = self.database.background_connection().await?;
+        let mut db = self.database.background_connection().await?;
+        // Tables that are being recovered do not have everything: "not found" would be wrong.
+        sqlx::query!("select bus.require_recovered()").execute(&mut *db).await?;
         panics::caught("replying", (self.find)(db, body)).await
     }
 }

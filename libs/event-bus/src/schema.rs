@@ -66,6 +66,11 @@ impl Schema {
         self.belongs_here(db).await
     }
 
+    /// The name of the service.
+    pub(crate) fn service(&self) -> &str {
+        self.service
+    }
+
     /// Refuses a database with the tables of another service.
     pub(crate) async fn belongs_here(&self, db: &PgPool) -> anyhow::Result<()> {
         let (ours, owner) = (self.service, self.owner(db).await?);

@@ -16,27 +16,28 @@
 //! aggregates of events that fail alone are remembered, and their events stay out of later batches.
 
 mod apply;
+mod messages;
 mod missed;
+mod reapply;
 
 use crate::broker::Broker;
 use crate::connection::Transaction;
 use crate::database::Database;
-use crate::dead_letters::{self, FailedAttempt, Verdict};
+use crate::dead_letters::{self, FailedAttempt, Letter, Verdict};
 use crate::error::{Error, is_outage};
 use crate::headers::Headers;
-use crate::panics::panic_message;
 use crate::pull::Pull;
-use crate::retry::{Backoff, exponential, jitter};
+use crate::retry::{Backoff, exponential};
 use crate::settings::Settings;
 use apply::{Failure, Locks};
 use async_nats::header;
 use async_nats::jetstream::{AckKind, Message};
 use event_bus_core::Event;
+use messages::{ACK, Deliveries, acknowledge, decode, postpone, send};
 use metrics::Counter;
 use std::collections::HashMap;
 use std::future::Future;
 use std::ops::Deref;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Duration;
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
@@ -46,7 +47,11 @@ pub trait Handler: Send + Sync + 'static {
     /// The events of the stream.
     type Event: Event;
 
-    /// Applies `events`, in stream order, inside `tx`.
+    /// Whether a database that is recovered gets the events from the newest to the oldest one: then the older ones change nothing, and
+    /// states in between do not appear again. False if not versions decide, but which event is applied first. Default: true.
+    const NEWEST_FIRST: bool = true;
+
+    /// Applies `events` inside `tx`: in stream order, or against it (see [`NEWEST_FIRST`](Self::NEWEST_FIRST)).
     ///
     /// It must be idempotent: the same events, in any order and number, lead to the same state. Apply an event if its
     /// version is newer than the stored one, and ignore it otherwise.
@@ -80,12 +85,6 @@ impl<E> Deref for Received<E> {
     }
 }
 
-/// How long sending an ack may take. An ack must not block the subscription while the connection is down.
-const ACK: Duration = Duration::from_secs(1);
-/// The delay after the first delivery of an event that waits for a lock. It doubles with each delivery, up to
-/// [`LOCKED_LONG`], and is jittered.
-const LOCKED: Duration = Duration::from_millis(500);
-const LOCKED_LONG: Duration = Duration::from_secs(4);
 /// After so many events in a row that wait for locks, the rest of the batch is returned without an attempt: probably
 /// the whole table is locked.
 const LOCKED_IN_A_ROW: usize = 8;
@@ -110,10 +109,12 @@ struct Subscription<'a, H> {
     missed: Counter,
 }
 
-/// Messages and the events in them, in the same order.
-struct Deliveries<E> {
-    messages: Vec<Message>,
-    events: Vec<Received<E>>,
+/// What became of a batch.
+#[derive(PartialEq, Eq)]
+enum Outcome {
+    Processed,
+    /// There was an outage: the database may have come back older.
+    Interrupted,
 }
 
 /// Applies the events of `H::Event::STREAM` until `stop`.
@@ -163,11 +164,14 @@ impl<H: Handler> Subscription<'_, H> {
         self.broker.connected()?;
         let mut pull = Pull::open(self.broker, self.settings, H::Event::STREAM, self.durable).await?;
         self.look_for_missed(true).await;
+        self.reapply().await;
         loop {
             let batch = pull.receive(|| !self.stop.is_cancelled()).await?;
             alive();
             self.look_for_gaps(&batch);
-            self.process(batch).await;
+            if batch.is_empty() || self.process(batch).await == Outcome::Interrupted {
+                self.reapply().await;
+            }
             self.look_for_missed(false).await;
             if self.stop.is_cancelled() && pull.is_over() {
                 return Ok(());
@@ -175,11 +179,13 @@ impl<H: Handler> Subscription<'_, H> {
         }
     }
 
-    async fn process(&mut self, batch: Vec<Message>) {
+    async fn process(&mut self, batch: Vec<Message>) -> Outcome {
         self.forget_suspects();
         let (mut together, mut alone, mut poison) = (Deliveries::default(), Deliveries::default(), Vec::new());
         for message in batch {
-            match decode::<H::Event>(&message) {
+            let received = decode::<H::Event>(&message.subject, &message.payload)
+                .map(|event| Received { event, headers: Headers::of_message(message.headers.as_ref()) });
+            match received {
                 Ok(event) if !self.suspects.is_empty() && self.suspects.contains_key(&event.aggregate_id()) => {
                     alone.push(message, event);
                 }
@@ -195,20 +201,26 @@ impl<H: Handler> Subscription<'_, H> {
                     together.messages.extend(others);
                     return self.wait_out(&error, &together.messages).await;
                 }
-                Err(_) => self.apply_one_by_one(&together).await,
+                Err(_) if self.apply_one_by_one(&together).await == Outcome::Interrupted => {
+                    return Outcome::Interrupted;
+                }
+                Err(_) => {}
             }
         }
-        self.apply_one_by_one(&alone).await;
+        if self.apply_one_by_one(&alone).await == Outcome::Interrupted {
+            return Outcome::Interrupted;
+        }
         // Last, because each message takes a statement, and there may be many.
         for (message, error) in poison {
             let event_id = message.headers.as_ref().and_then(|headers| headers.get(header::NATS_MESSAGE_ID));
             let event_id = event_id.map(ToString::to_string);
-            self.failed(FailedAttempt { message: &message, event_id, error, retryable: false }).await;
+            self.failed(&message, event_id, error, false).await;
         }
+        Outcome::Processed
     }
 
     /// Applies each event in a transaction of its own, so that one failure does not affect the others.
-    async fn apply_one_by_one(&mut self, deliveries: &Deliveries<H::Event>) {
+    async fn apply_one_by_one(&mut self, deliveries: &Deliveries<H::Event>) -> Outcome {
         let mut locked_in_a_row = 0;
         for (number, (message, event)) in deliveries.messages.iter().zip(&deliveries.events).enumerate() {
             if locked_in_a_row == LOCKED_IN_A_ROW {
@@ -234,11 +246,12 @@ impl<H: Handler> Subscription<'_, H> {
                 Err(Failure::Event(error)) => {
                     self.suspects.insert(aggregate, Instant::now());
                     let (event_id, error) = (Some(event_id), format!("{error:#}"));
-                    self.failed(FailedAttempt { message: &message[0], event_id, error, retryable: true }).await;
+                    self.failed(&message[0], event_id, error, true).await;
                 }
                 Err(Failure::Outage(error)) => return self.wait_out(&error, &deliveries.messages[number..]).await,
             }
         }
+        Outcome::Processed
     }
 
     fn no_longer_suspect(&mut self, aggregate: &str) {
@@ -256,9 +269,8 @@ impl<H: Handler> Subscription<'_, H> {
     }
 
     /// Records a failed attempt. The message is redelivered later, or terminated if it is a dead letter.
-    async fn failed(&mut self, attempt: FailedAttempt<'_>) {
-        let FailedAttempt { message, ref event_id, ref error, .. } = attempt;
-        match self.record(&attempt).await {
+    async fn failed(&mut self, message: &Message, event_id: Option<String>, error: String, retryable: bool) {
+        match self.record(message, event_id.as_deref(), &error, retryable).await {
             Ok(Verdict::Dead) => {
                 tracing::error!(subject = %message.subject, event_id, error, "an event became a dead letter");
                 self.dead_letters.increment(1);
@@ -279,15 +291,23 @@ impl<H: Handler> Subscription<'_, H> {
         }
     }
 
-    async fn record(&self, attempt: &FailedAttempt<'_>) -> anyhow::Result<Verdict> {
+    async fn record(
+        &self,
+        message: &Message,
+        event_id: Option<&str>,
+        error: &str,
+        retryable: bool,
+    ) -> anyhow::Result<Verdict> {
+        let attempt = FailedAttempt { letter: Letter::of_delivery(message)?, event_id, error, retryable };
         let mut db = self.database.background_connection().await?;
-        let recorded = dead_letters::record(&mut db, attempt, self.settings.attempts);
+        let recorded = dead_letters::record(&mut db, &attempt, self.settings.attempts);
         let limit = self.settings.apply_timeout;
         timeout(limit, recorded).await.map_err(|_| Error::NoAnswer(limit))?
     }
 
-    /// Postgres is away: returns `messages` to the server, which redelivers them to any replica, and waits.
-    async fn wait_out(&mut self, error: &anyhow::Error, messages: &[Message]) {
+    /// Postgres is away, or is being recovered: returns `messages` to the server, which redelivers them to any replica, and waits until
+    /// Postgres answers.
+    async fn wait_out(&mut self, error: &anyhow::Error, messages: &[Message]) -> Outcome {
         let what = format!("applying {}", H::Event::STREAM);
         let delay = self.outage.fail(&what, error);
         for message in messages {
@@ -295,52 +315,12 @@ impl<H: Handler> Subscription<'_, H> {
         }
         let mut pause = delay;
         while self.stop.run_until_cancelled(sleep(pause)).await.is_some() {
-            if self.database.is_ready().await {
+            if self.database.answers().await {
                 self.outage.succeed(&what);
-                return;
+                break;
             }
             pause = self.outage.fail(&what, error);
         }
+        Outcome::Interrupted
     }
-}
-
-impl<E> Default for Deliveries<E> {
-    fn default() -> Self {
-        Self { messages: Vec::new(), events: Vec::new() }
-    }
-}
-
-impl<E> Deliveries<E> {
-    fn push(&mut self, message: Message, event: Received<E>) {
-        self.messages.push(message);
-        self.events.push(event);
-    }
-}
-
-/// The event in a message, or why there is none.
-fn decode<E: Event>(message: &Message) -> Result<Received<E>, String> {
-    let decoded = catch_unwind(AssertUnwindSafe(|| E::decode(&message.subject, &message.payload)));
-    match decoded {
-        Ok(Ok(event)) => Ok(Received { event, headers: Headers::of_message(message.headers.as_ref()) }),
-        Ok(Err(error)) => Err(error.to_string()),
-        Err(panic) => Err(format!("decoding panicked: {}", panic_message(&*panic))),
-    }
-}
-
-async fn acknowledge(messages: &[Message]) {
-    for message in messages {
-        send(message, AckKind::Ack).await;
-    }
-}
-
-/// Returns a message to the server, which redelivers it after a delay that grows with each delivery.
-async fn postpone(message: &Message) {
-    let deliveries = message.info().map_or(1, |info| u32::try_from(info.delivered).unwrap_or(1));
-    let delay = LOCKED.saturating_mul(1 << deliveries.saturating_sub(1).min(8)).min(LOCKED_LONG);
-    send(message, AckKind::Nak(Some(jitter(delay)))).await;
-}
-
-/// Sends an ack, nak or term without a confirmation: a lost ack costs one harmless redelivery.
-async fn send(message: &Message, kind: AckKind) {
-    let _ = timeout(ACK, message.ack_with(kind)).await;
 }

@@ -63,6 +63,8 @@ pub enum CancelError {
 pub enum Paid {
     /// It completed its order.
     Completed(OrderEvent),
+    /// The order is complete, and no payment for it is recorded: this one completed it, before the database was recovered.
+    Known,
     /// The order was cancelled or paid before: the money must be refunded.
     RefundDue,
 }
@@ -99,10 +101,11 @@ impl Order {
         (self.status == OrderStatus::Created).then(|| self.end(OrderStatus::Cancelled))
     }
 
-    /// Applies a payment that was not recorded before.
-    pub fn pay(&mut self) -> Paid {
+    /// Applies a payment that was not recorded before. `is_paid`: another payment for it is recorded, and not to be refunded.
+    pub fn pay(&mut self, is_paid: bool) -> Paid {
         match self.status {
             OrderStatus::Created | OrderStatus::AwaitingPayment => Paid::Completed(self.end(OrderStatus::Complete)),
+            OrderStatus::Complete if !is_paid => Paid::Known,
             OrderStatus::Cancelled | OrderStatus::Complete => Paid::RefundDue,
         }
     }
@@ -229,26 +232,34 @@ mod tests {
         for status in [Created, AwaitingPayment] {
             let mut order = order(status);
             let before = order.clone();
-            let Paid::Completed(event) = order.pay() else { panic!("{status:?} was not completed") };
+            let Paid::Completed(event) = order.pay(false) else { panic!("{status:?} was not completed") };
             assert_ended(&order, before, Complete, &event, "order.completed");
         }
         for status in [Complete, Cancelled] {
             let mut order = order(status);
             let before = order.clone();
-            assert_eq!((order.pay(), &order), (Paid::RefundDue, &before), "{status:?}");
+            assert_eq!((order.pay(true), &order), (Paid::RefundDue, &before), "{status:?}");
         }
+        assert_eq!(order(Cancelled).pay(false), Paid::RefundDue);
+    }
+
+    #[test]
+    fn the_first_recorded_payment_of_a_complete_order_is_not_refunded() {
+        let mut complete = order(Complete);
+        let before = complete.clone();
+        assert_eq!((complete.pay(false), complete), (Paid::Known, before));
     }
 
     #[test]
     fn a_final_status_does_not_change() {
         let ends: [fn(&mut Order); 3] =
-            [|order| drop(order.cancel("ann")), |order| drop(order.expire()), |order| drop(order.pay())];
+            [|order| drop(order.cancel("ann")), |order| drop(order.expire()), |order| drop(order.pay(true))];
         for end in ends {
             let mut order = order(Created);
             end(&mut order);
             let ended = order.clone();
             assert!(!matches!(order.cancel("ann"), Ok(Some(_))));
-            assert_eq!((order.expire(), order.pay()), (None, Paid::RefundDue));
+            assert_eq!((order.expire(), order.pay(true)), (None, Paid::RefundDue));
             assert_eq!(order, ended);
         }
     }

@@ -5,6 +5,7 @@ use crate::store;
 use anyhow::{Context, bail, ensure};
 use contracts::PaymentEvent;
 use contracts::neighbours::Payment;
+use contracts::order::OrderStatus;
 use event_bus::{Handler, Received, Transaction};
 use metrics::Counter;
 use sqlx::PgConnection;
@@ -27,6 +28,8 @@ impl Default for PaymentEvents {
 
 impl Handler for PaymentEvents {
     type Event = PaymentEvent;
+    // Of two payments of an order, the first one completes it.
+    const NEWEST_FIRST: bool = false;
 
     async fn apply(&self, tx: &mut Transaction, events: &[Received<PaymentEvent>]) -> anyhow::Result<()> {
         let payments: Vec<_> = events.iter().map(|event| event.payment()).collect();
@@ -34,6 +37,8 @@ impl Handler for PaymentEvents {
         if let Some(lost) = payments.iter().find(|payment| !orders.contains_key(&payment.order_id)) {
             bail!("payment {}: order {} does not exist", lost.id, lost.order_id);
         }
+        let complete = orders.values().filter(|order| order.status == OrderStatus::Complete).map(|order| order.id);
+        let mut paid = store::paid(tx, complete).await?;
         let inserted = store::insert_payments(tx, &payments).await?;
         if inserted.len() < payments.len() {
             compare_with_recorded(tx, &payments).await?;
@@ -41,8 +46,10 @@ impl Handler for PaymentEvents {
         let (mut completed, mut refunds) = (Vec::new(), Vec::new());
         for payment in inserted {
             let order = orders.get_mut(&payment.order_id).context("only payments of locked orders were inserted")?;
-            match order.pay() {
+            let is_paid = !paid.insert(order.id);
+            match order.pay(is_paid) {
                 Paid::Completed(event) => completed.push(event),
+                Paid::Known => {}
                 Paid::RefundDue => refunds.push(payment),
             }
         }

@@ -304,6 +304,17 @@ pub async fn insert_payments<'a>(db: &mut PgConnection, payments: &[&'a Payment]
     Ok(payments.iter().copied().filter(|payment| inserted.remove(&payment.id.to_string())).collect())
 }
 
+/// Those of the complete orders `ids` of which a payment is recorded that is not to be refunded.
+pub async fn paid(db: &mut PgConnection, ids: impl Iterator<Item = Id>) -> anyhow::Result<HashSet<Id>> {
+    let ids: Vec<String> = ids.map(|id| id.to_string()).collect();
+    if ids.is_empty() {
+        return Ok(HashSet::new());
+    }
+    let paid = sqlx::query_scalar!("select order_id from payments where order_id = any($1) and not refund_due", &ids);
+    let paid = paid.fetch_all(db).await?;
+    paid.iter().map(|id| id.parse().context("the table holds a malformed order id")).collect()
+}
+
 /// Those of the payments `ids` that are recorded.
 pub async fn find_payments(
     db: &mut PgConnection,

@@ -256,7 +256,7 @@ impl Statement for SaveTickets {
     }
 }
 
-/// Writes the locked tickets whose fencing token has grown, and appends `updates`, one event per version.
+/// Writes the locked tickets whose fencing token or version has grown, and appends `updates`, one event per version.
 pub async fn save_followed(
     tx: &mut Transaction,
     tickets: impl Iterator<Item = &Ticket>,
@@ -278,7 +278,8 @@ pub async fn save_followed(
          from unnest($1::text[], $2::text[], $3::bigint[], $4::bigint[], $5::bigint[])
               as new (id, order_id, version, reservation, order_version)
          where tickets.id = new.id
-           and (tickets.reservation, tickets.order_version) < (new.reservation, new.order_version)",
+           and ((tickets.reservation, tickets.order_version) < (new.reservation, new.order_version)
+                or tickets.version < new.version)",
         &ids,
         &orders as _,
         &versions,

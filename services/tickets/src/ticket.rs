@@ -76,10 +76,11 @@ impl Ticket {
     /// Applies an event of one of its orders. Returns true if the holder changed; the version is then incremented.
     ///
     /// A live order holds the ticket; a cancelled order releases it. An event of an older order changes nothing: a
-    /// newer order exists only because the older one was cancelled.
+    /// newer order exists only because the older one was cancelled. The newest event changes the ticket if its holder was
+    /// overwritten since, as in a database that is recovered.
     pub fn follow(&mut self, order: &OrderChange) -> bool {
         let token = FencingToken { reservation: order.ticket.reservation, order_version: order.version };
-        if token <= self.fencing_token {
+        if token < self.fencing_token {
             return false;
         }
         self.fencing_token = token;
@@ -156,6 +157,17 @@ mod tests {
         let ticket = json!({"id": Id::generate(), "reservation": reservation});
         let order = json!({"id": id, "version": version, "ticket": ticket});
         OrderChange::decode(subject, order.to_string().as_bytes()).unwrap()
+    }
+
+    #[test]
+    fn the_newest_event_restores_a_holder_that_was_overwritten() {
+        let id = Id::generate();
+        let (made, given_up) = (order("order.created", id, 1, 0), order("order.cancelled", id, 1, 1));
+        let mut ticket = Ticket::new("ann", draft("Concert", "20"));
+        ticket.follow(&given_up);
+        (ticket.order_id, ticket.version) = (Some(id), 40);
+        assert!(!ticket.follow(&made) && ticket.follow(&given_up) && !ticket.follow(&given_up));
+        assert_eq!((ticket.order_id, ticket.version), (None, 41));
     }
 
     #[test]

@@ -35,11 +35,16 @@ async fn live() -> Json<Value> {
     Json(json!({ "status": "ok" }))
 }
 
+/// While the database is being recovered, the message is the progress.
 async fn ready(State(health): State<Health>) -> Result<Json<Value>, ApiError> {
-    if health.stop.is_cancelled() || !health.bus.is_ready().await {
+    if health.stop.is_cancelled() {
         return Err(ApiError::Unavailable);
     }
-    Ok(live().await)
+    match health.bus.check_ready().await {
+        Ok(()) => Ok(live().await),
+        Err(error @ event_bus::Error::Recovering(_)) => Err(ApiError::Recovering(error.to_string())),
+        Err(_) => Err(ApiError::Unavailable),
+    }
 }
 
 async fn metrics() -> String {

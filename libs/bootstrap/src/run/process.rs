@@ -18,12 +18,14 @@ use crate::telemetry;
 /// Runs a service until SIGTERM or SIGINT, or runs one of its subcommands.
 ///
 /// A service stops within the configured grace. `migrate` applies the migrations of `schema`, `provision` creates streams and
-/// consumers, `republish` publishes the current state again, `health` checks whether the service is ready.
+/// consumers, `republish` publishes the current state again, `recover` shows what an older database would take over, `health` checks whether
+/// the service is ready.
 ///
 /// The exit code is
 /// - 0 after a clean stop or a successful subcommand;
 /// - 130 or 143 if a second signal came while stopping, which ends the process at once;
 /// - 2 if the configuration is wrong;
+/// - 3 if `recover` found something that would be taken over;
 /// - 1 if the service could not start, did not stop in time, or a part of it ended by itself, or if a subcommand failed.
 pub fn main<C, F>(args: impl IntoIterator<Item = OsString>, schema: &Schema, start: fn(C) -> F) -> ExitCode
 where
@@ -49,7 +51,7 @@ where
             info!(service = name, config = ?config.as_ref(), "starting");
             runtime.block_on(live(start(config)))
         }
-        Command::Do(task) => runtime.block_on(task.run(schema)).map(|()| ExitCode::SUCCESS),
+        Command::Do(task) => runtime.block_on(task.run(schema)),
     };
     let code = outcome.unwrap_or_else(|error| {
         error!(error = format!("{error:#}"), "ended");

@@ -96,7 +96,7 @@ fn an_unknown_subcommand_fails_and_help_lists_the_known_ones() {
     assert_fails(&hello(&["upgrade"], &[]), 2, "unrecognized subcommand");
     let help = text(&hello(&["--help"], &[]).stdout);
     assert!(help.starts_with("Greets"), "{help}");
-    for task in ["migrate", "provision", "republish", "health"] {
+    for task in ["migrate", "provision", "republish", "recover", "health"] {
         assert!(help.contains(task), "{help}");
     }
 }

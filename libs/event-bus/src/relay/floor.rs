@@ -7,6 +7,8 @@
 //! end, and Postgres lists locks. Second, the outbox was read again afterwards, which finds the rows that such a
 //! transaction has committed.
 
+use super::outbox::Position;
+use super::{Relay, Step, heal, outbox};
 use crate::connection::Transaction;
 use std::collections::HashSet;
 use std::time::Duration;
@@ -70,11 +72,49 @@ pub(super) async fn writers(tx: &mut Transaction) -> sqlx::Result<HashSet<String
     Ok(writers.fetch_all(&mut **tx).await?.into_iter().collect())
 }
 
-/// Whether the next ids are below the floor, as after `truncate … restart identity`, or in a copy of the database
-/// without the state of the sequence.
-pub(super) async fn is_too_high(tx: &mut Transaction, floor: i64) -> sqlx::Result<bool> {
-    let last = sqlx::query_scalar!("select last_value from bus.outbox_id_seq").fetch_one(&mut **tx).await?;
-    Ok(last < floor)
+/// What a relay without events looks at.
+struct Idle {
+    /// The next ids are below the floor, as after `truncate … restart identity`, or in a copy of the database without the state of the
+    /// sequence.
+    is_too_high: bool,
+    /// The database is being recovered.
+    is_recovering: bool,
+}
+
+async fn look(tx: &mut Transaction, floor: i64) -> sqlx::Result<Idle> {
+    let looked = sqlx::query_as!(
+        Idle,
+        r#"select last_value < $1 as "is_too_high!", exists(select from bus.recovery) as "is_recovering!"
+           from bus.outbox_id_seq"#,
+        floor,
+    );
+    looked.fetch_one(&mut **tx).await
+}
+
+impl Relay<'_> {
+    /// No row waits. Checks that the floor is as expected, and writes a checkpoint after each comparison of the stream.
+    pub(super) async fn idle(&mut self, mut tx: Transaction, position: Position) -> anyhow::Result<Step> {
+        let idle = look(&mut tx, position.floor).await?;
+        if idle.is_recovering && self.recovering.is_none() {
+            // Another replica has begun a recovery, and may have died.
+            self.is_recovering();
+        }
+        if idle.is_too_high {
+            tracing::warn!(stream = self.stream, "the ids of bus.outbox have restarted; reading all rows");
+            (self.known.floor, self.known.committed) = (Floor::default(), None);
+            outbox::forget_floor(&mut tx, self.stream).await?;
+            tx.commit().await?;
+            return Ok(Step::More);
+        }
+        if self.source.is_some() && self.known.checkpoint != self.known.compared {
+            self.known.checkpoint = self.known.compared;
+            heal::checkpoint(&mut tx, self.stream, position).await?;
+            tx.commit().await?;
+        } else {
+            tx.rollback().await?;
+        }
+        Ok(Step::Done)
+    }
 }
 
 #[cfg(test)]

@@ -12,7 +12,7 @@
 //!   that was cut off. If it holds events of ours that are newer than the tables, the database is older than the stream: see
 //!   `reconcile`. This happens if a database is restored to a time before a stream was healed.
 //!
-//! When history is lost, one transaction takes the end of the stream as position, remembers the stream, and records a request to
+//! When history is lost, one transaction takes the end of the stream as position (its beginning, if the database is older), remembers the stream, and records a request to
 //! republish (see `republish`). Then publishing continues. Without [`Snapshots`](crate::Snapshots), nothing is published until a
 //! person has decided.
 //!
@@ -32,12 +32,13 @@
 //! refuse them.
 
 use super::outbox::Position;
-use super::reconcile::{self, LostHistory, Messages, Stored};
+use super::reconcile::{LostHistory, Messages, Stored};
 use super::room::Room;
 use super::{CUT_OFF, Known, Relay};
 use crate::broker::Broker;
 use crate::connection::Transaction;
 use crate::outbox::Outgoing;
+use crate::recovery;
 use crate::republish::{self, Later, Source};
 use anyhow::Context;
 use async_nats::jetstream::context::GetStreamErrorKind::JetStream;
@@ -72,7 +73,7 @@ pub(super) enum Compared {
 }
 
 impl Seen {
-    async fn look(broker: &Broker, stream: &str) -> anyhow::Result<Self> {
+    pub(super) async fn look(broker: &Broker, stream: &str) -> anyhow::Result<Self> {
         // No node replies while there is no leader.
         let looked = timeout(LOOK, broker.jetstream.get_stream(stream));
         let stream = match looked.await.with_context(|| format!("no reply about the stream {stream}"))? {
@@ -93,7 +94,8 @@ impl Relay<'_> {
     /// Whether it is time to compare the stream with the position. Not while stopping.
     pub(super) fn should_compare(&self) -> bool {
         let Known { compared, connects, .. } = self.known;
-        let is_due = compared.is_none_or(|last| last.elapsed() > COMPARE) || connects != self.broker.connects();
+        let period = self.recovering.map_or(COMPARE, |recovering| recovering.period);
+        let is_due = compared.is_none_or(|last| last.elapsed() >= period) || connects != self.broker.connects();
         is_due && !self.stop.is_cancelled()
     }
 
@@ -117,11 +119,21 @@ impl Relay<'_> {
         }
         self.lost = None;
         (self.known.compared, self.known.connects) = (Some(Instant::now()), connects);
+        // A database that came back has an older position: the messages after it must not be trimmed.
+        self.window.is_published_up_to(position.last_seq);
+        let mark = recovery::mark(&mut tx, self.stream).await?;
+        if mark.is_some() {
+            self.is_recovering();
+        } else {
+            self.recovering = None;
+        }
         if seen.end > position.last_seq {
-            self.connection = Some(reconcile::reconcile(&seen, tx, self.stream, position).await?);
+            self.reconcile(&seen, tx, position, mark).await?;
             return Ok(Compared::Moved);
         }
-        Ok(Compared::Equal(tx))
+        self.duties.has_compared(self.stream);
+        let Some(mark) = mark else { return Ok(Compared::Equal(tx)) };
+        Ok(self.conclude(tx, mark).await?.map_or(Compared::Moved, Compared::Equal))
     }
 
     /// The stream is shorter than the position, or another one.
@@ -144,16 +156,24 @@ impl Relay<'_> {
         if seen.created <= known && lasts < CUT_OFF {
             return Err(LostHistory::Doubtful { stream: stream.to_owned(), found, last_seq }.into());
         }
-        if is_another && !self.agrees_with_tables(&mut tx, source, &seen).await? {
-            tx.rollback().await?;
-            return Ok(Compared::Moved);
-        }
+        let agrees = if is_another { self.agrees_with_tables(&mut tx, source, &seen).await } else { Ok(true) };
+        let is_older = match agrees {
+            Ok(true) => false,
+            Ok(false) => {
+                tx.rollback().await?;
+                return Ok(Compared::Moved);
+            }
+            Err(error) if matches!(error.downcast_ref(), Some(LostHistory::Database { .. })) => true,
+            Err(error) => return Err(error),
+        };
+        // An older database takes over the whole stream: see `recover`.
+        let end = if is_older { 0 } else { end };
         let since = if is_another { None } else { changed_after(&mut tx, stream, end).await? };
         if is_another {
             // They are included, or wait for a position of the stream before.
             sqlx::query!("delete from bus.republish where stream = $1", stream).execute(&mut *tx).await?;
         }
-        take_position(&mut tx, stream, &seen).await?;
+        take_position(&mut tx, stream, end, seen.created).await?;
         let reason = format!("the stream {found}, but {last_seq} was confirmed before");
         republish::record(&mut tx, stream, &reason, since, None).await?;
         if !is_another {
@@ -229,12 +249,12 @@ async fn changed_after(db: &mut PgConnection, stream: &str, end: u64) -> anyhow:
     Ok(changed_after.fetch_one(db).await?)
 }
 
-async fn take_position(db: &mut PgConnection, stream: &str, seen: &Seen) -> anyhow::Result<()> {
+async fn take_position(db: &mut PgConnection, stream: &str, end: u64, created: OffsetDateTime) -> anyhow::Result<()> {
     let take = sqlx::query!(
         "update bus.relay set last_seq = $2, stream_created_at = $3 where stream = $1",
         stream,
-        i64::try_from(seen.end)?,
-        seen.created,
+        i64::try_from(end)?,
+        created,
     );
     take.execute(db).await?;
     Ok(())

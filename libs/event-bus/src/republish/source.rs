@@ -1,7 +1,8 @@
-//! Where snapshots come from: the tables of a service.
+//! Where snapshots come from, and where they are restored to: the tables of a service.
 
 use crate::outbox::Outgoing;
-use event_bus_core::Publish;
+use anyhow::Context;
+use event_bus_core::{Event, Publish};
 use futures::FutureExt;
 use futures::future::BoxFuture;
 use sqlx::PgConnection;
@@ -10,7 +11,8 @@ use std::future::Future;
 
 /// The current snapshots of a stream's aggregates, from the tables of its owner.
 ///
-/// With them, a relay heals a stream that lost events: see [`Bus::relay_with`](crate::Bus::relay_with).
+/// With them, a relay heals a stream that lost events, and a database that is older than its stream: see
+/// [`Bus::relay_with`](crate::Bus::relay_with).
 ///
 /// A snapshot must equal the event that announced its version: the same subject, body and headers, which therefore must be
 /// functions of the row. The same event id has one content for ever.
@@ -44,6 +46,26 @@ pub trait Snapshots: Send + Sync + 'static {
         ids: &[String],
         since: Option<OffsetDateTime>,
     ) -> impl Future<Output = anyhow::Result<Vec<Outgoing>>> + Send;
+
+    /// Writes published snapshots into the tables, because the database is older than the stream. Appends no event.
+    ///
+    /// `events` are in the order of the stream, with one event of each aggregate. Overwrite the row, even if it has a greater version:
+    /// that version was assigned a second time, and is not published. After all events up to any message of the stream are written,
+    /// the tables are as they were when it was published.
+    ///
+    /// A row that was inserted after the database came back may violate a constraint together with what was published, for example
+    /// two orders of one ticket. Delete such rows, and return their ids. They must be rows of which no event was published: otherwise
+    /// the transaction is rolled back.
+    fn take_over(
+        &self,
+        db: &mut PgConnection,
+        events: &[Self::Event],
+    ) -> impl Future<Output = anyhow::Result<Vec<String>>> + Send;
+
+    /// Completes what snapshots do not carry. Called once, after the events of other streams were applied again. Default: nothing.
+    fn recovered(&self, _db: &mut PgConnection) -> impl Future<Output = anyhow::Result<()>> + Send {
+        async { Ok(()) }
+    }
 }
 
 /// [`Snapshots`] of any event.
@@ -61,6 +83,13 @@ pub(crate) trait Source: Send + Sync {
         ids: &'a [String],
         since: Option<OffsetDateTime>,
     ) -> BoxFuture<'a, anyhow::Result<Vec<Outgoing>>>;
+    /// Takes subjects and bodies.
+    fn take_over<'a>(
+        &'a self,
+        db: &'a mut PgConnection,
+        events: &'a [(&'a str, &'a [u8])],
+    ) -> BoxFuture<'a, anyhow::Result<Vec<String>>>;
+    fn recovered<'a>(&'a self, db: &'a mut PgConnection) -> BoxFuture<'a, anyhow::Result<()>>;
 }
 
 impl<S: Snapshots> Source for S {
@@ -84,5 +113,25 @@ impl<S: Snapshots> Source for S {
         since: Option<OffsetDateTime>,
     ) -> BoxFuture<'a, anyhow::Result<Vec<Outgoing>>> {
         Snapshots::lock(self, db, ids, since).boxed()
+    }
+
+    fn take_over<'a>(
+        &'a self,
+        db: &'a mut PgConnection,
+        events: &'a [(&'a str, &'a [u8])],
+    ) -> BoxFuture<'a, anyhow::Result<Vec<String>>> {
+        let decode = |(subject, body): &(&str, &[u8])| {
+            S::Event::decode(subject, body)
+                .with_context(|| format!("cannot take over an event with the subject {subject}"))
+        };
+        async move {
+            let events = events.iter().map(decode).collect::<anyhow::Result<Vec<_>>>()?;
+            Snapshots::take_over(self, db, &events).await
+        }
+        .boxed()
+    }
+
+    fn recovered<'a>(&'a self, db: &'a mut PgConnection) -> BoxFuture<'a, anyhow::Result<()>> {
+        Snapshots::recovered(self, db).boxed()
     }
 }

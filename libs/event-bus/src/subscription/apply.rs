@@ -32,8 +32,8 @@ pub(super) enum Failure {
 impl Locks {
     fn begin(self) -> &'static str {
         match self {
-            Self::Batch => "begin; set local lock_timeout = '1s'",
-            Self::Single => "begin; set local lock_timeout = '100ms'",
+            Self::Batch => "begin; set local lock_timeout = '1s'; select bus.require_recovered()",
+            Self::Single => "begin; set local lock_timeout = '100ms'; select bus.require_recovered()",
         }
     }
 }
@@ -53,7 +53,7 @@ impl<H: Handler> Subscription<'_, H> {
         if let Some(lock) = lock {
             return Err(Failure::Locked(error.context(lock)));
         }
-        let is_outage = if timed_out { !self.database.is_ready().await } else { is_outage(&error) };
+        let is_outage = if timed_out { !self.database.answers().await } else { is_outage(&error) };
         Err(if is_outage { Failure::Outage(error) } else { Failure::Event(error) })
     }
 

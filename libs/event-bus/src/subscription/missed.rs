@@ -49,6 +49,13 @@ pub(super) struct Deliveries {
     last: Option<(u64, u64)>,
 }
 
+impl Deliveries {
+    /// Whether the consumer skips messages, as far as is known.
+    pub(super) fn is_filtered(&self) -> bool {
+        self.is_filtered == Some(true)
+    }
+}
+
 /// The first message of the stream, and the consumer.
 struct Seen {
     first: u64,
@@ -134,7 +141,13 @@ impl<H: Handler> Subscription<'_, H> {
         }
         let keep = sqlx::query!(
             "insert into bus.read_positions (stream, consumer, seq) values ($1, $2, $3)
-             on conflict (stream, consumer) do update set seq = excluded.seq where read_positions.seq <> excluded.seq",
+             on conflict (stream, consumer) do update
+             set seq = excluded.seq,
+                 before_seq = case when read_positions.before_at < now() - interval '2 minutes'
+                                   then read_positions.seq else read_positions.before_seq end,
+                 before_at = case when read_positions.before_at < now() - interval '2 minutes'
+                                  then now() else read_positions.before_at end
+             where read_positions.seq <> excluded.seq",
             stream,
             durable,
             i64::try_from(position)?,

@@ -14,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 
 pub struct Harness {
     // Held, because the server ends when its last owner is dropped.
-    _postgres: Arc<Postgres>,
+    postgres: Arc<Postgres>,
     pub nats: Nats,
     pub database_url: String,
     /// Whether new buses create streams and consumers.
@@ -38,7 +38,7 @@ impl Harness {
         let (postgres, nats) = tokio::try_join!(Postgres::shared(), Nats::start_with(setup)).unwrap();
         let database_url = postgres.database("bus").await.unwrap();
         Self {
-            _postgres: postgres,
+            postgres,
             nats,
             database_url,
             provision: true,
@@ -173,6 +173,24 @@ impl Harness {
 
     pub async fn db(&self) -> PgConnection {
         PgConnection::connect(&self.database_url).await.unwrap()
+    }
+
+    /// Dumps the database.
+    pub async fn back_up(&self) {
+        let name = self.database_url.rsplit('/').next().unwrap();
+        self.in_postgres(&format!("pg_dump -U postgres --clean --if-exists {name} > /tmp/{name}.sql")).await;
+    }
+
+    /// Replaces the database by its dump.
+    pub async fn restore(&self) {
+        let name = self.database_url.rsplit('/').next().unwrap();
+        self.in_postgres(&format!("psql -U postgres --quiet -1 -v ON_ERROR_STOP=1 {name} < /tmp/{name}.sql")).await;
+    }
+
+    async fn in_postgres(&self, command: &str) {
+        let exec = ["exec", self.postgres.id(), "sh", "-c", command];
+        let output = tokio::process::Command::new("docker").args(exec).output().await.unwrap();
+        assert!(output.status.success(), "{command}: {}", String::from_utf8_lossy(&output.stderr));
     }
 
     pub async fn outbox(&self) -> i64 {

@@ -14,6 +14,7 @@ mod lost_history;
 mod migrating;
 mod missed;
 mod publishing;
+mod recovery;
 mod relay_steps;
 mod republishing;
 mod settings;

@@ -10,7 +10,7 @@ use std::time::Duration;
 use testkit::{eventually, eventually_within};
 
 /// Deletes the stream of documents, and creates it again with the consumer of its reader.
-async fn recreate_stream(harness: &Harness) {
+pub async fn recreate_stream(harness: &Harness) {
     let jetstream = harness.jetstream().await;
     jetstream.delete_stream("DOCUMENTS").await.unwrap();
     provision(harness).await;
@@ -22,7 +22,7 @@ async fn provision(harness: &Harness) {
 }
 
 /// Waits until nothing is left to republish, and the outbox is empty.
-async fn healed(harness: &Harness) {
+pub async fn healed(harness: &Harness) {
     eventually_within(Duration::from_mins(1), "the stream to be healed", async || {
         let requests: i64 = sqlx::query_scalar("select count(*) from bus.republish where after_seq = 0")
             .fetch_one(&mut harness.db().await)
@@ -36,7 +36,7 @@ async fn healed(harness: &Harness) {
 }
 
 /// The newest event of each document in the stream is that of its row, and an id always has the same content.
-async fn stream_equals_tables(harness: &Harness) {
+pub async fn stream_equals_tables(harness: &Harness) {
     let rows: Vec<(String, i64, String)> = sqlx::query_as("select id, version, title from documents order by id")
         .fetch_all(&mut harness.db().await)
         .await
@@ -326,36 +326,6 @@ async fn a_new_request_replaces_those_that_it_includes() {
     let sql = "select bus.request_republish('DOCUMENTS', 'test', null, null, 1000, 0)";
     sqlx::query(sql).execute(&mut db).await.unwrap();
     assert_eq!(kept(&mut db).await, ["all", "all"]);
-}
-
-/// The database was restored to a time before the stream was recreated and healed.
-#[tokio::test]
-async fn tables_older_than_another_stream_stop_the_relay() {
-    let (mut harness, bus) = start().await;
-    let id = Id::generate();
-    put(&bus, &[id]).await;
-    harness.published().await;
-    recreate_stream(&harness).await;
-    change(&bus, id, 1).await;
-    healed(&harness).await;
-    eventually("the stream", async || !harness.stream().await.is_empty()).await.unwrap();
-    harness.tasks.shutdown().await;
-    let mut db = harness.db().await;
-    let restore = "update documents set version = 0, title = 'version 0'";
-    sqlx::query(restore).execute(&mut db).await.unwrap();
-    let restore = "update bus.relay set last_seq = 1, stream_created_at = stream_created_at - interval '1 hour'";
-    sqlx::query(restore).execute(&mut db).await.unwrap();
-    let before = harness.stream().await;
-    let (log, logging) = Log::start();
-    let bus = harness.healing_relay(Shelf).await;
-    put(&bus, &[Id::generate()]).await;
-    eventually("the error", async || {
-        log.lines(" ERROR ").iter().any(|line| line.contains("the tables have an older version"))
-    })
-    .await
-    .unwrap();
-    drop(logging);
-    assert_eq!((harness.stream().await, harness.outbox().await), (before, 1));
 }
 
 #[tokio::test]

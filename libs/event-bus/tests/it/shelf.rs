@@ -48,6 +48,27 @@ impl Snapshots for Shelf {
             })
             .collect())
     }
+
+    /// Titles that begin with "only " are unique, as the tickets of live orders are.
+    async fn take_over(&self, db: &mut PgConnection, events: &[DocumentEvent]) -> anyhow::Result<Vec<String>> {
+        let mut withdrawn = Vec::new();
+        for event in events {
+            let Document { id, title, .. } = event.snapshot();
+            let others = "delete from documents where title = $1 and title like 'only %' and id <> $2 returning id";
+            withdrawn.extend(sqlx::query_scalar(others).bind(title).bind(id).fetch_all(&mut *db).await?);
+            overwrite(db, event).await?;
+        }
+        Ok(withdrawn)
+    }
+}
+
+/// Writes a document as it was published.
+async fn overwrite(db: &mut PgConnection, event: &DocumentEvent) -> anyhow::Result<()> {
+    let Document { id, version, title } = event.snapshot();
+    let upsert = "insert into documents (id, version, title) values ($1, $2, $3)
+                  on conflict (id) do update set version = $2, title = $3, updated_at = now()";
+    sqlx::query(upsert).bind(id).bind(version).bind(title).execute(db).await?;
+    Ok(())
 }
 
 /// Commits the first versions of documents.
@@ -71,10 +92,17 @@ pub async fn change(bus: &Bus, id: Id, version: i64) {
     tx.commit().await.unwrap();
 }
 
+/// Commits a version of a document with another title.
+pub async fn entitle(bus: &Bus, id: Id, version: i64, title: &str) {
+    let mut event = event(id, version);
+    title.clone_into(&mut event.document().title);
+    let mut tx = bus.begin().await.unwrap();
+    overwrite(&mut tx, &event).await.unwrap();
+    tx.append([&event]).await.unwrap();
+    tx.commit().await.unwrap();
+}
+
 /// Writes the row of a version, in a transaction.
 pub async fn write(db: &mut PgConnection, id: Id, version: i64) {
-    let mut event = event(id, version);
-    let upsert = "insert into documents (id, version, title) values ($1, $2, $3)
-                  on conflict (id) do update set version = $2, title = $3, updated_at = now()";
-    sqlx::query(upsert).bind(id.to_string()).bind(version).bind(&event.document().title).execute(db).await.unwrap();
+    overwrite(db, &event(id, version)).await.unwrap();
 }

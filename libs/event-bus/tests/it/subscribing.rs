@@ -55,6 +55,16 @@ impl Recorder {
         all.await.unwrap();
     }
 
+    /// The ids of the events that were applied, in their order.
+    pub fn applied(&self) -> Vec<String> {
+        self.applied.lock().unwrap().clone()
+    }
+
+    /// Refuses every batch that contains this event.
+    pub fn refuses(&self, event_id: &str) {
+        self.fails(Some(Fault::Refuse(event_id.to_owned())));
+    }
+
     fn fails(&self, fault: Option<Fault>) {
         *self.fault.lock().unwrap() = fault;
     }

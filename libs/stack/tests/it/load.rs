@@ -17,8 +17,8 @@ use tokio::time::sleep;
 const USERS: usize = 8;
 
 /// The 2xx responses, and the payments that the broker confirmed.
-#[derive(Default)]
-struct Seen {
+#[derive(Clone, Default)]
+pub struct Seen {
     /// The bodies of the responses.
     tickets: Vec<Value>,
     orders: Vec<Value>,
@@ -110,27 +110,14 @@ impl Load {
         what(&mut self.seen.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// Checks that every ticket and order that a client saw is stored, at that version or a newer one, and that each ticket was sold
-    /// once. Payments are those of another service: they may be lost with their stream.
+    /// What clients have seen so far.
+    pub fn so_far(&self) -> Seen {
+        self.saw(|seen| seen.clone())
+    }
+
+    /// See [`Seen::is_stored`].
     pub async fn nothing_is_missing(self, records: &Records) -> Result<()> {
-        let Seen { tickets, orders, cancelled, .. } = self.seen.into_inner().unwrap_or_else(PoisonError::into_inner);
-        let versions = async |db: &str, sql: &'static str| {
-            let rows: Vec<(String, i64)> = sqlx::query_as(sql).fetch_all(&mut PgConnection::connect(db).await?).await?;
-            anyhow::Ok(rows.into_iter().collect::<HashMap<_, _>>())
-        };
-        ensure!(tickets.len() > 20 && orders.len() > 5, "too few: {}, {}", tickets.len(), orders.len());
-        let stored = versions(&records.tickets_db, "select id, version from tickets").await?;
-        for ticket in &tickets {
-            ensure!(stored.get(&id(ticket)?).copied() >= ticket["version"].as_i64(), "{ticket} is lost");
-        }
-        let stored = versions(&records.orders_db, "select id, version from orders").await?;
-        for order in &orders {
-            ensure!(stored.contains_key(&id(order)?), "{order} is lost");
-        }
-        for order in &cancelled {
-            ensure!(stored.get(order) == Some(&1), "{order} was cancelled");
-        }
-        Ok(())
+        self.so_far().is_stored(records).await
     }
 
     /// Checks every recorded response against a system at rest, and that there were enough of each kind.
@@ -175,6 +162,36 @@ impl Load {
             let settled =
                 matches!((status.as_str(), refund_due), ("complete", Some(false)) | ("cancelled", Some(true)));
             ensure!(settled, "{order} was paid: it is {status}, and the refund due for it: {refund_due:?}");
+        }
+        Ok(())
+    }
+}
+
+impl Seen {
+    /// Whether a client has seen this order.
+    pub fn has_order(&self, id: &str) -> bool {
+        self.orders.iter().any(|order| order["id"] == id)
+    }
+
+    /// Checks that every ticket and order that a client saw is stored, at that version or a newer one, and that each ticket was sold
+    /// once. Payments are those of another service: they may be lost with their stream.
+    pub async fn is_stored(&self, records: &Records) -> Result<()> {
+        let Seen { tickets, orders, cancelled, .. } = self;
+        let versions = async |db: &str, sql: &'static str| {
+            let rows: Vec<(String, i64)> = sqlx::query_as(sql).fetch_all(&mut PgConnection::connect(db).await?).await?;
+            anyhow::Ok(rows.into_iter().collect::<HashMap<_, _>>())
+        };
+        ensure!(tickets.len() > 20 && orders.len() > 5, "too few: {}, {}", tickets.len(), orders.len());
+        let stored = versions(&records.tickets_db, "select id, version from tickets").await?;
+        for ticket in tickets {
+            ensure!(stored.get(&id(ticket)?).copied() >= ticket["version"].as_i64(), "{ticket} is lost");
+        }
+        let stored = versions(&records.orders_db, "select id, version from orders").await?;
+        for order in orders {
+            ensure!(stored.contains_key(&id(order)?), "{order} is lost");
+        }
+        for order in cancelled {
+            ensure!(stored.get(order) == Some(&1), "{order} was cancelled");
         }
         Ok(())
     }

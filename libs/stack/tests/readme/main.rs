@@ -33,7 +33,14 @@ use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::Command;
 
 /// A part of each block that a test of this target runs.
-const RUN: [&str; 4] = ["ALICE=… BOB=…", "ALICE=ey", "# 1. roles and databases", "exec 3<>/dev/tcp"];
+const RUN: [&str; 6] = [
+    "ALICE=… BOB=…",
+    "ALICE=ey",
+    "# 1. roles and databases",
+    "exec 3<>/dev/tcp",
+    "pg_dump --format=custom",
+    "pg_restore --clean",
+];
 
 /// Programs that a test cannot run: a block with a line that starts with one of them is only parsed.
 const ABSENT: [(&str, &str); 7] = [
@@ -106,6 +113,34 @@ async fn the_ticket_with_a_token(system: &System) -> Result<()> {
     let ticket: Value = serde_json::from_str(&output).with_context(|| output.clone())?;
     ensure!(ticket["userId"] == "alice" && ticket["version"] == 0, "{ticket}");
     Ok(())
+}
+
+/// With the programs of the image of Postgres: those of this machine may be older than the server.
+async fn in_postgres(system: &System, block: &str) -> Result<String> {
+    let mut docker = Command::new("docker");
+    docker.args(["exec", "--workdir", "/tmp", "--env", "PGUSER=postgres", system.postgres.id(), "bash", "-ec", block]);
+    outcome(&mut docker).await
+}
+
+#[tokio::test]
+async fn a_backup_is_restored_as_the_text_says() -> Result<()> {
+    let mut system = System::start(1, 1).await?;
+    let ticket = system.ticket().await?;
+    in_postgres(&system, &block(RUN[4])?).await?;
+    let edited = serde_json::json!({"title": "Opera", "price": 30});
+    system.seller(0).put(&format!("/api/tickets/{ticket}"), edited).await?.expect(200)?;
+    system.settled().await?;
+    system.tickets.remove(0).stop(std::time::Duration::from_secs(30)).await?;
+    in_postgres(&system, &block(RUN[5])?).await?;
+    system.add(1, 0).await?;
+    testkit::eventually("the recovery", async || {
+        let logs = system.tickets[0].logs();
+        ensure!(logs.contains("the database is recovered from the stream"), "{logs}");
+        anyhow::Ok(())
+    })
+    .await?;
+    ensure!(system.see(&ticket).await?["title"] == "Opera");
+    system.settled().await
 }
 
 /// Bash and curl alone. The subscription does not end by itself, so the last line runs separately.

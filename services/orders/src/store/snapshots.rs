@@ -1,13 +1,15 @@
-//! The current orders, as the events that announced their versions.
+//! The current orders, as the events that announced their versions; and back from these events into the table.
 
 use super::Row;
 use crate::order::Order;
 use contracts::OrderEvent;
+use contracts::order::{OrderSnapshot, OrderStatus};
 use event_bus::{Outgoing, Snapshots};
+use rust_decimal::Decimal;
 use sqlx::PgConnection;
 use sqlx::types::time::OffsetDateTime;
 
-/// Publishes orders again, if the broker lost events.
+/// Publishes orders again, if the broker lost events; takes them over, if the database did.
 pub struct OrderSnapshots;
 
 impl Snapshots for OrderSnapshots {
@@ -49,4 +51,85 @@ impl Snapshots for OrderSnapshots {
             .map(|row| Ok(Outgoing::new(&Order::try_from(row)?.announcement())))
             .collect()
     }
+
+    /// Writes orders as they were published. The title is that of the ticket now: events do not carry it.
+    ///
+    /// An order that was made after the database came back, and is not published, is deleted if it has the reservation number of a
+    /// published order, or if a published order holds its ticket: its events could release that ticket. A payment of it is applied
+    /// again, and becomes a dead letter, because its order does not exist.
+    async fn take_over(&self, db: &mut PgConnection, events: &[OrderEvent]) -> anyhow::Result<Vec<String>> {
+        let orders: Vec<&OrderSnapshot> = events.iter().map(OrderEvent::snapshot).collect();
+        let ids: Vec<String> = orders.iter().map(|order| order.id.to_string()).collect();
+        let statuses: Vec<&str> = orders.iter().map(|order| order.status.as_str()).collect();
+        let tickets: Vec<String> = orders.iter().map(|order| order.ticket.id.to_string()).collect();
+        let reservations: Vec<i64> = orders.iter().map(|order| order.ticket.reservation).collect();
+        let withdrawn = sqlx::query_scalar!(
+            r#"select id as "id!" from withdraw_orders($1, $2, $3, $4) as id"#,
+            &ids,
+            &tickets,
+            &statuses as _,
+            &reservations,
+        );
+        let withdrawn = withdrawn.fetch_all(&mut *db).await?;
+        write(db, &orders, &ids, &statuses, &tickets, &reservations).await?;
+        let is_cancelled = |order: &&&OrderSnapshot| order.status == OrderStatus::Cancelled;
+        let cancelled: Vec<String> = orders.iter().filter(is_cancelled).map(|order| order.id.to_string()).collect();
+        // A payment may have completed an order that was cancelled before.
+        sqlx::query!("update payments set refund_due = true where order_id = any($1) and not refund_due", &cancelled)
+            .execute(db)
+            .await?;
+        Ok(withdrawn)
+    }
+
+    /// Fills in the titles of orders whose tickets were not in the replica yet.
+    async fn recovered(&self, db: &mut PgConnection) -> anyhow::Result<()> {
+        let titles = sqlx::query!(
+            "update orders set title = ticket.title from ticket_replica as ticket
+             where ticket.id = orders.ticket_id and orders.title = ''"
+        );
+        titles.execute(db).await?;
+        Ok(())
+    }
+}
+
+/// Overwrites these orders, in the order of the stream: an order of a ticket is cancelled before the next one of that ticket is written.
+async fn write(
+    db: &mut PgConnection,
+    orders: &[&OrderSnapshot],
+    ids: &[String],
+    statuses: &[&str],
+    tickets: &[String],
+    reservations: &[i64],
+) -> sqlx::Result<()> {
+    let users: Vec<&str> = orders.iter().map(|order| order.user_id.as_str()).collect();
+    let expiries: Vec<OffsetDateTime> = orders.iter().map(|order| order.expires_at.0).collect();
+    let prices: Vec<Decimal> = orders.iter().map(|order| order.ticket.price.amount()).collect();
+    let ticket_versions: Vec<i64> = orders.iter().map(|order| order.ticket.version).collect();
+    let versions: Vec<i64> = orders.iter().map(|order| order.version).collect();
+    sqlx::query!(
+        "insert into orders
+             (id, user_id, status, expires_at, ticket_id, title, price, ticket_version, reservation, version)
+         select new.id, new.user_id, new.status, new.expires_at, new.ticket_id, coalesce(ticket.title, ''), new.price,
+                new.ticket_version, new.reservation, new.version
+         from unnest($1::text[], $2::text[], $3::text[], $4::timestamptz[], $5::text[], $6::numeric[], $7::bigint[],
+                     $8::bigint[], $9::bigint[])
+              with ordinality
+              as new (id, user_id, status, expires_at, ticket_id, price, ticket_version, reservation, version, position)
+         left join ticket_replica as ticket on ticket.id = new.ticket_id
+         order by position
+         on conflict (id) do update
+         set status = excluded.status, version = excluded.version, updated_at = now()",
+        ids,
+        &users as _,
+        statuses as _,
+        &expiries,
+        tickets,
+        &prices,
+        &ticket_versions,
+        reservations,
+        &versions,
+    )
+    .execute(db)
+    .await?;
+    Ok(())
 }

@@ -1,13 +1,15 @@
-//! The current tickets, as the events that announced their versions.
+//! The current tickets, as the events that announced their versions; and back from these events into the table.
 
 use super::Row;
 use crate::ticket::Ticket;
 use contracts::TicketEvent;
+use contracts::ticket::TicketSnapshot;
 use event_bus::{Outgoing, Snapshots};
+use rust_decimal::Decimal;
 use sqlx::PgConnection;
 use sqlx::types::time::OffsetDateTime;
 
-/// Publishes tickets again, if the broker lost events.
+/// Publishes tickets again, if the broker lost events; takes them over, if the database did.
 pub struct TicketSnapshots;
 
 impl Snapshots for TicketSnapshots {
@@ -48,5 +50,37 @@ impl Snapshots for TicketSnapshots {
             .into_iter()
             .map(|row| Ok(Outgoing::new(&Ticket::try_from(row)?.announcement())))
             .collect()
+    }
+
+    /// Writes tickets as they were published. The fencing token stays: events do not carry it, and the events of orders, which are applied
+    /// again, restore it.
+    async fn take_over(&self, db: &mut PgConnection, events: &[TicketEvent]) -> anyhow::Result<Vec<String>> {
+        let tickets: Vec<&TicketSnapshot> = events.iter().map(TicketEvent::snapshot).collect();
+        let ids: Vec<String> = tickets.iter().map(|ticket| ticket.id.to_string()).collect();
+        let titles: Vec<&str> = tickets.iter().map(|ticket| ticket.title.as_str()).collect();
+        let prices: Vec<Decimal> = tickets.iter().map(|ticket| ticket.price.amount()).collect();
+        let users: Vec<&str> = tickets.iter().map(|ticket| ticket.user_id.as_str()).collect();
+        let versions: Vec<i64> = tickets.iter().map(|ticket| ticket.version).collect();
+        let orders: Vec<Option<String>> =
+            tickets.iter().map(|ticket| ticket.order_id.map(|id| id.to_string())).collect();
+        sqlx::query!(
+            "insert into tickets (id, title, price, user_id, version, order_id)
+             select id, title, price, user_id, version, order_id
+             from unnest($1::text[], $2::text[], $3::numeric[], $4::text[], $5::bigint[], $6::text[]) with ordinality
+                  as new (id, title, price, user_id, version, order_id, position)
+             order by position
+             on conflict (id) do update
+             set title = excluded.title, price = excluded.price, user_id = excluded.user_id, version = excluded.version,
+                 order_id = excluded.order_id, updated_at = now()",
+            &ids,
+            &titles as _,
+            &prices,
+            &users as _,
+            &versions,
+            &orders as _,
+        )
+        .execute(db)
+        .await?;
+        Ok(Vec::new())
     }
 }
