@@ -1,27 +1,36 @@
-//! The subcommands of a service: `migrate`, `provision`, `republish`, `health`.
+//! The subcommands of a service: `migrate`, `provision`, `republish`, `health`; and, if it has a replica, `verify` and `rebuild`.
 //!
 //! Each runs once, with rights that the service itself does not need.
 
+mod replica;
+
 use std::io::{Read as _, Write as _};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
+use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
 use clap::{Args, Subcommand};
 use event_bus::Schema;
 
+use self::replica::{Rebuild, Verify};
 use crate::config::{LogConfig, NatsConfig, duration};
 
 // Not a doc comment: it would replace the description of the service in `--help`.
-// The exit code is 0 on success, 1 otherwise, with the reason.
+// The exit code is 0 on success, 1 otherwise, with the reason. That of `verify` is also 2.
 #[derive(Subcommand)]
 pub(crate) enum Task {
     Migrate(Migrate),
     // Boxed, because it is much larger than the others.
     Provision(Box<Provision>),
     Republish(Republish),
+    Verify(Box<Verify>),
+    Rebuild(Rebuild),
     Health(Health),
 }
+
+/// Those of services with a replica.
+pub(crate) const OF_REPLICAS: [&str; 2] = ["verify", "rebuild"];
 
 /// Bring the database up to date, and let the service's role use it
 ///
@@ -124,11 +133,18 @@ impl Task {
             Self::Migrate(task) => &task.log,
             Self::Provision(task) => &task.log,
             Self::Republish(task) => &task.log,
+            Self::Verify(task) => &task.log,
+            Self::Rebuild(task) => &task.log,
             Self::Health(task) => &task.log,
         }
     }
 
-    pub(crate) async fn run(self, schema: &Schema) -> anyhow::Result<()> {
+    /// Whether its output is on stdout, so that the log goes to stderr.
+    pub(crate) fn prints(&self) -> bool {
+        matches!(self, Self::Verify(_))
+    }
+
+    pub(crate) async fn run(self, schema: &Schema) -> anyhow::Result<ExitCode> {
         match self {
             Self::Migrate(task) => {
                 let role = task.database_role.as_deref();
@@ -149,9 +165,11 @@ impl Task {
                     );
                 }
             }
+            Self::Verify(task) => return task.run(schema).await,
+            Self::Rebuild(task) => task.run(schema).await?,
             Self::Health(task) => ready(task.http_addr)?,
         }
-        Ok(())
+        Ok(ExitCode::SUCCESS)
     }
 }
 

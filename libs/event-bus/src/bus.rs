@@ -6,7 +6,10 @@ use crate::connection::{Connection, Transaction};
 use crate::database::Database;
 use crate::duties::Duties;
 use crate::error::Result;
+use crate::fill;
+use crate::owner;
 use crate::relay;
+use crate::replica::{Copy, Replica};
 use crate::republish::{self, Snapshots, Source};
 use crate::request::{self, Requester};
 use crate::retry::Backoff;
@@ -110,7 +113,8 @@ impl Bus {
         }
     }
 
-    /// The same, and heals the stream if the broker lost events of it, with the current snapshots of the tables.
+    /// The same, with the current snapshots of the tables: heals the stream if the broker lost events of it, and replies to readers
+    /// that have missed events, or that are new, on the subject `snapshots.<stream>`.
     ///
     /// The stream then does not hold every version of every aggregate, but the newest one. Until the snapshots are published, readers
     /// have an older state.
@@ -128,6 +132,7 @@ impl Bus {
                 tokio::try_join!(
                     relay::run(database, broker, settings, duties, stream, Some(source), &stop),
                     republish::run(database, stream, source, &stop),
+                    owner::serve(database, broker, settings, stream, source, &stop),
                 )?;
             }
             Ok(())
@@ -135,14 +140,42 @@ impl Bus {
     }
 
     /// Applies the events of `H::Event`'s stream until `stop`, as the durable consumer `durable`.
+    ///
+    /// A consumer that is new on a trimmed stream, or whose messages were deleted before it has acknowledged them, gets the current
+    /// snapshots from the owner of the stream: the handler applies them as events.
     pub async fn subscribe<H: Handler>(
         self,
         durable: &'static str,
         handler: H,
         stop: CancellationToken,
     ) -> anyhow::Result<()> {
-        if self.prepared(&stop).await {
-            subscription::run(&self.database, &self.broker, &self.settings, durable, &handler, &stop).await?;
+        self.apply(durable, &handler, None, &stop).await
+    }
+
+    /// The same for a [`Replica`], which [`rebuild`](crate::rebuild) can then repair row by row. See also
+    /// [`Schema::with_replica`].
+    pub async fn replicate<R: Replica>(
+        self,
+        durable: &'static str,
+        replica: R,
+        stop: CancellationToken,
+    ) -> anyhow::Result<()> {
+        self.apply(durable, &replica, Some(&replica), &stop).await
+    }
+
+    async fn apply<H: Handler>(
+        &self,
+        durable: &'static str,
+        handler: &H,
+        copy: Option<&dyn Copy>,
+        stop: &CancellationToken,
+    ) -> anyhow::Result<()> {
+        if self.prepared(stop).await {
+            let Self { database, broker, settings, .. } = self;
+            tokio::try_join!(
+                subscription::run(database, broker, settings, durable, handler, stop),
+                fill::run(database, broker, durable, handler, copy, stop),
+            )?;
         }
         Ok(())
     }

@@ -46,6 +46,10 @@ pub trait Handler: Send + Sync + 'static {
     /// The events of the stream.
     type Event: Event;
 
+    /// Whether the owner of the stream has snapshots ([`Bus::relay_with`](crate::Bus::relay_with)), from which missed events are made
+    /// up for. If not, a person has to do it.
+    const HAS_OWNER: bool = true;
+
     /// Applies `events`, in stream order, inside `tx`.
     ///
     /// It must be idempotent: the same events, in any order and number, lead to the same state. Apply an event if its
@@ -166,7 +170,7 @@ impl<H: Handler> Subscription<'_, H> {
         loop {
             let batch = pull.receive(|| !self.stop.is_cancelled()).await?;
             alive();
-            self.look_for_gaps(&batch);
+            self.look_for_gaps(&batch).await;
             self.process(batch).await;
             self.look_for_missed(false).await;
             if self.stop.is_cancelled() && pull.is_over() {

@@ -27,6 +27,8 @@ impl Default for PaymentEvents {
 
 impl Handler for PaymentEvents {
     type Event = PaymentEvent;
+    /// The service that publishes it is not ours.
+    const HAS_OWNER: bool = false;
 
     async fn apply(&self, tx: &mut Transaction, events: &[Received<PaymentEvent>]) -> anyhow::Result<()> {
         let payments: Vec<_> = events.iter().map(|event| event.payment()).collect();

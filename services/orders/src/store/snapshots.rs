@@ -28,6 +28,16 @@ impl Snapshots for OrderSnapshots {
         Ok(ids.fetch_all(db).await?)
     }
 
+    async fn find(&self, db: &mut PgConnection, ids: &[String]) -> anyhow::Result<Vec<Outgoing>> {
+        let rows = sqlx::query_as!(
+            Row,
+            "select id, user_id, status, expires_at, ticket_id, title, price, ticket_version, reservation, version
+             from orders where id = any($1)",
+            ids,
+        );
+        announcements(rows.fetch_all(db).await?)
+    }
+
     async fn lock(
         &self,
         db: &mut PgConnection,
@@ -43,10 +53,10 @@ impl Snapshots for OrderSnapshots {
             ids,
             since,
         );
-        rows.fetch_all(db)
-            .await?
-            .into_iter()
-            .map(|row| Ok(Outgoing::new(&Order::try_from(row)?.announcement())))
-            .collect()
+        announcements(rows.fetch_all(db).await?)
     }
+}
+
+fn announcements(rows: Vec<Row>) -> anyhow::Result<Vec<Outgoing>> {
+    rows.into_iter().map(|row| Ok(Outgoing::new(&Order::try_from(row)?.announcement()))).collect()
 }

@@ -1,8 +1,8 @@
 //! The current tickets, as the events that announced their versions.
 
-use super::Row;
+use super::{Row, find};
 use crate::ticket::Ticket;
-use contracts::TicketEvent;
+use contracts::{Id, TicketEvent};
 use event_bus::{Outgoing, Snapshots};
 use sqlx::PgConnection;
 use sqlx::types::time::OffsetDateTime;
@@ -26,6 +26,11 @@ impl Snapshots for TicketSnapshots {
     async fn ids(&self, db: &mut PgConnection, after: &str, limit: i64) -> anyhow::Result<Vec<String>> {
         let ids = sqlx::query_scalar!("select id from tickets where id > $1 order by id limit $2", after, limit);
         Ok(ids.fetch_all(db).await?)
+    }
+
+    async fn find(&self, db: &mut PgConnection, ids: &[String]) -> anyhow::Result<Vec<Outgoing>> {
+        let ids = ids.iter().map(|id| id.parse()).collect::<Result<Vec<Id>, _>>()?;
+        Ok(find(db, &ids).await?.values().map(|ticket| Outgoing::new(&ticket.announcement())).collect())
     }
 
     async fn lock(
