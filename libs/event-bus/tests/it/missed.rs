@@ -158,5 +158,7 @@ async fn messages_purged_while_a_reader_is_busy_are_reported() {
     .unwrap();
     drop(logging);
     let found = errors(&log);
-    assert!(found.iter().any(|line| line.contains("from=4 to=14")), "{found:#?}");
+    let reported = |line: &String| line.contains("from=4 to=14") && line.contains("Have them published again");
+    assert!(found.iter().any(reported), "{found:#?}");
+    assert_eq!(requested(&harness).await, Vec::<String>::new());
 }
