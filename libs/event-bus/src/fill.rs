@@ -107,7 +107,7 @@ pub(crate) async fn run<H: Handler>(
 ) -> anyhow::Result<()> {
     let stream = H::Event::STREAM;
     let what = format!("filling {durable} from the owner of {stream}");
-    let owner = Owner::new(broker.clone(), stream);
+    let owner = Owner::new(broker.clone(), stream, 1);
     let (rows, estimate, doubts) = (ROWS, None, None);
     let mut filler = Filler { database, broker, durable, handler, copy, owner, rows, estimate, doubts };
     let (mut backoff, mut pause) = (Backoff::default(), LOOK);

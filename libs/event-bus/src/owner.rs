@@ -24,10 +24,13 @@ use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use sqlx::PgConnection;
 use std::time::Duration;
+use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
 /// How long a reply may take. The requester may hold the lock of a row of `bus.fills` meanwhile.
 const REPLY: Duration = Duration::from_secs(3);
+/// The pause after a request without a reply.
+const AGAIN: Duration = Duration::from_secs(1);
 /// The most aggregates of a page or a digest.
 pub(crate) const MOST: usize = 1000;
 /// Bytes of bodies after which a page ends. An event is smaller than `max_payload` of the server, and so is a page.
@@ -208,11 +211,13 @@ async fn read(
 pub(crate) struct Owner {
     requester: Requester,
     stream: &'static str,
+    /// How often to request, if there is no reply.
+    attempts: u32,
 }
 
 impl Owner {
-    pub(crate) fn new(broker: Broker, stream: &'static str) -> Self {
-        Self { requester: Requester::new(broker, REPLY), stream }
+    pub(crate) fn new(broker: Broker, stream: &'static str, attempts: u32) -> Self {
+        Self { requester: Requester::new(broker, REPLY), stream, attempts }
     }
 
     /// How many aggregates it has, about.
@@ -250,7 +255,14 @@ impl Owner {
 
     async fn ask(&self, question: Question) -> anyhow::Result<Answer> {
         let stream = self.stream;
-        let answer = self.requester.try_request(&endpoint(stream), &question).await;
+        let mut answer = self.requester.try_request(&endpoint(stream), &question).await;
+        for _ in 1..self.attempts {
+            if answer.is_ok() {
+                break;
+            }
+            sleep(AGAIN).await;
+            answer = self.requester.try_request(&endpoint(stream), &question).await;
+        }
         answer.and_then(|answer| answer.context("not found")).with_context(|| {
             format!(
                 "the owner of {stream} does not reply with its snapshots: is it running, does it have snapshots (`relay_with`), and \

@@ -27,6 +27,8 @@ use tokio::time::{Instant, sleep, timeout};
 
 /// How long Postgres or NATS may be away.
 const PATIENCE: Duration = Duration::from_secs(10);
+/// How often the owner is asked before its silence is an error.
+const ATTEMPTS: u32 = 4;
 /// How long the events of a missing or stale row may take.
 const LAG: Duration = Duration::from_secs(5);
 const POLL: Duration = Duration::from_millis(250);
@@ -127,7 +129,7 @@ async fn all(db: &PgPool, schema: &Schema, broker: &Broker) -> anyhow::Result<Ve
     let mut verified = Vec::new();
     for replica in schema.replicas() {
         let copy = &*replica.copy;
-        let owner = Owner::new(broker.clone(), copy.stream());
+        let owner = Owner::new(broker.clone(), copy.stream(), ATTEMPTS);
         let mut verifier = Verifier { db: db.acquire().await?.detach(), copy, owner, lagging: BTreeMap::new() };
         let verification = verifier.run().await?;
         verifier.db.close().await?;

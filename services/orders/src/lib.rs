@@ -25,9 +25,6 @@ use std::time::Duration;
 use store::{FindOffers, InsertOrders, OrderSnapshots};
 use ticket_events::TicketEvents;
 
-/// The durable consumer of all streams that it reads.
-const READER: &str = "orders";
-
 /// Reserves tickets: order, cancel, list; expires what is not paid
 #[derive(Debug, Clone, clap::Parser)]
 #[command(name = "orders", version)]
@@ -54,7 +51,7 @@ fn order_ttl(text: &str) -> Result<Duration, String> {
 
 /// The tables, and the rights of the service's role in them.
 pub fn schema() -> Schema {
-    Schema::new("orders", sqlx::migrate!(), include_str!("../grants.sql")).with_replica(READER, TicketEvents)
+    Schema::new("orders", sqlx::migrate!(), include_str!("../grants.sql")).with_replica("orders", TicketEvents)
 }
 
 /// The process: serves until a signal stops it, or runs one subcommand.
@@ -72,9 +69,9 @@ pub async fn start(config: Config) -> anyhow::Result<Running> {
     service.spawn("offers", |stop| finding.run(stop));
     service.spawn("inserts", |stop| inserting.run(stop));
     service.spawn("relay", |stop| bus.clone().relay_with(OrderSnapshots, stop));
-    service.spawn("ticket events", |stop| bus.clone().replicate(READER, TicketEvents, stop));
-    service.spawn("payment events", |stop| bus.clone().subscribe(READER, PaymentEvents::default(), stop));
-    service.spawn("expiration events", |stop| bus.clone().subscribe(READER, ExpirationEvents, stop));
+    service.spawn("ticket events", |stop| bus.clone().replicate("orders", TicketEvents, stop));
+    service.spawn("payment events", |stop| bus.clone().subscribe("orders", PaymentEvents::default(), stop));
+    service.spawn("expiration events", |stop| bus.clone().subscribe("orders", ExpirationEvents, stop));
     service.spawn("expiry", |stop| expiry::run(bus.clone(), stop));
     service.run(api::routes(App { bus: bus.clone(), keys, offers, inserts }), bus).await
 }

@@ -14,10 +14,17 @@ impl Snapshots for OrderSnapshots {
     type Event = OrderEvent;
 
     async fn extent(&self, db: &mut PgConnection) -> anyhow::Result<(i64, String)> {
-        // An estimate: counting a large table takes longer than a statement may.
+        // An estimate: counting a large table takes longer than a statement may. Without statistics, as after a restore, from the size of
+        // the first rows.
         let extent = sqlx::query!(
-            r#"select (select greatest(reltuples, 0)::bigint from pg_class where oid = 'orders'::regclass) as "count!",
-                      coalesce(max(id), '') as "last!" from orders"#
+            r#"
+            select case when reltuples > 0 then reltuples::bigint else coalesce((
+                       select (pg_relation_size('orders') / (28 + avg(pg_column_size(first.*))))::bigint
+                       from (select * from orders limit 100) as first
+                   ), 0) end as "count!",
+                   coalesce((select max(id) from orders), '') as "last!"
+            from pg_class where oid = 'orders'::regclass
+            "#
         );
         let extent = extent.fetch_one(db).await?;
         Ok((extent.count, extent.last))
