@@ -1,11 +1,11 @@
 //! Filling: the owner of a stream → the tables of a reader that has missed events, or that is new.
 //!
-//! A stream is a window. What a reader has missed there is in the tables of the owner, which answers for its current snapshots (see
+//! A stream is a window. What a reader has missed there is in the tables of the owner, which replies with the current snapshots (see
 //! `owner`). A request is a row of `bus.fills`: the subscription inserts one when messages were deleted before they were read, or
 //! when its consumer is new and the stream was trimmed (see `subscription::missed`); [`rebuild`] does for a person. Every replica of
 //! the service looks for requests once a second, and one of them works on the oldest one.
 //!
-//! A page is one transaction: lock the request, ask the owner for the next snapshots after the cursor, apply them as events with the
+//! A page is one transaction: lock the request, request the next snapshots after the cursor from the owner, apply them as events with the
 //! handler of the subscription, move the cursor, commit. The subscription goes on beside it. A handler ignores what is not newer, so
 //! the order of the two does not matter. A snapshot is at least as new as each event that was missed before the request: the owner
 //! had committed it before it was published. So after the last page nothing is missing.
@@ -112,7 +112,9 @@ pub(crate) async fn run<H: Handler>(
     let mut filler = Filler { database, broker, durable, handler, copy, owner, rows, estimate, doubts };
     let (mut backoff, mut pause) = (Backoff::default(), LOOK);
     while stop.run_until_cancelled(sleep(pause)).await.is_some() {
-        let step = timeout(PAGE, panics::caught("filling", filler.step())).await;
+        // A page that is cancelled is rolled back.
+        let step = timeout(PAGE, panics::caught("filling", filler.step()));
+        let Some(step) = stop.run_until_cancelled(step).await else { break };
         pause = match step.context("Postgres does not answer").flatten() {
             Ok(Step::Nothing) => LOOK,
             Ok(step) => {

@@ -1,4 +1,4 @@
-//! The owner of a stream answers for the current snapshots of its aggregates, over NATS' service API.
+//! The owner of a stream replies to requests for the current snapshots of its aggregates, over NATS' service API.
 //!
 //! A stream is a window: it does not hold the newest event of every aggregate. The tables of its owner do. A reader that has missed
 //! events, or a new one, reads pages of snapshots from the owner (see `fill`), and `verify` compares a replica with it.
@@ -28,7 +28,7 @@ use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
 /// How long a reply may take. The requester may hold the lock of a row of `bus.fills` meanwhile.
-const REPLY: Duration = Duration::from_secs(3);
+const LIMIT: Duration = Duration::from_secs(3);
 /// The pause after a request without a reply.
 const AGAIN: Duration = Duration::from_secs(1);
 /// The most aggregates of a page or a digest.
@@ -42,7 +42,7 @@ const ROWS: usize = 256;
 /// What a reader wants to know.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-enum Question {
+enum Query {
     /// How many aggregates there are, about.
     Total,
     /// The snapshots after this id.
@@ -55,7 +55,7 @@ enum Question {
 
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-enum Answer {
+enum Reply {
     Total(i64),
     Page(Page),
     Digest(Digested),
@@ -99,7 +99,7 @@ impl TryFrom<Outgoing> for Snapshot {
     }
 }
 
-fn endpoint(stream: &'static str) -> Endpoint<Question, Answer> {
+fn endpoint(stream: &'static str) -> Endpoint<Query, Reply> {
     Endpoint::new(
         "snapshots",
         stream,
@@ -107,7 +107,7 @@ fn endpoint(stream: &'static str) -> Endpoint<Question, Answer> {
     )
 }
 
-/// Answers for the snapshots of `stream` until `stop`, together with the other replicas.
+/// Replys for the snapshots of `stream` until `stop`, together with the other replicas.
 pub(crate) async fn serve(
     database: &Database,
     broker: &Broker,
@@ -117,25 +117,25 @@ pub(crate) async fn serve(
     stop: &CancellationToken,
 ) -> anyhow::Result<()> {
     // One at a time: requests of people have to be served beside it.
-    let settings = Settings { reply_timeout: REPLY, reply_concurrency: 1, ..settings.clone() };
-    let answer = |mut db: Connection, question| async move { answer(source, &mut db, question).await.map(Some) };
-    request::reply(database, broker, &settings, &endpoint(stream), answer, stop).await
+    let settings = Settings { reply_timeout: LIMIT, reply_concurrency: 1, ..settings.clone() };
+    let reply = |mut db: Connection, query| async move { reply(source, &mut db, query).await.map(Some) };
+    request::reply(database, broker, &settings, &endpoint(stream), reply, stop).await
 }
 
-async fn answer(source: &dyn Source, db: &mut PgConnection, question: Question) -> anyhow::Result<Answer> {
-    match question {
-        Question::Total => Ok(Answer::Total(source.extent(db).await?.0)),
-        Question::After { after, limit } => {
+async fn reply(source: &dyn Source, db: &mut PgConnection, query: Query) -> anyhow::Result<Reply> {
+    match query {
+        Query::Total => Ok(Reply::Total(source.extent(db).await?.0)),
+        Query::After { after, limit } => {
             let (ids, is_end) = ids_after(source, db, &after, limit).await?;
             page(source, db, &ids, is_end).await
         }
-        Question::Of { mut ids } => {
+        Query::Of { mut ids } => {
             ensure!(ids.is_sorted(), "the ids are not in ascending order");
             let is_all = ids.len() <= MOST;
             ids.truncate(MOST);
             page(source, db, &ids, is_all).await
         }
-        Question::Digest { after, limit } => {
+        Query::Digest { after, limit } => {
             let (ids, is_end) = ids_after(source, db, &after, limit).await?;
             let mut digest = Digest::new();
             read(source, db, &ids, |snapshots| {
@@ -146,7 +146,7 @@ async fn answer(source: &dyn Source, db: &mut PgConnection, question: Question) 
             })
             .await?;
             let until = ids.last().filter(|_| !is_end).cloned();
-            Ok(Answer::Digest(Digested { digest, until }))
+            Ok(Reply::Digest(Digested { digest, until }))
         }
     }
 }
@@ -166,7 +166,7 @@ async fn ids_after(
     Ok((ids, is_end))
 }
 
-async fn page(source: &dyn Source, db: &mut PgConnection, ids: &[String], is_all: bool) -> anyhow::Result<Answer> {
+async fn page(source: &dyn Source, db: &mut PgConnection, ids: &[String], is_all: bool) -> anyhow::Result<Reply> {
     let (mut page, mut bytes) = (Vec::new(), 0);
     let mut cut = None;
     read(source, db, ids, |snapshots| {
@@ -182,7 +182,7 @@ async fn page(source: &dyn Source, db: &mut PgConnection, ids: &[String], is_all
     })
     .await?;
     let until = cut.or_else(|| ids.last().filter(|_| !is_all).cloned());
-    Ok(Answer::Page(Page { snapshots: page, until }))
+    Ok(Reply::Page(Page { snapshots: page, until }))
 }
 
 /// Reads the snapshots of `ids`, some at a time in the order of ids, as long as `take` wants more.
@@ -217,53 +217,53 @@ pub(crate) struct Owner {
 
 impl Owner {
     pub(crate) fn new(broker: Broker, stream: &'static str, attempts: u32) -> Self {
-        Self { requester: Requester::new(broker, REPLY), stream, attempts }
+        Self { requester: Requester::new(broker, LIMIT), stream, attempts }
     }
 
     /// How many aggregates it has, about.
     pub(crate) async fn total(&self) -> anyhow::Result<i64> {
-        match self.ask(Question::Total).await? {
-            Answer::Total(total) => Ok(total),
+        match self.request(Query::Total).await? {
+            Reply::Total(total) => Ok(total),
             other => bail!("unexpected reply: {other:?}"),
         }
     }
 
     /// At most `limit` snapshots after an id.
     pub(crate) async fn after(&self, after: &str, limit: usize) -> anyhow::Result<Page> {
-        self.page(Question::After { after: after.to_owned(), limit }).await
+        self.page(Query::After { after: after.to_owned(), limit }).await
     }
 
     /// The snapshots of these ids, which are in ascending order; or of some of them, up to the end of the page.
     pub(crate) async fn of(&self, ids: Vec<String>) -> anyhow::Result<Page> {
-        self.page(Question::Of { ids }).await
+        self.page(Query::Of { ids }).await
     }
 
     /// The digest of the next `limit` aggregates after an id.
     pub(crate) async fn digest(&self, after: &str, limit: usize) -> anyhow::Result<Digested> {
-        match self.ask(Question::Digest { after: after.to_owned(), limit }).await? {
-            Answer::Digest(digested) => Ok(digested),
+        match self.request(Query::Digest { after: after.to_owned(), limit }).await? {
+            Reply::Digest(digested) => Ok(digested),
             other => bail!("unexpected reply: {other:?}"),
         }
     }
 
-    async fn page(&self, question: Question) -> anyhow::Result<Page> {
-        match self.ask(question).await? {
-            Answer::Page(page) => Ok(page),
+    async fn page(&self, query: Query) -> anyhow::Result<Page> {
+        match self.request(query).await? {
+            Reply::Page(page) => Ok(page),
             other => bail!("unexpected reply: {other:?}"),
         }
     }
 
-    async fn ask(&self, question: Question) -> anyhow::Result<Answer> {
+    async fn request(&self, query: Query) -> anyhow::Result<Reply> {
         let stream = self.stream;
-        let mut answer = self.requester.try_request(&endpoint(stream), &question).await;
+        let mut reply = self.requester.try_request(&endpoint(stream), &query).await;
         for _ in 1..self.attempts {
-            if answer.is_ok() {
+            if reply.is_ok() {
                 break;
             }
             sleep(AGAIN).await;
-            answer = self.requester.try_request(&endpoint(stream), &question).await;
+            reply = self.requester.try_request(&endpoint(stream), &query).await;
         }
-        answer.and_then(|answer| answer.context("not found")).with_context(|| {
+        reply.and_then(|reply| reply.context("not found")).with_context(|| {
             format!(
                 "the owner of {stream} does not reply with its snapshots: is it running, does it have snapshots (`relay_with`), and \
                  may the user of NATS publish to snapshots.{stream}?"

@@ -4,6 +4,7 @@ use crate::documents::{Document, DocumentEvent};
 use event_bus::{Copied, Handler, Publish, Received, Replica, Transaction, encode_json};
 use sqlx::PgConnection;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use tokio::sync::Semaphore;
 
 /// The table. Its owner creates it before the first subscription.
@@ -16,13 +17,18 @@ pub const TABLE: &str = "create table if not exists copies (
 pub struct Copies {
     /// Wrong rows are deleted for each permit.
     pub gate: Arc<Semaphore>,
+    /// A range is read for each permit.
+    pub reads: Arc<Semaphore>,
+    /// How many ranges were to be read.
+    pub begun: Arc<AtomicUsize>,
     /// Cannot be applied.
     pub refused: Option<String>,
 }
 
 impl Default for Copies {
     fn default() -> Self {
-        Self { gate: Arc::new(Semaphore::new(Semaphore::MAX_PERMITS)), refused: None }
+        let open = || Arc::new(Semaphore::new(Semaphore::MAX_PERMITS));
+        Self { gate: open(), reads: open(), begun: Arc::default(), refused: None }
     }
 }
 
@@ -56,6 +62,8 @@ impl Replica for Copies {
         until: Option<&str>,
         limit: i64,
     ) -> anyhow::Result<Vec<Copied>> {
+        self.begun.fetch_add(1, Ordering::Relaxed);
+        self.reads.acquire().await?.forget();
         let rows = "select id, version, title from copies where id > $1 and ($2::text is null or id <= $2) order by id limit $3";
         Ok(copied(sqlx::query_as(rows).bind(after).bind(until).bind(limit).fetch_all(db).await?))
     }

@@ -4,26 +4,24 @@ use crate::copies::{self, Copies};
 use crate::documents::Id;
 use crate::harness::Harness;
 use crate::log::Log;
+use crate::rebuilding;
 use crate::shelf::{Shelf, change, put};
-use event_bus::{Bus, Rebuilt, Schema, Verification, rebuild, verify};
+use event_bus::Bus;
 use sqlx::PgConnection;
-use sqlx::migrate::Migrator;
-use std::sync::Arc;
 use std::time::Duration;
 use testkit::{eventually, eventually_within};
-use tokio::sync::Semaphore;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 /// An owner, and the table of its reader.
-async fn start() -> (Harness, Bus) {
+pub async fn start() -> (Harness, Bus) {
     let mut harness = Harness::start().await;
     let bus = harness.healing_relay(Shelf).await;
     sqlx::query(copies::TABLE).execute(&mut harness.db().await).await.unwrap();
     (harness, bus)
 }
 
-async fn documents(bus: &Bus, harness: &Harness, count: usize) -> Vec<Id> {
+pub async fn documents(bus: &Bus, harness: &Harness, count: usize) -> Vec<Id> {
     let ids: Vec<Id> = (0..count).map(|_| Id::generate()).collect();
     put(bus, &ids).await;
     harness.published().await;
@@ -31,13 +29,13 @@ async fn documents(bus: &Bus, harness: &Harness, count: usize) -> Vec<Id> {
 }
 
 /// Keeps the replica until the token is cancelled.
-async fn read(harness: &Harness, copies: Copies) -> (CancellationToken, JoinHandle<anyhow::Result<()>>) {
+pub async fn read(harness: &Harness, copies: Copies) -> (CancellationToken, JoinHandle<anyhow::Result<()>>) {
     let (bus, stop) = (harness.bus(&harness.nats.url()).await, CancellationToken::new());
     let reading = tokio::spawn(bus.replicate("reader", copies, stop.clone()));
     (stop, reading)
 }
 
-async fn stopped((stop, reading): (CancellationToken, JoinHandle<anyhow::Result<()>>)) {
+pub async fn stopped((stop, reading): (CancellationToken, JoinHandle<anyhow::Result<()>>)) {
     stop.cancel();
     reading.await.unwrap().unwrap();
 }
@@ -55,13 +53,13 @@ async fn forget_reader(harness: &Harness) {
 }
 
 /// How many rows of the replica differ from the documents.
-async fn differences(db: &mut PgConnection) -> i64 {
+pub async fn differences(db: &mut PgConnection) -> i64 {
     let sql = "select count(*) from documents full join copies using (id)
                where (documents.version, documents.title) is distinct from (copies.version, copies.title)";
     sqlx::query_scalar(sql).fetch_one(db).await.unwrap()
 }
 
-async fn filled(harness: &Harness) {
+pub async fn filled(harness: &Harness) {
     eventually_within(Duration::from_secs(30), "the replica to be filled", async || {
         let mut db = harness.db().await;
         let differences = differences(&mut db).await;
@@ -78,19 +76,6 @@ async fn filled(harness: &Harness) {
 async fn done(harness: &Harness) -> (i64, i64) {
     let sql = "select coalesce(sum(passed), 0)::bigint, coalesce(sum(written), 0)::bigint from bus.fills";
     sqlx::query_as(sql).fetch_one(&mut harness.db().await).await.unwrap()
-}
-
-fn schema() -> Schema {
-    Schema::new("test", Migrator::DEFAULT, "").with_replica("reader", Copies::default())
-}
-
-async fn verified(harness: &Harness) -> Verification {
-    let nats = harness.settings(&harness.nats.url()).nats;
-    verify(&harness.database_url, &schema(), nats).await.unwrap().remove(0)
-}
-
-async fn sql(harness: &Harness, sql: &'static str, id: Id) {
-    sqlx::query(sql).bind(id.to_string()).execute(&mut harness.db().await).await.unwrap();
 }
 
 #[tokio::test]
@@ -229,167 +214,6 @@ async fn pages_of_large_snapshots_are_short() {
     forget_reader(&harness).await;
     let reading = read(&harness, Copies::default()).await;
     filled(&harness).await;
-    assert!(verified(&harness).await.is_equal());
+    assert!(rebuilding::verified(&harness).await.is_equal());
     stopped(reading).await;
-}
-
-/// Damages one row in each way. Returns their documents.
-async fn damage(harness: &Harness, ids: &[Id]) -> [String; 5] {
-    sql(harness, "delete from copies where id = $1", ids[0]).await;
-    sql(harness, "update copies set version = 0, title = 'version 0' where id = $1", ids[1]).await;
-    sql(harness, "update copies set version = 1000 where id = $1", ids[2]).await;
-    sql(harness, "update copies set title = 'other' where id = $1", ids[3]).await;
-    let invented = Id::generate();
-    sql(harness, "insert into copies values ($1, 3, 'invented')", invented).await;
-    [ids[0], ids[1], ids[2], ids[3], invented].map(|id| id.to_string())
-}
-
-#[tokio::test]
-async fn verify_finds_each_kind_of_difference_and_a_rebuild_repairs_it() {
-    let (harness, bus) = start().await;
-    let ids = documents(&bus, &harness, 2500).await;
-    change(&bus, ids[1], 1).await;
-    let reading = read(&harness, Copies::default()).await;
-    filled(&harness).await;
-    let equal = verified(&harness).await;
-    assert!(equal.is_equal(), "{equal:?}");
-    assert_eq!((equal.counted, equal.ranges, equal.compared), (2500, 3, 0));
-
-    let [missing, stale, newer, different, unknown] = damage(&harness, &ids).await;
-    let found = verified(&harness).await;
-    for (ids, expected) in [
-        (&found.missing, missing),
-        (&found.stale, stale),
-        (&found.newer, newer),
-        (&found.different, different),
-        (&found.unknown, unknown),
-    ] {
-        assert_eq!((ids.count, &ids.first), (1, &vec![expected]), "{found:?}");
-    }
-    let rebuilt = rebuild(&harness.database_url, &schema()).await.unwrap();
-    // The row with another version was written once more, after the owner was asked again, only if it had changed.
-    assert_eq!(rebuilt, Rebuilt::Done { passed: 2500, written: 5, failed: 0 });
-    assert_eq!(differences(&mut harness.db().await).await, 0);
-    assert!(verified(&harness).await.is_equal());
-    stopped(reading).await;
-}
-
-#[tokio::test]
-async fn a_replica_of_many_rows_that_the_owner_does_not_have_is_emptied() {
-    let (harness, bus) = start().await;
-    documents(&bus, &harness, 3).await;
-    let reading = read(&harness, Copies::default()).await;
-    filled(&harness).await;
-    let invent = "insert into copies select 'invented ' || number, 1, 'x' from generate_series(1, 3000) as number";
-    sqlx::query(invent).execute(&mut harness.db().await).await.unwrap();
-    let found = verified(&harness).await;
-    assert_eq!((found.unknown.count, found.unknown.first.len()), (3000, 20), "{found:?}");
-    let rebuilt = rebuild(&harness.database_url, &schema()).await.unwrap();
-    assert_eq!(rebuilt, Rebuilt::Done { passed: 3, written: 3000, failed: 0 });
-    assert_eq!(differences(&mut harness.db().await).await, 0);
-    stopped(reading).await;
-}
-
-/// While the row was wrong, live events were ignored: also those after the answer of the owner with which it is replaced.
-#[tokio::test]
-async fn an_event_that_a_wrong_row_has_ignored_is_not_lost() {
-    let (harness, bus) = start().await;
-    let ids = documents(&bus, &harness, 5).await;
-    let gate = Arc::new(Semaphore::new(0));
-    let reading = read(&harness, Copies { gate: gate.clone(), ..Copies::default() }).await;
-    filled(&harness).await;
-    sql(&harness, "update copies set version = 1000 where id = $1", ids[2]).await;
-    let meanwhile = async {
-        // The owner has answered, and the row is not deleted yet.
-        eventually("the gate", async || waits(&harness).await).await.unwrap();
-        change(&bus, ids[2], 1).await;
-        harness.published().await;
-        eventually("the event to be acknowledged", async || {
-            let stream = harness.jetstream().await.get_stream("DOCUMENTS").await.unwrap();
-            stream.consumer_info("reader").await.unwrap().ack_floor.stream_sequence == 6
-        })
-        .await
-        .unwrap();
-        gate.add_permits(1);
-    };
-    let schema = schema();
-    let (rebuilt, ()) = tokio::join!(rebuild(&harness.database_url, &schema), meanwhile);
-    let rebuilt = rebuilt.unwrap();
-    assert!(matches!(rebuilt, Rebuilt::Done { failed: 0, .. }), "{rebuilt:?}");
-    assert_eq!(differences(&mut harness.db().await).await, 0);
-    stopped(reading).await;
-}
-
-/// Whether a transaction of the rebuild waits for the gate: it has locked the request, and executes nothing.
-async fn waits(harness: &Harness) -> bool {
-    let sql = "select count(*) from pg_stat_activity
-               where datname = current_database() and state = 'idle in transaction' and query ilike '%savepoint%'";
-    let waiting: i64 = sqlx::query_scalar(sql).fetch_one(&mut harness.db().await).await.unwrap();
-    waiting > 0
-}
-
-/// Writers change the documents while all pages are compared, and a reader looks whether a row goes back.
-#[tokio::test]
-async fn a_rebuild_under_writes_sets_no_row_back() {
-    let (harness, bus) = start().await;
-    let ids = documents(&bus, &harness, 800).await;
-    let reading = read(&harness, Copies::default()).await;
-    filled(&harness).await;
-    let writing = CancellationToken::new();
-    let writers: Vec<_> = (0..4)
-        .map(|writer| {
-            let (bus, writing) = (bus.clone(), writing.clone());
-            let ids: Vec<Id> = ids.iter().copied().skip(writer).step_by(4).collect();
-            tokio::spawn(async move {
-                for version in 1.. {
-                    for id in &ids {
-                        if writing.is_cancelled() {
-                            return;
-                        }
-                        change(&bus, *id, version).await;
-                    }
-                }
-            })
-        })
-        .collect();
-    let watched = tokio::spawn({
-        let (mut db, writing) = (harness.db().await, writing.clone());
-        async move {
-            let mut before: Vec<(String, i64)> = Vec::new();
-            while !writing.is_cancelled() {
-                let sql = "select id, version from copies order by id";
-                let now: Vec<(String, i64)> = sqlx::query_as(sql).fetch_all(&mut db).await.unwrap();
-                assert!(now.len() >= 800, "{} rows", now.len());
-                for (before, now) in before.iter().zip(&now) {
-                    assert!(before.0 == now.0 && before.1 <= now.1, "{now:?} after {before:?}");
-                }
-                before = now;
-            }
-        }
-    });
-    for _ in 0..3 {
-        let rebuilt = rebuild(&harness.database_url, &schema()).await.unwrap();
-        assert!(matches!(rebuilt, Rebuilt::Done { passed: 800, failed: 0, .. }), "{rebuilt:?}");
-        let found = verified(&harness).await;
-        assert!(found.is_equal(), "{found:?}");
-    }
-    writing.cancel();
-    watched.await.unwrap();
-    for writer in writers {
-        writer.await.unwrap();
-    }
-    filled(&harness).await;
-    stopped(reading).await;
-}
-
-#[tokio::test]
-async fn a_rebuild_without_a_running_service_is_kept() {
-    let (harness, bus) = start().await;
-    documents(&bus, &harness, 3).await;
-    assert_eq!(rebuild(&harness.database_url, &schema()).await.unwrap(), Rebuilt::NotBegun);
-    let reading = read(&harness, Copies::default()).await;
-    filled(&harness).await;
-    stopped(reading).await;
-    let error = rebuild(&harness.database_url, &Schema::new("test", Migrator::DEFAULT, "")).await.unwrap_err();
-    assert!(error.to_string().contains("this service has no replica"), "{error}");
 }

@@ -16,6 +16,7 @@ mod lost_history;
 mod migrating;
 mod missed;
 mod publishing;
+mod rebuilding;
 mod relay_steps;
 mod republishing;
 mod settings;
