@@ -227,7 +227,7 @@ impl<H: Handler> Filler<'_, H> {
         tx.execute("savepoint filled").await?;
         let applied = panics::caught("the handler", self.handle(tx, events, replaced)).await;
         match applied {
-            Err(error) if is_outage(&error) => return Err(error),
+            Err(error) if is_outage(&error) => Err(error),
             Err(error) => {
                 tx.execute("rollback to savepoint filled").await?;
                 Ok(Err(error))

@@ -107,7 +107,7 @@ fn endpoint(stream: &'static str) -> Endpoint<Query, Reply> {
     )
 }
 
-/// Replys for the snapshots of `stream` until `stop`, together with the other replicas.
+/// Replies with the snapshots of `stream` until `stop`, together with the other replicas.
 pub(crate) async fn serve(
     database: &Database,
     broker: &Broker,

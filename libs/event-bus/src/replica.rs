@@ -6,7 +6,7 @@ use event_bus_core::{DecodeError, Event};
 use futures::FutureExt;
 use futures::future::BoxFuture;
 use sqlx::PgConnection;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::future::Future;
 
@@ -148,7 +148,7 @@ pub(crate) struct Differs {
 /// Compares the owner's rows with those of a replica, of the same ids.
 pub(crate) fn compare(theirs: &[Copied], mine: &[Copied]) -> BTreeMap<String, Differs> {
     let rows: BTreeMap<&str, &Copied> = mine.iter().map(|row| (row.id.as_str(), row)).collect();
-    let known: BTreeMap<&str, ()> = theirs.iter().map(|row| (row.id.as_str(), ())).collect();
+    let known: BTreeSet<&str> = theirs.iter().map(|row| row.id.as_str()).collect();
     let here = theirs.iter().filter_map(|theirs| {
         let mine = rows.get(theirs.id.as_str());
         let difference = match mine {
@@ -160,7 +160,7 @@ pub(crate) fn compare(theirs: &[Copied], mine: &[Copied]) -> BTreeMap<String, Di
         };
         Some((theirs.id.clone(), Differs { mine: mine.map(|mine| mine.version), difference }))
     });
-    let unknown = mine.iter().filter(|mine| !known.contains_key(mine.id.as_str()));
+    let unknown = mine.iter().filter(|mine| !known.contains(mine.id.as_str()));
     let unknown =
         unknown.map(|mine| (mine.id.clone(), Differs { mine: Some(mine.version), difference: Difference::Unknown }));
     here.chain(unknown).collect()
