@@ -6,7 +6,7 @@ grant select on sequence bus.outbox_id_seq to :"role";
 grant select, insert, update (last_seq, stream_created_at, republishes) on bus.relay to :"role";
 grant select, insert, delete on bus.position to :"role";
 grant update (floor) on bus.position to :"role";
-grant select, insert, update, delete on bus.republish, bus.checkpoints, bus.recovery, bus.recovery_reads to :"role";
+grant select, insert, update, delete on bus.republish, bus.checkpoints, bus.recovery, bus.recovery_reads, bus.fills to :"role";
 grant select, insert, update on bus.dead_letters, bus.read_positions to :"role";
 grant select, insert, delete on bus.tasks to :"role";
 grant update (status, due_at, attempts, error, updated_at) on bus.tasks to :"role";

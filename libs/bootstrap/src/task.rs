@@ -1,6 +1,10 @@
-//! The subcommands of a service: `migrate`, `provision`, `republish`, `recover`, `health`.
+//! The subcommands of a service: `migrate`, `provision`, `republish`, `recover`, `health`; and, if it has a replica, `verify` and
+//! `rebuild`.
 //!
 //! Each runs once, with rights that the service itself does not need.
+
+mod recover;
+mod replica;
 
 use std::io::{Read as _, Write as _};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
@@ -9,12 +13,14 @@ use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
 use clap::{Args, Subcommand};
-use event_bus::{Schema, Unknown};
+use event_bus::Schema;
 
+use self::recover::Recover;
+use self::replica::{Rebuild, Verify};
 use crate::config::{LogConfig, NatsConfig, duration};
 
 // Not a doc comment: it would replace the description of the service in `--help`.
-// The exit code is 0 on success, 1 otherwise, with the reason; 3 if `recover` found something.
+// The exit code is 0 on success, 1 otherwise, with the reason; 3 if `recover` or `verify` found something.
 #[derive(Subcommand)]
 pub(crate) enum Task {
     Migrate(Migrate),
@@ -23,8 +29,16 @@ pub(crate) enum Task {
     Republish(Republish),
     // Boxed for the same reason.
     Recover(Box<Recover>),
+    Verify(Box<Verify>),
+    Rebuild(Rebuild),
     Health(Health),
 }
+
+/// The exit code of `recover` and `verify` if they found something.
+const FOUND: u8 = 3;
+
+/// Those of services with a replica.
+pub(crate) const OF_REPLICAS: [&str; 2] = ["verify", "rebuild"];
 
 /// Bring the database up to date, and let the service's role use it
 ///
@@ -108,27 +122,6 @@ impl From<Scope> for event_bus::Republish {
     }
 }
 
-/// Show what a database that is older than its stream would take over
-///
-/// Only shows it: a running service recovers by itself, when it starts. Changes nothing. The exit code is 0 if there is nothing to
-/// take over, and 3 if there is.
-#[derive(Args)]
-pub(crate) struct Recover {
-    /// Change nothing
-    #[arg(long, required = true)]
-    dry_run: bool,
-
-    /// The service's database: `postgres://user:password@host/database`
-    #[arg(long, env, hide_env_values = true)]
-    database_url: String,
-
-    #[command(flatten)]
-    nats: NatsConfig,
-
-    #[command(flatten)]
-    log: LogConfig,
-}
-
 /// Check whether the service in this container is ready
 ///
 /// For health checks in an image without other programs.
@@ -149,8 +142,15 @@ impl Task {
             Self::Provision(task) => &task.log,
             Self::Republish(task) => &task.log,
             Self::Recover(task) => &task.log,
+            Self::Verify(task) => &task.log,
+            Self::Rebuild(task) => &task.log,
             Self::Health(task) => &task.log,
         }
+    }
+
+    /// Whether its output is on stdout, so that the log goes to stderr.
+    pub(crate) fn prints(&self) -> bool {
+        matches!(self, Self::Verify(_))
     }
 
     pub(crate) async fn run(self, schema: &Schema) -> anyhow::Result<ExitCode> {
@@ -175,44 +175,11 @@ impl Task {
                 }
             }
             Self::Recover(task) => return task.run(schema).await,
+            Self::Verify(task) => return task.run(schema).await,
+            Self::Rebuild(task) => task.run(schema).await?,
             Self::Health(task) => ready(task.http_addr)?,
         }
         Ok(ExitCode::SUCCESS)
-    }
-}
-
-impl Recover {
-    async fn run(&self, schema: &Schema) -> anyhow::Result<ExitCode> {
-        /// Something is to be taken over.
-        const FOUND: u8 = 3;
-        let mut code = ExitCode::SUCCESS;
-        for unknown in event_bus::find_unknown(&self.database_url, schema, &self.nats.settings()).await? {
-            let Unknown { stream, position, end, deleted, events, aggregates, published } = unknown;
-            if events == 0 && deleted == 0 {
-                tracing::info!(stream, position, end, "nothing to take over: the database is as new as its stream");
-                continue;
-            }
-            code = ExitCode::from(FOUND);
-            let (first, last) = published.map(|(first, last)| (first.to_string(), last.to_string())).unzip();
-            tracing::warn!(
-                stream,
-                position,
-                end,
-                events,
-                aggregates,
-                first,
-                last,
-                "the database is older than its stream"
-            );
-            if deleted > 0 {
-                tracing::error!(
-                    stream,
-                    deleted,
-                    "messages after the position are deleted: the database cannot be recovered. Restore a newer one"
-                );
-            }
-        }
-        Ok(code)
     }
 }
 

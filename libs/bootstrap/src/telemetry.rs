@@ -1,6 +1,6 @@
 //! Logs and metrics.
 //!
-//! Logs: one line per entry on stdout, with times in UTC. Metrics: recorded with the `metrics` crate, exposed at `/metrics` in
+//! Logs: one line per entry on stdout, or on stderr if the output of a command is on stdout, with times in UTC. Metrics: recorded with the `metrics` crate, exposed at `/metrics` in
 //! the text format of Prometheus.
 
 use std::io::IsTerminal as _;
@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use anyhow::Context as _;
 use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
 use tracing_subscriber::EnvFilter;
+use tracing_subscriber::fmt::writer::BoxMakeWriter;
 
 /// The format of log lines.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
@@ -23,9 +24,14 @@ pub enum LogFormat {
 /// Starts logging with a filter in the syntax of `RUST_LOG`.
 ///
 /// Only the first call has an effect: tests start several services in one process. Fails only if the filter is malformed.
-pub fn init(format: LogFormat, filter: &str) -> anyhow::Result<()> {
+pub fn init(format: LogFormat, filter: &str, to_stderr: bool) -> anyhow::Result<()> {
     let filter = EnvFilter::try_new(filter).with_context(|| format!("malformed log filter {filter:?}"))?;
-    let lines = tracing_subscriber::fmt().with_env_filter(filter).with_ansi(std::io::stdout().is_terminal());
+    let (writer, is_terminal) = if to_stderr {
+        (BoxMakeWriter::new(std::io::stderr), std::io::stderr().is_terminal())
+    } else {
+        (BoxMakeWriter::new(std::io::stdout), std::io::stdout().is_terminal())
+    };
+    let lines = tracing_subscriber::fmt().with_env_filter(filter).with_ansi(is_terminal).with_writer(writer);
     // An error means that a subscriber is already set.
     let _ = match format {
         LogFormat::Text => lines.try_init(),

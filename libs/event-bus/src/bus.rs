@@ -6,7 +6,10 @@ use crate::connection::{Connection, Transaction};
 use crate::database::Database;
 use crate::duties::Duties;
 use crate::error::{Error, Result};
+use crate::fill;
+use crate::owner;
 use crate::relay;
+use crate::replica::{Copy, Replica};
 use crate::republish::{self, Snapshots, Source};
 use crate::request::{self, Requester};
 use crate::retry::Backoff;
@@ -137,8 +140,9 @@ impl Bus {
         }
     }
 
-    /// The same, and heals the stream if the broker lost events of it, with the current snapshots of the tables. If the database is
-    /// older than the stream, as after a restore from a backup, it takes over what it lost from the stream.
+    /// The same, with the current snapshots of the tables: heals the stream if the broker lost events of it, and replies to readers
+    /// that have missed events, or that are new, on the subject `snapshots.<stream>`. If the database is older than the stream, as after
+    /// a restore from a backup, it takes over what it lost from the stream.
     ///
     /// A stream that was healed does not hold every version of every aggregate, but the newest one. Until the snapshots are published, readers
     /// have an older state.
@@ -156,6 +160,7 @@ impl Bus {
                 tokio::try_join!(
                     relay::run(database, broker, settings, duties, stream, Some(source), &stop),
                     republish::run(database, stream, source, &stop),
+                    owner::serve(database, broker, settings, stream, source, &stop),
                 )?;
             }
             Ok(())
@@ -163,6 +168,9 @@ impl Bus {
     }
 
     /// Applies the events of `H::Event`'s stream until `stop`, as the durable consumer `durable`.
+    ///
+    /// A consumer that is new on a trimmed stream, or whose messages were deleted before it has acknowledged them, gets the current
+    /// snapshots from the owner of the stream: the handler applies them as events.
     ///
     /// Call this for all subscriptions when the service starts: a database that is recovered gets the events of all of them again.
     pub fn subscribe<H: Handler>(
@@ -172,13 +180,37 @@ impl Bus {
         stop: CancellationToken,
     ) -> impl Future<Output = anyhow::Result<()>> + Send + 'static {
         self.duties.reads(H::Event::STREAM, durable);
-        async move {
-            if self.prepared(&stop).await {
-                while !self.is_compared() && stop.run_until_cancelled(sleep(LOOK)).await.is_some() {}
-                subscription::run(&self.database, &self.broker, &self.settings, durable, &handler, &stop).await?;
-            }
-            Ok(())
+        async move { self.apply(durable, &handler, None, &stop).await }
+    }
+
+    /// The same for a [`Replica`], which [`rebuild`](crate::rebuild) can then repair row by row. See also
+    /// [`Schema::with_replica`].
+    pub fn replicate<R: Replica>(
+        self,
+        durable: &'static str,
+        replica: R,
+        stop: CancellationToken,
+    ) -> impl Future<Output = anyhow::Result<()>> + Send + 'static {
+        self.duties.reads(R::Event::STREAM, durable);
+        async move { self.apply(durable, &replica, Some(&replica), &stop).await }
+    }
+
+    async fn apply<H: Handler>(
+        &self,
+        durable: &'static str,
+        handler: &H,
+        copy: Option<&dyn Copy>,
+        stop: &CancellationToken,
+    ) -> anyhow::Result<()> {
+        if self.prepared(stop).await {
+            while !self.is_compared() && stop.run_until_cancelled(sleep(LOOK)).await.is_some() {}
+            let Self { database, broker, settings, .. } = self;
+            tokio::try_join!(
+                subscription::run(database, broker, settings, durable, handler, stop),
+                fill::run(database, broker, durable, handler, copy, stop),
+            )?;
         }
+        Ok(())
     }
 
     /// Performs the tasks of the kind `T` until `stop`, together with the other replicas. Does not need NATS.

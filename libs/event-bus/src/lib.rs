@@ -16,7 +16,8 @@
 //! Concurrent requests can share a statement and a commit: [`Bus::batcher`].
 //!
 //! A stream that lost events is healed by its owner, if it has [`Snapshots`] of its tables, and a database that is older than its stream
-//! takes over what it lost: [`Bus::relay_with`].
+//! takes over what it lost: [`Bus::relay_with`]. A reader that has missed events, or that is new, gets the current snapshots from the
+//! owner. A [`Replica`] can be compared with its owner ([`verify()`]) and repaired row by row ([`rebuild`]).
 //!
 //! Beside events there are requests ([`Bus::request`], [`Bus::reply`]). A reply comes within
 //! [`Settings::reply_timeout`] or not at all: use a request only if the service also works without the reply.
@@ -104,7 +105,8 @@
 //! # Where to read on
 //!
 //! Read `database` and `broker` first: events move between these two servers. Then read the protocols: `outbox`,
-//! `relay`, `window`, `republish`, `recovery`, `subscription`, `pull`, `dead_letters`, `task`, `request`, `batcher`, in this order; then `bus`, which owns all.
+//! `relay`, `window`, `republish`, `recovery`, `subscription`, `pull`, `dead_letters`, `task`, `request`, `owner`, `fill`, `verify`,
+//! `batcher`, in this order; then `bus`, which owns all.
 #![warn(missing_docs)]
 
 mod backpressure;
@@ -114,17 +116,22 @@ mod bus;
 mod connection;
 mod database;
 mod dead_letters;
+mod digest;
 mod duties;
 mod error;
+mod estimate;
 mod event_id;
+mod fill;
 mod headers;
 mod nats;
 mod outbox;
+mod owner;
 mod panics;
 mod postgres;
 mod pull;
 mod recovery;
 mod relay;
+mod replica;
 mod republish;
 mod request;
 mod retry;
@@ -134,6 +141,7 @@ mod subscription;
 mod task;
 mod topology;
 pub mod trace;
+mod verify;
 mod window;
 
 pub use batcher::{Batcher, Batching, Statement};
@@ -141,11 +149,13 @@ pub use bus::Bus;
 pub use connection::{Connection, Transaction};
 pub use error::{Error, Result, is_outage};
 pub use event_bus_core::{DecodeError, Endpoint, Event, Publish, decode_json, deserialize_version, encode_json};
+pub use fill::{Rebuilt, rebuild};
 pub use headers::Headers;
 pub use nats::{Authentication, NatsSettings};
 pub use outbox::{Columns, Outgoing};
 pub use panics::panic_message;
 pub use relay::{Unknown, find_unknown};
+pub use replica::{Copied, Replica};
 pub use republish::{Republish, Snapshots, request_republish};
 pub use retry::Backoff;
 pub use schema::{Schema, migrate};
@@ -153,3 +163,4 @@ pub use settings::Settings;
 pub use subscription::{Handler, Received};
 pub use task::Task;
 pub use topology::{Topology, TopologyError, provision};
+pub use verify::{Ids, Verification, verify};

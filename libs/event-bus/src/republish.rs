@@ -41,6 +41,7 @@ pub(crate) use source::Source;
 
 use crate::connection::Transaction;
 use crate::database::Database;
+use crate::estimate::Estimate;
 use crate::outbox::{Columns, Outgoing};
 use crate::panics;
 use crate::retry::Backoff;
@@ -48,7 +49,7 @@ use anyhow::{Context, ensure};
 use request::Request;
 use std::collections::HashSet;
 use std::time::Duration;
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
 /// How often to look for requests.
@@ -65,9 +66,6 @@ const FIRST_ROWS: usize = 16;
 const BYTES: usize = 1 << 20;
 /// The next page is appended when fewer events than this wait.
 pub(crate) const LITTLE: i64 = 128;
-/// After this long, and then every [`REMINDER`], progress is logged.
-const SLOW: Duration = Duration::from_secs(2);
-const REMINDER: Duration = Duration::from_secs(10);
 
 /// A page waits briefly for a lock: it holds the locks of other rows meanwhile. Ids are looked up in indexes whatever the statistics
 /// of a young table say.
@@ -88,16 +86,8 @@ struct Republisher<'a> {
     stream: &'static str,
     source: &'a dyn Source,
     rows: usize,
-    progress: Option<Progress>,
-}
-
-/// What this process has done for a request.
-struct Progress {
-    request: i64,
-    begun: Instant,
-    /// How many aggregates were passed before.
-    from: i64,
-    logged: Instant,
+    /// The request on which this process works.
+    progress: Option<(i64, Estimate)>,
 }
 
 /// Works on the requests of `stream` until `stop`.
@@ -157,12 +147,11 @@ impl Republisher<'_> {
             request.until = until;
             tracing::info!(stream, reason, total, "republishing the current state from the tables");
         }
-        if self.progress.as_ref().is_none_or(|progress| progress.request != id) {
+        if self.progress.as_ref().is_none_or(|(request, _)| *request != id) {
             if passed > 0 {
                 tracing::info!(stream, reason, passed, "resuming the republish");
             }
-            let now = Instant::now();
-            self.progress = Some(Progress { request: id, begun: now, from: passed, logged: now });
+            self.progress = Some((id, Estimate::new(passed)));
         }
         Ok(())
     }
@@ -202,16 +191,9 @@ impl Republisher<'_> {
 
     /// Logs the progress of a request that takes long.
     fn log(&mut self, request: &Request, passed: i64) {
-        let Some(progress) = &mut self.progress else { return };
-        let elapsed = progress.begun.elapsed();
-        let due = if progress.logged == progress.begun { SLOW } else { REMINDER };
-        if progress.logged.elapsed() < due {
-            return;
-        }
-        progress.logged = Instant::now();
         let total = request.total.unwrap_or_default().max(passed);
-        let remaining = remaining(elapsed, passed - progress.from, total - passed);
-        let remaining = format!("{:.0}s", remaining.as_secs_f64());
+        let Some((_, estimate)) = &mut self.progress else { return };
+        let Some(remaining) = estimate.due(passed, total) else { return };
         tracing::info!(stream = self.stream, reason = request.reason, passed, total, remaining, "republishing");
     }
 
@@ -228,13 +210,6 @@ impl Republisher<'_> {
             "republished the current state"
         );
     }
-}
-
-/// How long `ahead` will take, if `done` took `elapsed`.
-fn remaining(elapsed: Duration, done: i64, ahead: i64) -> Duration {
-    #[expect(clippy::cast_precision_loss, reason = "an estimate")]
-    let share = ahead.max(0) as f64 / done.max(1) as f64;
-    Duration::try_from_secs_f64(elapsed.as_secs_f64() * share).unwrap_or(Duration::MAX)
 }
 
 /// Appends the snapshots whose events are not in the outbox already. Returns how many these are.
@@ -256,18 +231,4 @@ async fn append_missing(tx: &mut Transaction, stream: &str, snapshots: &[Outgoin
     let appended = appended.execute(&mut **tx).await?.rows_affected();
     tx.wake_relays();
     Ok(appended)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::remaining;
-    use std::time::Duration;
-
-    #[test]
-    fn the_estimate_is_the_rate_so_far() {
-        let seconds = Duration::from_secs;
-        assert_eq!(remaining(seconds(10), 100, 300), seconds(30));
-        assert_eq!(remaining(seconds(10), 100, 0), seconds(0));
-        assert_eq!(remaining(seconds(1), 0, 2), seconds(2));
-    }
 }

@@ -58,7 +58,8 @@ impl Requester {
         reply
     }
 
-    async fn try_request<Q: Serialize, A: DeserializeOwned>(
+    /// Does not log a failure.
+    pub(crate) async fn try_request<Q: Serialize, A: DeserializeOwned>(
         &self,
         endpoint: &Endpoint<Q, A>,
         body: &Q,

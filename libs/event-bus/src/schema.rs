@@ -5,6 +5,7 @@
 
 use crate::error::{Error, is_outage};
 use crate::postgres;
+use crate::replica::{Registered, Replica};
 use crate::retry::patiently;
 use anyhow::{Context, bail, ensure};
 use sqlx::error::DatabaseError;
@@ -26,6 +27,8 @@ pub struct Schema {
     migrations: [Migrator; 2],
     /// In the same order.
     grants: [&'static str; 2],
+    /// Tables that are replicas.
+    replicas: Vec<Registered>,
 }
 
 impl Schema {
@@ -34,7 +37,33 @@ impl Schema {
     /// `grants` are all rights of the service's role in its tables: statements for psql, in which the role is
     /// `:"role"`.
     pub fn new(service: &'static str, migrations: Migrator, grants: &'static str) -> Self {
-        Self { service, migrations: [sqlx::migrate!(), migrations].map(tolerant), grants: [GRANTS, grants] }
+        Self {
+            service,
+            migrations: [sqlx::migrate!(), migrations].map(tolerant),
+            grants: [GRANTS, grants],
+            replicas: Vec::new(),
+        }
+    }
+
+    /// The same, with a replica that [`Bus::replicate`](crate::Bus::replicate) keeps as the durable consumer `durable`: it can be
+    /// [verified](crate::verify) and [rebuilt](crate::rebuild).
+    #[must_use]
+    pub fn with_replica(mut self, durable: &'static str, replica: impl Replica) -> Self {
+        self.replicas.push(Registered { consumer: durable, copy: Box::new(replica) });
+        self
+    }
+
+    /// Whether it has a replica.
+    pub fn has_replica(&self) -> bool {
+        !self.replicas.is_empty()
+    }
+
+    pub(crate) fn replicas(&self) -> &[Registered] {
+        &self.replicas
+    }
+
+    pub(crate) fn service(&self) -> &'static str {
+        self.service
     }
 
     /// Migrates the tables if they are not up to date. Safe to call from several replicas at once.
@@ -64,11 +93,6 @@ impl Schema {
         }
         // Checked again: another service may have claimed the database at the same time.
         self.belongs_here(db).await
-    }
-
-    /// The name of the service.
-    pub(crate) fn service(&self) -> &str {
-        self.service
     }
 
     /// Refuses a database with the tables of another service.

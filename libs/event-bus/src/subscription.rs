@@ -51,6 +51,10 @@ pub trait Handler: Send + Sync + 'static {
     /// states in between do not appear again. False if not versions decide, but which event is applied first. Default: true.
     const NEWEST_FIRST: bool = true;
 
+    /// Whether the owner of the stream has snapshots ([`Bus::relay_with`](crate::Bus::relay_with)), from which missed events are made
+    /// up for. If not, a person has to do it.
+    const HAS_OWNER: bool = true;
+
     /// Applies `events` inside `tx`: in stream order, or against it (see [`NEWEST_FIRST`](Self::NEWEST_FIRST)).
     ///
     /// It must be idempotent: the same events, in any order and number, lead to the same state. Apply an event if its
@@ -168,7 +172,7 @@ impl<H: Handler> Subscription<'_, H> {
         loop {
             let batch = pull.receive(|| !self.stop.is_cancelled()).await?;
             alive();
-            self.look_for_gaps(&batch);
+            self.look_for_gaps(&batch).await;
             if batch.is_empty() || self.process(batch).await == Outcome::Interrupted {
                 self.reapply().await;
             }

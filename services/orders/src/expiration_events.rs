@@ -10,6 +10,8 @@ pub struct ExpirationEvents;
 
 impl Handler for ExpirationEvents {
     type Event = ExpirationEvent;
+    /// The service that publishes it is not ours.
+    const HAS_OWNER: bool = false;
 
     async fn apply(&self, tx: &mut Transaction, events: &[Received<ExpirationEvent>]) -> anyhow::Result<()> {
         let ids = || events.iter().map(|event| event.order_id());

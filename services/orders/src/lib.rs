@@ -51,7 +51,7 @@ fn order_ttl(text: &str) -> Result<Duration, String> {
 
 /// The tables, and the rights of the service's role in them.
 pub fn schema() -> Schema {
-    Schema::new("orders", sqlx::migrate!(), include_str!("../grants.sql"))
+    Schema::new("orders", sqlx::migrate!(), include_str!("../grants.sql")).with_replica("orders", TicketEvents)
 }
 
 /// The process: serves until a signal stops it, or runs one subcommand.
@@ -69,7 +69,7 @@ pub async fn start(config: Config) -> anyhow::Result<Running> {
     service.spawn("offers", |stop| finding.run(stop));
     service.spawn("inserts", |stop| inserting.run(stop));
     service.spawn("relay", |stop| bus.clone().relay_with(OrderSnapshots, stop));
-    service.spawn("ticket events", |stop| bus.clone().subscribe("orders", TicketEvents, stop));
+    service.spawn("ticket events", |stop| bus.clone().replicate("orders", TicketEvents, stop));
     service.spawn("payment events", |stop| bus.clone().subscribe("orders", PaymentEvents::default(), stop));
     service.spawn("expiration events", |stop| bus.clone().subscribe("orders", ExpirationEvents, stop));
     service.spawn("expiry", |stop| expiry::run(bus.clone(), stop));

@@ -28,6 +28,8 @@ impl Default for PaymentEvents {
 
 impl Handler for PaymentEvents {
     type Event = PaymentEvent;
+    /// The service that publishes it is not ours.
+    const HAS_OWNER: bool = false;
     // Of two payments of an order, the first one completes it.
     const NEWEST_FIRST: bool = false;
 

@@ -1,6 +1,7 @@
 //! The replica of tickets in Postgres. It is written only from events and replies of the tickets service.
 
 use contracts::ticket::TicketSnapshot;
+use event_bus::{Copied, encode_json};
 use rust_decimal::Decimal;
 use sqlx::PgConnection;
 use std::collections::BTreeMap;
@@ -38,5 +39,64 @@ pub async fn update<'a>(db: &mut PgConnection, tickets: impl Iterator<Item = &'a
     )
     .execute(db)
     .await?;
+    Ok(())
+}
+
+struct Row {
+    id: String,
+    title: String,
+    price: Decimal,
+    user_id: String,
+    version: i64,
+    order_id: Option<String>,
+}
+
+impl From<Row> for Copied {
+    /// A row that no event can have written, such as one with a malformed id, equals no ticket.
+    fn from(row: Row) -> Self {
+        let (id, version) = (row.id.clone(), row.version);
+        let content = ticket(row).map_or_else(|error| format!("{error:#}"), |ticket| encode_json(&ticket));
+        Self { id, version, content }
+    }
+}
+
+fn ticket(row: Row) -> anyhow::Result<TicketSnapshot> {
+    let Row { id, title, price, user_id, version, order_id } = row;
+    let order_id = order_id.map(|id| id.parse()).transpose()?;
+    Ok(TicketSnapshot { id: id.parse()?, version, title, price: price.try_into()?, user_id, order_id })
+}
+
+/// The first `limit` tickets after `after`, up to `until`.
+pub async fn range(db: &mut PgConnection, after: &str, until: Option<&str>, limit: i64) -> anyhow::Result<Vec<Copied>> {
+    let rows = sqlx::query_as!(
+        Row,
+        "select id, title, price, user_id, version, order_id from ticket_replica
+         where id > $1 and ($2::text is null or id <= $2) order by id limit $3",
+        after,
+        until,
+        limit,
+    );
+    Ok(rows.fetch_all(db).await?.into_iter().map(Into::into).collect())
+}
+
+/// Those of the tickets `ids` that are known.
+pub async fn find(db: &mut PgConnection, ids: &[String]) -> anyhow::Result<Vec<Copied>> {
+    let rows = sqlx::query_as!(
+        Row,
+        "select id, title, price, user_id, version, order_id from ticket_replica where id = any($1)",
+        ids,
+    );
+    Ok(rows.fetch_all(db).await?.into_iter().map(Into::into).collect())
+}
+
+/// Deletes the tickets `ids` that still have these versions.
+pub async fn remove(db: &mut PgConnection, ids: &[String], versions: &[i64]) -> sqlx::Result<()> {
+    let remove = sqlx::query!(
+        "delete from ticket_replica using unnest($1::text[], $2::bigint[]) as wrong (id, version)
+         where ticket_replica.id = wrong.id and ticket_replica.version = wrong.version",
+        ids,
+        versions,
+    );
+    remove.execute(db).await?;
     Ok(())
 }

@@ -2,9 +2,10 @@
 
 use crate::replica;
 use contracts::TicketEvent;
-use event_bus::{Handler, Received, Transaction};
+use event_bus::{Copied, Handler, Publish, Received, Replica, Transaction};
+use sqlx::PgConnection;
 
-/// Updates `ticket_replica`.
+/// Keeps `ticket_replica`.
 pub struct TicketEvents;
 
 impl Handler for TicketEvents {
@@ -12,5 +13,30 @@ impl Handler for TicketEvents {
 
     async fn apply(&self, tx: &mut Transaction, events: &[Received<TicketEvent>]) -> anyhow::Result<()> {
         Ok(replica::update(tx, events.iter().map(|event| event.snapshot())).await?)
+    }
+}
+
+impl Replica for TicketEvents {
+    fn content(event: &TicketEvent) -> String {
+        // All of the event is kept.
+        event.encode()
+    }
+
+    async fn range(
+        &self,
+        db: &mut PgConnection,
+        after: &str,
+        until: Option<&str>,
+        limit: i64,
+    ) -> anyhow::Result<Vec<Copied>> {
+        replica::range(db, after, until, limit).await
+    }
+
+    async fn find(&self, db: &mut PgConnection, ids: &[String]) -> anyhow::Result<Vec<Copied>> {
+        replica::find(db, ids).await
+    }
+
+    async fn remove(&self, db: &mut PgConnection, ids: &[String], versions: &[i64]) -> anyhow::Result<()> {
+        Ok(replica::remove(db, ids, versions).await?)
     }
 }

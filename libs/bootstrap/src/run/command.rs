@@ -4,8 +4,9 @@ use std::ffi::{OsStr, OsString};
 
 use clap::builder::Resettable;
 use clap::{Arg, FromArgMatches as _, Parser, Subcommand as _};
+use event_bus::Schema;
 
-use crate::task::Task;
+use crate::task::{OF_REPLICAS, Task};
 
 /// The command that a process runs.
 pub(super) enum Command<C> {
@@ -17,9 +18,12 @@ impl<C: Parser> Command<C> {
     /// Reads the command line and the environment; ends the process with help if that fails.
     ///
     /// An empty variable counts as absent, because compose files and charts pass unset variables as empty.
-    pub(super) fn parse(args: impl IntoIterator<Item = OsString>) -> Self {
+    pub(super) fn parse(args: impl IntoIterator<Item = OsString>, schema: &Schema) -> Self {
         // A task requires nothing of the configuration of the service.
         let command = Task::augment_subcommands(C::command()).subcommand_required(false).subcommand_negates_reqs(true);
+        let hide = |command: clap::Command, name| command.mut_subcommand(name, |command| command.hide(true));
+        let hidden = if schema.has_replica() { &[][..] } else { &OF_REPLICAS };
+        let command = hidden.iter().fold(command, hide);
         let command = ignore_variables(command, &|name| std::env::var_os(name).is_some_and(|value| value.is_empty()));
         let matches = command.get_matches_from(args);
         let parsed = match matches.subcommand_name() {

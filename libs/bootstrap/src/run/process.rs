@@ -19,13 +19,13 @@ use crate::telemetry;
 ///
 /// A service stops within the configured grace. `migrate` applies the migrations of `schema`, `provision` creates streams and
 /// consumers, `republish` publishes the current state again, `recover` shows what an older database would take over, `health` checks whether
-/// the service is ready.
+/// the service is ready. If `schema` has a replica, `verify` compares it with its owner, and `rebuild` repairs it.
 ///
 /// The exit code is
 /// - 0 after a clean stop or a successful subcommand;
 /// - 130 or 143 if a second signal came while stopping, which ends the process at once;
 /// - 2 if the configuration is wrong;
-/// - 3 if `recover` found something that would be taken over;
+/// - 3 if `recover` found something that would be taken over, or `verify` a difference;
 /// - 1 if the service could not start, did not stop in time, or a part of it ended by itself, or if a subcommand failed.
 pub fn main<C, F>(args: impl IntoIterator<Item = OsString>, schema: &Schema, start: fn(C) -> F) -> ExitCode
 where
@@ -33,12 +33,12 @@ where
     F: Future<Output = anyhow::Result<Running>>,
 {
     let name = C::command().get_name().to_owned();
-    let command = Command::<C>::parse(args);
-    let log = match &command {
-        Command::Serve(config) => &config.as_ref().log,
-        Command::Do(task) => task.log(),
+    let command = Command::<C>::parse(args, schema);
+    let (log, prints) = match &command {
+        Command::Serve(config) => (&config.as_ref().log, false),
+        Command::Do(task) => (task.log(), task.prints()),
     };
-    let runtime = telemetry::init(log.format, &log.filter).and_then(|()| Ok(Runtime::new()?));
+    let runtime = telemetry::init(log.format, &log.filter, prints).and_then(|()| Ok(Runtime::new()?));
     let runtime = match runtime {
         Ok(runtime) => runtime,
         Err(error) => {

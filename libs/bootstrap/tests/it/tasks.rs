@@ -99,4 +99,9 @@ fn an_unknown_subcommand_fails_and_help_lists_the_known_ones() {
     for task in ["migrate", "provision", "republish", "recover", "health"] {
         assert!(help.contains(task), "{help}");
     }
+    // It has no replica.
+    for task in ["verify", "rebuild"] {
+        assert!(!help.contains(task), "{help}");
+        assert_fails(&hello(&[task], &[("DATABASE_URL", "postgres://127.0.0.1:1/none")]), 1, "has no replica");
+    }
 }

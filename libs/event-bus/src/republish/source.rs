@@ -11,8 +11,8 @@ use std::future::Future;
 
 /// The current snapshots of a stream's aggregates, from the tables of its owner.
 ///
-/// With them, a relay heals a stream that lost events, and a database that is older than its stream: see
-/// [`Bus::relay_with`](crate::Bus::relay_with).
+/// With them, a relay heals a stream that lost events, and a database that is older than its stream, and answers readers that have
+/// missed events: see [`Bus::relay_with`](crate::Bus::relay_with).
 ///
 /// A snapshot must equal the event that announced its version: the same subject, body and headers, which therefore must be
 /// functions of the row. The same event id has one content for ever.
@@ -35,6 +35,10 @@ pub trait Snapshots: Send + Sync + 'static {
         after: &str,
         limit: i64,
     ) -> impl Future<Output = anyhow::Result<Vec<String>>> + Send;
+
+    /// Reads the snapshots of these aggregates. Locks nothing. Leaves out aggregates that do not exist.
+    fn find(&self, db: &mut PgConnection, ids: &[String])
+    -> impl Future<Output = anyhow::Result<Vec<Outgoing>>> + Send;
 
     /// Locks the rows of these aggregates until the transaction ends, and reads their snapshots.
     ///
@@ -77,6 +81,7 @@ pub(crate) trait Source: Send + Sync {
         after: &'a str,
         limit: i64,
     ) -> BoxFuture<'a, anyhow::Result<Vec<String>>>;
+    fn find<'a>(&'a self, db: &'a mut PgConnection, ids: &'a [String]) -> BoxFuture<'a, anyhow::Result<Vec<Outgoing>>>;
     fn lock<'a>(
         &'a self,
         db: &'a mut PgConnection,
@@ -104,6 +109,10 @@ impl<S: Snapshots> Source for S {
         limit: i64,
     ) -> BoxFuture<'a, anyhow::Result<Vec<String>>> {
         Snapshots::ids(self, db, after, limit).boxed()
+    }
+
+    fn find<'a>(&'a self, db: &'a mut PgConnection, ids: &'a [String]) -> BoxFuture<'a, anyhow::Result<Vec<Outgoing>>> {
+        Snapshots::find(self, db, ids).boxed()
     }
 
     fn lock<'a>(

@@ -1,7 +1,8 @@
 //! Notices messages that were deleted before this consumer has acknowledged them.
 //!
 //! An owner never trims such messages (see `window`). A person may purge them, and a stream with a `max_age` drops them. A consumer
-//! that is created on a trimmed stream never gets what was trimmed.
+//! that is created on a trimmed stream never gets what was trimmed. In both cases a request to fill the tables of this reader from the
+//! owner of the stream is recorded (see `fill`). If the stream has no owner with snapshots, a person has to act.
 //!
 //! The server does not remember it: a purge moves the position of a consumer as if it had acknowledged what is gone. So the position
 //! is kept in `bus.read_positions`, at the start of each pull, every 10 s, and at the stop. Messages were missed if
@@ -15,12 +16,13 @@
 //! Filtered consumers are not checked: they skip messages.
 //!
 //! What if we die …
-//! - after the log line, before the position is kept: the next check reports the same again.
+//! - after the log line, before the position is kept: the next check reports the same again, and records the same request again.
 //! - and messages that were acknowledged in the last 10 s are purged by a person, or expire, before the next start: they are reported,
 //!   although nothing is missing.
 
 use super::{Handler, Subscription};
 use crate::broker::Broker;
+use crate::fill;
 use anyhow::Context;
 use async_nats::jetstream::Message;
 use async_nats::jetstream::consumer::{DeliverPolicy, Info};
@@ -47,6 +49,8 @@ pub(super) struct Deliveries {
     is_filtered: Option<bool>,
     /// The sequences in the stream and of the consumer of the last first delivery.
     last: Option<(u64, u64)>,
+    /// Why the tables have to be filled, until the request is recorded.
+    unrecorded: Option<String>,
 }
 
 impl Deliveries {
@@ -74,11 +78,9 @@ impl Seen {
         self.consumer.ack_floor.stream_sequence
     }
 
-    /// The position of a consumer that has none yet.
-    fn begin(&self) -> u64 {
-        let is_new = self.consumer.delivered.consumer_sequence == 0;
-        let wants_all = self.consumer.config.deliver_policy == DeliverPolicy::All;
-        if is_new && wants_all { 0 } else { self.acknowledged() }
+    /// Whether it has to get all messages, and has got none.
+    fn is_new(&self) -> bool {
+        self.consumer.delivered.consumer_sequence == 0 && self.consumer.config.deliver_policy == DeliverPolicy::All
     }
 
     fn is_filtered(&self) -> bool {
@@ -127,16 +129,24 @@ impl<H: Handler> Subscription<'_, H> {
         if seen.is_filtered() {
             return Ok(());
         }
+        self.record_missed().await?;
         let mut db = self.database.background_connection().await?;
         let kept = sqlx::query_scalar!(
             "select seq from bus.read_positions where stream = $1 and consumer = $2",
             stream,
             durable,
         );
-        let kept = kept.fetch_optional(&mut *db).await?.map(u64::try_from).transpose()?.unwrap_or_else(|| seen.begin());
+        let kept = kept.fetch_optional(&mut *db).await?.map(u64::try_from).transpose()?;
+        let is_new = kept.is_none() && seen.is_new();
+        let kept = kept.unwrap_or_else(|| if is_new { 0 } else { seen.acknowledged() });
         let mut position = seen.acknowledged();
         if seen.first > kept + 1 && position < seen.first {
-            self.report(kept + 1, seen.first - 1);
+            if is_new && H::HAS_OWNER {
+                self.begin_with_owner(seen.first);
+            } else {
+                self.report(kept + 1, seen.first - 1);
+            }
+            self.record_missed().await?;
             position = seen.first - 1;
         }
         let keep = sqlx::query!(
@@ -157,7 +167,7 @@ impl<H: Handler> Subscription<'_, H> {
     }
 
     /// Reports a gap between two deliveries that follow each other.
-    pub(super) fn look_for_gaps(&mut self, batch: &[Message]) {
+    pub(super) async fn look_for_gaps(&mut self, batch: &[Message]) {
         if self.deliveries.is_filtered != Some(false) {
             return;
         }
@@ -174,18 +184,54 @@ impl<H: Handler> Subscription<'_, H> {
                 self.report(seq + 1, info.stream_sequence - 1);
             }
         }
+        if let Err(error) = self.record_missed().await {
+            // Tried again with the next look.
+            tracing::debug!(stream = H::Event::STREAM, "cannot record that events were missed: {error:#}");
+        }
     }
 
-    fn report(&self, from: u64, to: u64) {
+    /// Records the request to fill the tables, if there is one.
+    async fn record_missed(&mut self) -> anyhow::Result<()> {
+        if let Some(reason) = &self.deliveries.unrecorded {
+            let mut db = self.database.background_connection().await?;
+            fill::record(&mut db, H::Event::STREAM, self.durable, reason, false).await?;
+            self.deliveries.unrecorded = None;
+        }
+        Ok(())
+    }
+
+    fn begin_with_owner(&mut self, first: u64) {
+        let (stream, consumer) = (H::Event::STREAM, self.durable);
+        tracing::info!(
+            stream,
+            consumer,
+            first,
+            "a new reader of a trimmed stream: the current state comes from its owner"
+        );
+        self.deliveries.unrecorded = Some("a new reader".to_owned());
+    }
+
+    fn report(&mut self, from: u64, to: u64) {
         let (stream, consumer) = (H::Event::STREAM, self.durable);
         self.missed.increment(to - from + 1);
+        if H::HAS_OWNER {
+            self.deliveries.unrecorded = Some(format!("the messages {from} to {to} were missed"));
+            return tracing::error!(
+                stream,
+                consumer,
+                from,
+                to,
+                "{stream} has lost the messages {from} to {to} before {consumer} acknowledged them: what they announced may be missing \
+                 here, until the current state has come from the owner of {stream}"
+            );
+        }
         tracing::error!(
             stream,
             consumer,
             from,
             to,
             "{stream} has lost the messages {from} to {to} before {consumer} acknowledged them: what they announced may be missing \
-             here. Run the command `republish --all` of the service that publishes to {stream}"
+             here. Have them published again by the service that publishes to {stream}"
         );
     }
 }

@@ -4,7 +4,9 @@
 #![allow(clippy::disallowed_methods, reason = "tests read tables, and publish without a relay")]
 
 mod connecting;
+mod copies;
 mod documents;
+mod filling;
 mod harness;
 mod headers;
 mod held_snapshot;
@@ -14,6 +16,7 @@ mod lost_history;
 mod migrating;
 mod missed;
 mod publishing;
+mod rebuilding;
 mod recovery;
 mod relay_steps;
 mod republishing;

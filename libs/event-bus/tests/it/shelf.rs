@@ -25,6 +25,11 @@ impl Snapshots for Shelf {
         Ok(ids.bind(after).bind(limit).fetch_all(db).await?)
     }
 
+    async fn find(&self, db: &mut PgConnection, ids: &[String]) -> anyhow::Result<Vec<Outgoing>> {
+        let rows = sqlx::query_as("select id, version, title from documents where id = any($1)").bind(ids);
+        Ok(announcements(rows.fetch_all(db).await?))
+    }
+
     async fn lock(
         &self,
         db: &mut PgConnection,
@@ -35,18 +40,7 @@ impl Snapshots for Shelf {
             "select id, version, title from documents
              where id = any($1) and updated_at >= coalesce($2, timestamptz '-infinity') order by id for no key update",
         );
-        let rows = rows.bind(ids).bind(since).fetch_all(db).await?;
-        Ok(rows
-            .into_iter()
-            .map(|(id, version, title)| {
-                let document = Document { id, version, title };
-                Outgoing::new(&if version == 0 {
-                    DocumentEvent::Created(document)
-                } else {
-                    DocumentEvent::Updated(document)
-                })
-            })
-            .collect())
+        Ok(announcements(rows.bind(ids).bind(since).fetch_all(db).await?))
     }
 
     /// Titles that begin with "only " are unique, as the tickets of live orders are.
@@ -69,6 +63,14 @@ async fn overwrite(db: &mut PgConnection, event: &DocumentEvent) -> anyhow::Resu
                   on conflict (id) do update set version = $2, title = $3, updated_at = now()";
     sqlx::query(upsert).bind(id).bind(version).bind(title).execute(db).await?;
     Ok(())
+}
+
+fn announcements(rows: Vec<(String, i64, String)>) -> Vec<Outgoing> {
+    let announcement = |(id, version, title)| {
+        let document = Document { id, version, title };
+        Outgoing::new(&if version == 0 { DocumentEvent::Created(document) } else { DocumentEvent::Updated(document) })
+    };
+    rows.into_iter().map(announcement).collect()
 }
 
 /// Commits the first versions of documents.

@@ -17,7 +17,7 @@ enum Try {
 
 use Try::{Join, Publish, Subscribe};
 
-const REFUSED: [(&str, Try); 75] = [
+const REFUSED: [(&str, Try); 80] = [
     // events of other services, and subjects without a publisher
     ("orders", Publish("ticket.created")),
     ("orders", Publish("ticket.updated")),
@@ -87,6 +87,12 @@ const REFUSED: [(&str, Try); 75] = [
     ("tickets", Publish("$JS.ACK._.account.TICKETS.orders.1.1.1.1.0")),
     ("monitor", Publish("$JS.API.CONSUMER.MSG.NEXT.TICKETS.orders")),
     ("monitor", Publish("$JS.ACK.TICKETS.orders.1.1.1.1.0")),
+    // the snapshots of others
+    ("orders", Join("snapshots.TICKETS", "snapshots")),
+    ("tickets", Join("snapshots.ORDERS", "snapshots")),
+    ("tickets", Subscribe("snapshots.TICKETS")),
+    ("payments", Publish("snapshots.TICKETS")),
+    ("expiration", Publish("snapshots.ORDERS")),
     // inboxes of other users
     ("orders", Subscribe("_INBOX_tickets.>")),
     ("orders", Subscribe("_INBOX.>")),
@@ -102,7 +108,7 @@ const REFUSED: [(&str, Try); 75] = [
 ];
 
 /// Rights that a user must have: a server that refuses everything must fail the test.
-const ALLOWED: [(&str, Try); 33] = [
+const ALLOWED: [(&str, Try); 39] = [
     ("tickets", Publish("ticket.created")),
     ("tickets", Publish("ticket.updated")),
     ("tickets", Publish("$JS.API.STREAM.INFO.TICKETS")),
@@ -127,6 +133,12 @@ const ALLOWED: [(&str, Try); 33] = [
     ("orders", Publish("$JS.API.CONSUMER.MSG.NEXT.TICKETS.orders")),
     ("orders", Publish("$JS.ACK._.account.PAYMENTS.orders.1.1.1.1.0.token")),
     ("orders", Subscribe("_INBOX_orders.one")),
+    ("tickets", Join("snapshots.TICKETS", "snapshots")),
+    ("tickets", Publish("snapshots.ORDERS")),
+    ("orders", Join("snapshots.ORDERS", "snapshots")),
+    ("orders", Publish("snapshots.TICKETS")),
+    ("orders", Publish("_INBOX_payments.one")),
+    ("payments", Publish("snapshots.ORDERS")),
     ("payments", Publish("payment.created")),
     ("payments", Publish("$JS.API.STREAM.PURGE.PAYMENTS")),
     ("payments", Publish("$JS.API.CONSUMER.MSG.NEXT.ORDERS.payments")),

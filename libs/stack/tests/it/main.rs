@@ -27,6 +27,7 @@ mod postgres_restart;
 mod races;
 mod records;
 mod relay_crashes;
+mod replica;
 mod replies;
 mod rolling_restart;
 mod selling_once;

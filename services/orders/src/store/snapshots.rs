@@ -16,10 +16,17 @@ impl Snapshots for OrderSnapshots {
     type Event = OrderEvent;
 
     async fn extent(&self, db: &mut PgConnection) -> anyhow::Result<(i64, String)> {
-        // An estimate: counting a large table takes longer than a statement may.
+        // An estimate: counting a large table takes longer than a statement may. Without statistics, as after a restore, from the size of
+        // the first rows.
         let extent = sqlx::query!(
-            r#"select (select greatest(reltuples, 0)::bigint from pg_class where oid = 'orders'::regclass) as "count!",
-                      coalesce(max(id), '') as "last!" from orders"#
+            r#"
+            select case when reltuples > 0 then reltuples::bigint else coalesce((
+                       select (pg_relation_size('orders') / (28 + avg(pg_column_size(first.*))))::bigint
+                       from (select * from orders limit 100) as first
+                   ), 0) end as "count!",
+                   coalesce((select max(id) from orders), '') as "last!"
+            from pg_class where oid = 'orders'::regclass
+            "#
         );
         let extent = extent.fetch_one(db).await?;
         Ok((extent.count, extent.last))
@@ -28,6 +35,16 @@ impl Snapshots for OrderSnapshots {
     async fn ids(&self, db: &mut PgConnection, after: &str, limit: i64) -> anyhow::Result<Vec<String>> {
         let ids = sqlx::query_scalar!("select id from orders where id > $1 order by id limit $2", after, limit);
         Ok(ids.fetch_all(db).await?)
+    }
+
+    async fn find(&self, db: &mut PgConnection, ids: &[String]) -> anyhow::Result<Vec<Outgoing>> {
+        let rows = sqlx::query_as!(
+            Row,
+            "select id, user_id, status, expires_at, ticket_id, title, price, ticket_version, reservation, version
+             from orders where id = any($1)",
+            ids,
+        );
+        announcements(rows.fetch_all(db).await?)
     }
 
     async fn lock(
@@ -45,11 +62,7 @@ impl Snapshots for OrderSnapshots {
             ids,
             since,
         );
-        rows.fetch_all(db)
-            .await?
-            .into_iter()
-            .map(|row| Ok(Outgoing::new(&Order::try_from(row)?.announcement())))
-            .collect()
+        announcements(rows.fetch_all(db).await?)
     }
 
     /// Writes orders as they were published. The title is that of the ticket now: events do not carry it.
@@ -132,4 +145,8 @@ async fn write(
     .execute(db)
     .await?;
     Ok(())
+}
+
+fn announcements(rows: Vec<Row>) -> anyhow::Result<Vec<Outgoing>> {
+    rows.into_iter().map(|row| Ok(Outgoing::new(&Order::try_from(row)?.announcement()))).collect()
 }

@@ -1,9 +1,9 @@
 //! The current tickets, as the events that announced their versions; and back from these events into the table.
 
-use super::Row;
+use super::{Row, find};
 use crate::ticket::Ticket;
-use contracts::TicketEvent;
 use contracts::ticket::TicketSnapshot;
+use contracts::{Id, TicketEvent};
 use event_bus::{Outgoing, Snapshots};
 use rust_decimal::Decimal;
 use sqlx::PgConnection;
@@ -16,10 +16,17 @@ impl Snapshots for TicketSnapshots {
     type Event = TicketEvent;
 
     async fn extent(&self, db: &mut PgConnection) -> anyhow::Result<(i64, String)> {
-        // An estimate: counting a large table takes longer than a statement may.
+        // An estimate: counting a large table takes longer than a statement may. Without statistics, as after a restore, from the size of
+        // the first rows.
         let extent = sqlx::query!(
-            r#"select (select greatest(reltuples, 0)::bigint from pg_class where oid = 'tickets'::regclass) as "count!",
-                      coalesce(max(id), '') as "last!" from tickets"#
+            r#"
+            select case when reltuples > 0 then reltuples::bigint else coalesce((
+                       select (pg_relation_size('tickets') / (28 + avg(pg_column_size(first.*))))::bigint
+                       from (select * from tickets limit 100) as first
+                   ), 0) end as "count!",
+                   coalesce((select max(id) from tickets), '') as "last!"
+            from pg_class where oid = 'tickets'::regclass
+            "#
         );
         let extent = extent.fetch_one(db).await?;
         Ok((extent.count, extent.last))
@@ -28,6 +35,11 @@ impl Snapshots for TicketSnapshots {
     async fn ids(&self, db: &mut PgConnection, after: &str, limit: i64) -> anyhow::Result<Vec<String>> {
         let ids = sqlx::query_scalar!("select id from tickets where id > $1 order by id limit $2", after, limit);
         Ok(ids.fetch_all(db).await?)
+    }
+
+    async fn find(&self, db: &mut PgConnection, ids: &[String]) -> anyhow::Result<Vec<Outgoing>> {
+        let ids = ids.iter().map(|id| id.parse()).collect::<Result<Vec<Id>, _>>()?;
+        Ok(find(db, &ids).await?.values().map(|ticket| Outgoing::new(&ticket.announcement())).collect())
     }
 
     async fn lock(
