@@ -10,6 +10,7 @@
 //! - during a page: Postgres rolls it back, and unlocks the row of `bus.recovery_reads`. Another replica repeats the page.
 //! - after the last page: its row is deleted. The relay deletes the mark when no row is left.
 
+use super::messages::decode;
 use super::{Handler, Received, Subscription};
 use crate::broker::message_at;
 use crate::connection::Transaction;
@@ -23,7 +24,7 @@ use async_nats::header;
 use async_nats::jetstream::message::StreamMessage;
 use async_nats::jetstream::stream::Stream;
 use event_bus_core::Event;
-use futures::{StreamExt, TryStreamExt, stream};
+use futures::{StreamExt, stream};
 use std::time::Duration;
 use tokio::time::sleep;
 
@@ -51,16 +52,20 @@ struct Left {
 }
 
 impl Left {
-    /// The sequences of the next page, and what is left after it.
-    fn page(self, newest_first: bool) -> (Vec<u64>, Self) {
+    /// The sequences of the next page.
+    fn page(self, newest_first: bool) -> Vec<u64> {
         let Self { after, until } = self;
         if newest_first {
-            let middle = after.max(until.saturating_sub(MESSAGES));
-            ((middle + 1..=until).rev().collect(), Self { after, until: middle })
+            (after.max(until.saturating_sub(MESSAGES)) + 1..=until).rev().collect()
         } else {
-            let middle = until.min(after + MESSAGES);
-            ((after + 1..=middle).collect(), Self { after: middle, until })
+            (after + 1..=until.min(after + MESSAGES)).collect()
         }
+    }
+
+    /// What is left after so many sequences.
+    fn without(self, passed: u64, newest_first: bool) -> Self {
+        let Self { after, until } = self;
+        if newest_first { Self { after, until: until - passed } } else { Self { after: after + passed, until } }
     }
 }
 
@@ -69,6 +74,8 @@ struct Page<E> {
     messages: Vec<StreamMessage>,
     events: Vec<Received<E>>,
     poison: Vec<(StreamMessage, String)>,
+    /// How many sequences were looked at.
+    passed: u64,
 }
 
 impl<H: Handler> Subscription<'_, H> {
@@ -136,8 +143,8 @@ impl<H: Handler> Subscription<'_, H> {
             );
             return Ok(Step::Page);
         }
-        let (seqs, next) = left.page(H::NEWEST_FIRST);
-        let page = self.read(&stream, &seqs).await?;
+        let page = self.read(&stream, &left.page(H::NEWEST_FIRST)).await?;
+        let next = left.without(page.passed, H::NEWEST_FIRST);
         match self.apply_again(&mut tx, &page.messages, &page.events).await {
             Ok(()) => {}
             Err(error) => {
@@ -160,7 +167,7 @@ impl<H: Handler> Subscription<'_, H> {
             durable,
             i64::try_from(next.after)?,
             i64::try_from(next.until)?,
-            i64::try_from(seqs.len())?,
+            i64::try_from(page.passed)?,
             read.after_seq,
             read.until_seq,
         );
@@ -189,19 +196,22 @@ impl<H: Handler> Subscription<'_, H> {
         Ok(Left { after, until })
     }
 
+    /// Reads messages until they have as many bytes as a request to the consumer.
     async fn read(&self, stream: &Stream, seqs: &[u64]) -> anyhow::Result<Page<H::Event>> {
-        let messages: Vec<Option<StreamMessage>> = stream::iter(seqs.to_vec())
-            .map(|seq| message_at(stream, seq))
-            .buffered(AT_A_TIME)
-            .try_collect()
-            .await
-            .with_context(|| {
+        let mut page = Page { messages: Vec::new(), events: Vec::new(), poison: Vec::new(), passed: 0 };
+        let mut bytes = 0;
+        let mut messages = stream::iter(seqs.to_vec()).map(|seq| message_at(stream, seq)).buffered(AT_A_TIME);
+        while bytes < self.settings.apply_bytes
+            && let Some(message) = messages.next().await
+        {
+            let message = message.with_context(|| {
                 let name = H::Event::STREAM;
                 format!("the user of NATS needs the right to publish to $JS.API.STREAM.MSG.GET.{name}")
             })?;
-        let mut page = Page { messages: Vec::new(), events: Vec::new(), poison: Vec::new() };
-        for message in messages.into_iter().flatten() {
-            match super::decode::<H::Event>(&message.subject, &message.payload) {
+            page.passed += 1;
+            let Some(message) = message else { continue };
+            bytes += message.payload.len();
+            match decode::<H::Event>(&message.subject, &message.payload) {
                 Ok(event) => {
                     page.events.push(Received { event, headers: Headers::of_message(Some(&message.headers)) });
                     page.messages.push(message);
@@ -275,11 +285,13 @@ mod tests {
     #[test]
     fn pages_cover_what_is_left_once_in_either_direction() {
         for newest_first in [true, false] {
-            let (mut left, mut seen) = (Left { after: 10, until: 300 }, Vec::new());
+            let (mut left, mut seen) = (Left { after: 10, until: 300 }, Vec::<u64>::new());
             while left.after < left.until {
-                let (seqs, next) = left.page(newest_first);
-                seen.extend(seqs);
-                left = next;
+                let seqs = left.page(newest_first);
+                // A page may be cut.
+                let passed = seqs.len().div_ceil(2);
+                seen.extend(&seqs[..passed]);
+                left = left.without(passed as u64, newest_first);
             }
             if newest_first {
                 seen.reverse();
