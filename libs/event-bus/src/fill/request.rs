@@ -16,6 +16,8 @@ use tokio::time::{Instant, sleep};
 const PATIENCE: Duration = Duration::from_secs(10);
 /// How long a running service may take to see a request.
 const SEEN: Duration = Duration::from_secs(5);
+/// How long a rebuild may make no progress.
+const STALLED: Duration = Duration::from_mins(1);
 const POLL: Duration = Duration::from_millis(100);
 
 /// What became of a request to rebuild the replicas of a service.
@@ -39,7 +41,8 @@ pub enum Rebuilt {
 /// Logs the progress of what takes longer than 2 s. If this process ends before, the service continues.
 ///
 /// # Errors
-/// The service has no replica, Postgres was away for 10 s, or the database belongs to another service.
+/// The service has no replica, Postgres was away for 10 s, the database belongs to another service, or the rebuild made no progress
+/// for a minute: the service then logs why, and goes on trying.
 pub async fn rebuild(url: &str, schema: &Schema) -> anyhow::Result<Rebuilt> {
     ensure!(!schema.replicas().is_empty(), "this service has no replica");
     let options = postgres::options(url, "rebuild")?;
@@ -64,6 +67,7 @@ pub async fn rebuild(url: &str, schema: &Schema) -> anyhow::Result<Rebuilt> {
 
 async fn wait(db: &PgPool, requests: &[i64]) -> anyhow::Result<Rebuilt> {
     let (deadline, mut estimate) = (Instant::now() + SEEN, Estimate::new(0));
+    let (mut before, mut moved) = ((0, 0), Instant::now());
     loop {
         let state = sqlx::query!(
             r#"select count(*) filter (where begun_at is not null) as "begun!", coalesce(bool_and(finished_at is not null), true) as "done!",
@@ -80,6 +84,13 @@ async fn wait(db: &PgPool, requests: &[i64]) -> anyhow::Result<Rebuilt> {
         if state.begun == 0 && Instant::now() >= deadline {
             return Ok(Rebuilt::NotBegun);
         }
+        if before != (passed, state.written) {
+            (before, moved) = ((passed, state.written), Instant::now());
+        }
+        ensure!(
+            moved.elapsed() < STALLED,
+            "no progress for a minute, after {passed} of {total}: the log of the service says why. It goes on trying"
+        );
         if let Some(remaining) = estimate.due(passed, total) {
             tracing::info!(passed, total, remaining, "rebuilding");
         }
