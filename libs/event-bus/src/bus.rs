@@ -3,13 +3,14 @@
 use crate::batcher::{self, Batcher, Batching, Statement};
 use crate::broker::Broker;
 use crate::connection::{Connection, Transaction};
+use crate::copy::Copy;
 use crate::database::Database;
 use crate::duties::Duties;
 use crate::error::{Error, Result};
 use crate::fill;
 use crate::owner;
 use crate::relay;
-use crate::replica::{Copy, Replica};
+use crate::replica::Replica;
 use crate::republish::{self, Snapshots, Source};
 use crate::request::{self, Requester};
 use crate::retry::Backoff;

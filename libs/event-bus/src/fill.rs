@@ -26,21 +26,21 @@
 //! A snapshot that the handler cannot apply is logged as an error and counted in the request. The others are applied.
 
 mod exact;
-mod request;
+pub(crate) mod request;
 
-pub(crate) use request::record;
 pub use request::{Rebuilt, rebuild};
 
 use crate::broker::Broker;
 use crate::connection::Transaction;
+use crate::copy::Copy;
 use crate::database::Database;
 use crate::dead_letters::{self, Applied};
 use crate::error::is_outage;
 use crate::estimate::Estimate;
-use crate::owner::{Owner, Snapshot};
+use crate::owner::Owner;
 use crate::panics;
-use crate::replica::Copy;
 use crate::retry::Backoff;
+use crate::snapshot::Snapshot;
 use crate::subscription::{Handler, Received};
 use anyhow::Context;
 use event_bus_core::Event;

@@ -13,11 +13,11 @@ use crate::broker::Broker;
 use crate::connection::Connection;
 use crate::database::Database;
 use crate::digest::Digest;
-use crate::headers::Headers;
 use crate::outbox::Outgoing;
 use crate::republish::Source;
 use crate::request::{self, Requester};
 use crate::settings::Settings;
+use crate::snapshot::Snapshot;
 use anyhow::{Context, bail, ensure};
 use event_bus_core::Endpoint;
 use serde::{Deserialize, Serialize};
@@ -67,18 +67,6 @@ pub(crate) struct Page {
     pub(crate) snapshots: Vec<Snapshot>,
     /// The page has all aggregates that were requested up to this id; all of them, if there is none.
     pub(crate) until: Option<String>,
-}
-
-/// The event that announced the current version of an aggregate.
-#[derive(Debug, Serialize, Deserialize)]
-pub(crate) struct Snapshot {
-    pub(crate) id: String,
-    pub(crate) version: i64,
-    pub(crate) subject: String,
-    /// The bytes of the event, unchanged.
-    pub(crate) body: Box<RawValue>,
-    #[serde(default, skip_serializing_if = "Headers::is_empty")]
-    pub(crate) headers: Headers,
 }
 
 /// The digest of a range.

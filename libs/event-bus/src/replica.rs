@@ -1,13 +1,14 @@
 //! A replica: a table that copies the aggregates of another service, row by row, and how it is compared with its owner.
 
-use crate::owner::Snapshot;
+use crate::copy::{Copied, Copy, Registered};
+use crate::schema::Schema;
+use crate::snapshot::Snapshot;
 use crate::subscription::Handler;
 use event_bus_core::{DecodeError, Event};
 use futures::FutureExt;
 use futures::future::BoxFuture;
 use sqlx::PgConnection;
 use std::collections::{BTreeMap, BTreeSet};
-use std::fmt;
 use std::future::Future;
 
 /// A table that has one row for each aggregate of another service, written by its own [`Handler`] only.
@@ -45,38 +46,6 @@ pub trait Replica: Handler {
     ) -> impl Future<Output = anyhow::Result<()>> + Send;
 }
 
-/// A row of a replica.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Copied {
-    /// The aggregate.
-    pub id: String,
-    /// Its version.
-    pub version: i64,
-    /// See [`Replica::content`].
-    pub content: String,
-}
-
-/// A [`Replica`] of any event.
-pub(crate) trait Copy: Send + Sync {
-    fn stream(&self) -> &'static str;
-    /// The row to which a snapshot leads.
-    fn copied(&self, snapshot: &Snapshot) -> Result<Copied, DecodeError>;
-    fn range<'a>(
-        &'a self,
-        db: &'a mut PgConnection,
-        after: &'a str,
-        until: Option<&'a str>,
-        limit: i64,
-    ) -> BoxFuture<'a, anyhow::Result<Vec<Copied>>>;
-    fn find<'a>(&'a self, db: &'a mut PgConnection, ids: &'a [String]) -> BoxFuture<'a, anyhow::Result<Vec<Copied>>>;
-    fn remove<'a>(
-        &'a self,
-        db: &'a mut PgConnection,
-        ids: &'a [String],
-        versions: &'a [i64],
-    ) -> BoxFuture<'a, anyhow::Result<()>>;
-}
-
 impl<R: Replica> Copy for R {
     fn stream(&self) -> &'static str {
         R::Event::STREAM
@@ -111,15 +80,12 @@ impl<R: Replica> Copy for R {
     }
 }
 
-/// A replica of a service, and the durable consumer that keeps it.
-pub(crate) struct Registered {
-    pub(crate) consumer: &'static str,
-    pub(crate) copy: Box<dyn Copy>,
-}
-
-impl fmt::Debug for Registered {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} as {}", self.copy.stream(), self.consumer)
+impl Schema {
+    /// The same, with a replica that [`Bus::replicate`](crate::Bus::replicate) keeps as the durable consumer `durable`: it can be
+    /// [verified](crate::verify) and [rebuilt](crate::rebuild).
+    #[must_use]
+    pub fn with_replica(self, durable: &'static str, replica: impl Replica) -> Self {
+        self.with(Registered { consumer: durable, copy: Box::new(replica) })
     }
 }
 

@@ -3,9 +3,9 @@
 //! A service that runs as the owner of the database migrates it by itself. In production the owner migrates beforehand
 //! ([`migrate`]), and the service runs as a role with least privilege.
 
+use crate::copy::Registered;
 use crate::error::{Error, is_outage};
 use crate::postgres;
-use crate::replica::{Registered, Replica};
 use crate::retry::patiently;
 use anyhow::{Context, bail, ensure};
 use sqlx::error::DatabaseError;
@@ -45,11 +45,10 @@ impl Schema {
         }
     }
 
-    /// The same, with a replica that [`Bus::replicate`](crate::Bus::replicate) keeps as the durable consumer `durable`: it can be
-    /// [verified](crate::verify) and [rebuilt](crate::rebuild).
+    /// The same, with a replica.
     #[must_use]
-    pub fn with_replica(mut self, durable: &'static str, replica: impl Replica) -> Self {
-        self.replicas.push(Registered { consumer: durable, copy: Box::new(replica) });
+    pub(crate) fn with(mut self, replica: Registered) -> Self {
+        self.replicas.push(replica);
         self
     }
 

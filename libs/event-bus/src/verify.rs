@@ -9,14 +9,16 @@
 //! - A row with the same version and other content is always wrong.
 
 use crate::broker::Broker;
+use crate::copy::{Copied, Copy};
 use crate::digest::Digest;
 use crate::estimate::Estimate;
 use crate::nats::NatsSettings;
-use crate::owner::{MOST, Owner, Page, Snapshot};
+use crate::owner::{MOST, Owner, Page};
 use crate::postgres;
-use crate::replica::{Copied, Copy, Difference, Differs, compare};
+use crate::replica::{Difference, Differs, compare};
 use crate::schema::Schema;
 use crate::settings::Settings;
+use crate::snapshot::Snapshot;
 use anyhow::{Context, ensure};
 use serde::Serialize;
 use sqlx::postgres::PgPoolOptions;

@@ -2,7 +2,7 @@
 
 use crate::bench::Bench;
 use crate::drive::Pace;
-use crate::markdown::line;
+use crate::markdown::cells::line;
 use crate::options::Options;
 use crate::point::{Plan, Point};
 use crate::progress::print;

@@ -6,7 +6,7 @@
 //!
 //! Read [`system`] and [`records`] (what is measured), [`routes`], [`http`], [`drive`], [`tally`] (the load), [`lag`] and
 //! [`usage`] (what is measured beside it), [`point`] and [`mod@bench`], [`yardstick`]; then `run`, which calls `growth`,
-//! `backlog`, `replicas` and `peer`, and `report`, which is written by `markdown` and `plot`.
+//! `backlog`, `replicas` and `peer`, and writes the `report` with `markdown` and `plot`.
 
 mod backlog;
 pub mod bench;

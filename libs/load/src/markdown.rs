@@ -1,13 +1,12 @@
 //! The report as Markdown. Ratios first; absolute figures are true for one machine only.
 
-mod cells;
+pub(crate) mod cells;
 mod other;
 
 use crate::machine::Machine;
 use crate::point::Point;
 use crate::report::Report;
 use crate::tally::Percentiles;
-pub(crate) use cells::line;
 use cells::{NONE, costs, milliseconds, ratio, table};
 pub(crate) use other::cost_ratio;
 

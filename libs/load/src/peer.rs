@@ -2,7 +2,7 @@
 
 use crate::drive::{Load, Pace};
 use crate::http::{Connection, Target};
-use crate::markdown::line;
+use crate::markdown::cells::line;
 use crate::options::Options;
 use crate::point::{Plan, Point};
 use crate::progress::print;

@@ -6,11 +6,6 @@ use crate::growth::Size;
 use crate::machine::Machine;
 use crate::point::Point;
 use crate::routes::Route;
-use crate::{markdown, plot};
-use anyhow::{Context, Result};
-use std::fs;
-use std::path::Path;
-use testkit::say;
 
 /// Everything that was measured.
 #[derive(Debug)]
@@ -81,14 +76,4 @@ impl Report {
         let yardstick = self.yardstick_at(point.plan.connections)?;
         matches!(point.plan.pace, Pace::Closed).then(|| point.seen.rate / yardstick)
     }
-}
-
-/// Writes `report.md` and its plots into this directory.
-pub(crate) fn write(report: &Report, directory: &Path) -> Result<()> {
-    fs::create_dir_all(directory).with_context(|| format!("cannot create {}", directory.display()))?;
-    let plots = plot::write(report, directory).context("cannot write the plots")?;
-    let path = directory.join("report.md");
-    fs::write(&path, markdown::of(report, &plots)).with_context(|| format!("cannot write {}", path.display()))?;
-    say(&format!("the report is {}", path.display()));
-    Ok(())
 }

@@ -3,16 +3,18 @@
 use crate::bench::Bench;
 use crate::drive::Pace;
 use crate::machine::Machine;
-use crate::markdown::line;
+use crate::markdown::cells::line;
 use crate::options::Options;
 use crate::point::{Plan, Point};
 use crate::progress::print;
-use crate::report::{self, Report};
+use crate::report::Report;
 use crate::routes::Route;
 use crate::system::this_binary;
 use crate::yardstick::{MOST_CONNECTIONS, Yardstick};
-use crate::{backlog, growth, peer, replicas};
+use crate::{backlog, growth, markdown, peer, plot, replicas};
 use anyhow::{Context, Result};
+use std::fs;
+use std::path::Path;
 use std::process::ExitCode;
 use testkit::{Lock, announced, say};
 
@@ -47,7 +49,7 @@ async fn measure(options: &Options) -> Result<bool> {
         let _lock = Lock::take("ticketing-load")?;
         Box::pin(measure_system(options)).await?
     };
-    report::write(&report, &options.out)?;
+    write(&report, &options.out)?;
     Ok(report.failures() == 0)
 }
 
@@ -113,5 +115,15 @@ async fn measure_half(options: &Options, bench: &mut Bench, report: &mut Report)
     let point = bench.measure(Plan::new(options, Route::Post, BUSY, Pace::Open(half))).await?;
     print(&line(&point));
     report.half = Some(point);
+    Ok(())
+}
+
+/// Writes `report.md` and its plots into this directory.
+fn write(report: &Report, directory: &Path) -> Result<()> {
+    fs::create_dir_all(directory).with_context(|| format!("cannot create {}", directory.display()))?;
+    let plots = plot::write(report, directory).context("cannot write the plots")?;
+    let path = directory.join("report.md");
+    fs::write(&path, markdown::of(report, &plots)).with_context(|| format!("cannot write {}", path.display()))?;
+    say(&format!("the report is {}", path.display()));
     Ok(())
 }

@@ -24,8 +24,10 @@
 use super::request::{self, Done, Request};
 use super::{Filler, ROWS, Replaced, Step, count};
 use crate::connection::Transaction;
-use crate::owner::{Page, Snapshot};
-use crate::replica::{Copied, Copy, Difference, compare};
+use crate::copy::{Copied, Copy};
+use crate::owner::Page;
+use crate::replica::{Difference, compare};
+use crate::snapshot::Snapshot;
 use crate::subscription::Handler;
 use event_bus_core::Event;
 use std::collections::{BTreeMap, BTreeSet};

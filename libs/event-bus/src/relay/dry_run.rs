@@ -1,7 +1,7 @@
 //! What a recovery would take over: see `recover`. Changes nothing.
 
-use super::heal::Seen;
-use super::reconcile::{Messages, compare};
+use super::reconcile::compare;
+use super::stored::{Messages, Seen};
 use crate::broker::Broker;
 use crate::error::is_outage;
 use crate::nats::NatsSettings;

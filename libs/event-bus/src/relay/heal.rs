@@ -32,37 +32,22 @@
 //! refuse them.
 
 use super::outbox::Position;
-use super::reconcile::{LostHistory, Messages, Stored};
 use super::room::Room;
+use super::stored::{LostHistory, Messages, Seen, Stored};
 use super::{CUT_OFF, Known, Relay};
-use crate::broker::Broker;
 use crate::connection::Transaction;
 use crate::outbox::Outgoing;
 use crate::recovery;
 use crate::republish::{self, Later, Source};
-use anyhow::Context;
-use async_nats::jetstream::context::GetStreamErrorKind::JetStream;
-use async_nats::jetstream::{ErrorCode, stream::Stream};
 use sqlx::PgConnection;
 use sqlx::types::time::OffsetDateTime;
 use std::cmp::Ordering;
 use std::collections::HashMap;
 use std::time::Duration;
-use tokio::time::{Instant, timeout};
+use tokio::time::Instant;
 
-/// How long the server may take to describe the stream.
-const LOOK: Duration = Duration::from_secs(2);
 /// How often a relay compares the stream with its position.
 const COMPARE: Duration = Duration::from_secs(30);
-
-/// The stream as the broker has it.
-pub(super) struct Seen {
-    pub(super) stream: Stream,
-    /// The sequence of its last message.
-    pub(super) end: u64,
-    /// When it was created, in microseconds, as Postgres stores it.
-    created: OffsetDateTime,
-}
 
 /// What was found out about the stream.
 pub(super) enum Compared {
@@ -70,24 +55,6 @@ pub(super) enum Compared {
     Equal(Transaction),
     /// The position has been changed, and committed.
     Moved,
-}
-
-impl Seen {
-    pub(super) async fn look(broker: &Broker, stream: &str) -> anyhow::Result<Self> {
-        // No node replies while there is no leader.
-        let looked = timeout(LOOK, broker.jetstream.get_stream(stream));
-        let stream = match looked.await.with_context(|| format!("no reply about the stream {stream}"))? {
-            Err(error) if matches!(error.kind(), JetStream(error) if error.error_code() == ErrorCode::STREAM_NOT_FOUND) =>
-            {
-                anyhow::bail!("the stream {stream} does not exist: run the command `provision`")
-            }
-            stream => stream.context("cannot read the stream")?,
-        };
-        let info = stream.cached_info();
-        let (end, created) = (info.state.last_sequence, info.created);
-        let created = created.replace_nanosecond(created.microsecond() * 1000)?;
-        Ok(Self { stream, end, created })
-    }
 }
 
 impl Relay<'_> {

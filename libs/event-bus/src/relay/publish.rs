@@ -1,7 +1,7 @@
 //! Publishes a batch of events. No other code publishes events.
 
 use super::outbox::Row;
-use super::reconcile::stored_at;
+use super::stored::stored_at;
 use crate::broker::Broker;
 use crate::headers::TRACEPARENT;
 use anyhow::{Context, bail, ensure};

@@ -9,7 +9,7 @@
 //! over a greater version, and the events that wait are deleted: they belong to versions that were assigned twice. Each is logged. A message
 //! that is older than what the tables have published changes nothing.
 
-use super::reconcile::Stored;
+use super::stored::Stored;
 use super::{Known, Relay};
 use crate::connection::Transaction;
 use crate::outbox::Outgoing;

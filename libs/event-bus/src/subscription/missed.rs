@@ -22,7 +22,7 @@
 
 use super::{Handler, Subscription};
 use crate::broker::Broker;
-use crate::fill;
+use crate::fill::request;
 use anyhow::Context;
 use async_nats::jetstream::Message;
 use async_nats::jetstream::consumer::{DeliverPolicy, Info};
@@ -194,7 +194,7 @@ impl<H: Handler> Subscription<'_, H> {
     async fn record_missed(&mut self) -> anyhow::Result<()> {
         if let Some(reason) = &self.deliveries.unrecorded {
             let mut db = self.database.background_connection().await?;
-            fill::record(&mut db, H::Event::STREAM, self.durable, reason, false).await?;
+            request::record(&mut db, H::Event::STREAM, self.durable, reason, false).await?;
             self.deliveries.unrecorded = None;
         }
         Ok(())
