@@ -3,7 +3,7 @@
 grant usage on schema bus to :"role";
 grant select, insert, delete on bus.outbox to :"role";
 grant select on sequence bus.outbox_id_seq to :"role";
-grant select, insert, update (last_seq, stream_created_at, republishes) on bus.relay to :"role";
+grant select, insert, update (last_seq, stream_created_at, republishes, incarnation) on bus.relay to :"role";
 grant select, insert, delete on bus.position to :"role";
 grant update (floor) on bus.position to :"role";
 grant select, insert, update, delete on bus.republish, bus.checkpoints, bus.recovery, bus.recovery_reads, bus.fills to :"role";

@@ -33,12 +33,24 @@ create table bus.recovery_reads (
     primary key (stream, consumer)
 );
 
--- A position that is older than `seq`, by two minutes at least. A database that has just come back has its old position here, even
--- if the new one was written before the recovery began.
+-- Positions that are older than `seq`: `between_seq` is at most two minutes older than `between_at`, and `before_seq` was kept two minutes
+-- before. A database that has just come back has its old position here, even if new ones were written before the recovery began.
 alter table bus.read_positions
-    add column before_seq bigint not null default 0,
-    add column before_at  timestamptz not null default now();
-update bus.read_positions set before_seq = seq;
+    add column before_seq  bigint not null default 0,
+    add column between_seq bigint not null default 0,
+    add column between_at  timestamptz not null default now();
+update bus.read_positions set before_seq = seq, between_seq = seq;
+
+-- In which database this row was last seen by a relay: see bus.incarnation.
+alter table bus.relay add column incarnation text;
+
+-- Which database this is: the server, its timeline, which a fail-over changes, the database and a table in it, which a restore changes. A
+-- restore of the files of a whole server may leave all of them.
+create function bus.incarnation() returns text language sql stable set search_path = pg_catalog as $$
+    select format('%s/%s/%s/%s', (select system_identifier from pg_control_system()),
+                  left(pg_walfile_name(pg_current_wal_lsn()), 8),
+                  (select oid from pg_database where datname = current_database()), 'bus.relay'::regclass::oid)
+$$;
 
 -- Fails while the database is being recovered, with a state that counts as an outage.
 create function bus.require_recovered() returns void language plpgsql

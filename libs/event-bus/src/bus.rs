@@ -161,7 +161,7 @@ impl Bus {
                 tokio::try_join!(
                     relay::run(database, broker, settings, duties, stream, Some(source), &stop),
                     republish::run(database, stream, source, &stop),
-                    owner::serve(database, broker, settings, stream, source, &stop),
+                    owner::serve(database, broker, settings, duties, stream, source, &stop),
                 )?;
             }
             Ok(())

@@ -54,6 +54,16 @@ impl Duties {
         self.change(|shared| shared.compared.insert(stream));
     }
 
+    /// After a failure, the database or the stream may have another state.
+    pub(crate) fn is_in_doubt(&self, stream: &'static str) {
+        self.change(|shared| shared.compared.remove(stream));
+    }
+
+    /// Whether the relay of `stream` has compared it since the last failure.
+    pub(crate) fn is_compared(&self, stream: &'static str) -> bool {
+        self.change(|shared| shared.compared.contains(stream))
+    }
+
     /// Whether all streams of this process were compared.
     pub(crate) fn are_compared(&self) -> bool {
         self.change(|shared| shared.compared.is_superset(&shared.relayed))

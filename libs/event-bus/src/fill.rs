@@ -62,7 +62,7 @@ const PAGE: Duration = Duration::from_secs(20);
 const ROWS: usize = 256;
 
 /// A page waits for a lock as long as a batch of events.
-const BEGIN: &str = "begin; set local lock_timeout = '1s'";
+const BEGIN: &str = "begin; set local lock_timeout = '1s'; select bus.require_recovered()";
 
 /// Fills the tables of one handler in this process.
 struct Filler<'a, H> {
@@ -125,6 +125,8 @@ pub(crate) async fn run<H: Handler>(
             }
             Err(error) => {
                 filler.rows = (filler.rows / 4).max(1);
+                // What they are based on was rolled back.
+                filler.doubts = None;
                 backoff.fail(&what, &error)
             }
         };

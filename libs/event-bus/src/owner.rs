@@ -4,7 +4,8 @@
 //! events, or a new one, reads pages of snapshots from the owner (see `fill`), and `verify` compares a replica with it.
 //!
 //! Each replica of a service with [`Snapshots`](crate::Snapshots) replies on `snapshots.<stream>`, to one request at a time. It reads
-//! committed rows, and locks none. So a reply is at least as new as every event that was in the stream when it was requested.
+//! committed rows, and locks none. It does not reply before its relay has compared the database with the stream: an older database would make
+//! its readers older, too. So a reply is at least as new as every event that was in the stream when it was requested.
 //!
 //! What if we die …
 //! - before the reply: the requester gets none, and requests again; another replica replies. Nothing was changed.
@@ -13,6 +14,7 @@ use crate::broker::Broker;
 use crate::connection::Connection;
 use crate::database::Database;
 use crate::digest::Digest;
+use crate::duties::Duties;
 use crate::outbox::Outgoing;
 use crate::republish::Source;
 use crate::request::{self, Requester};
@@ -100,13 +102,18 @@ pub(crate) async fn serve(
     database: &Database,
     broker: &Broker,
     settings: &Settings,
+    duties: &Duties,
     stream: &'static str,
     source: &dyn Source,
     stop: &CancellationToken,
 ) -> anyhow::Result<()> {
     // One at a time: requests of people have to be served beside it.
     let settings = Settings { reply_timeout: LIMIT, reply_concurrency: 1, ..settings.clone() };
-    let reply = |mut db: Connection, query| async move { reply(source, &mut db, query).await.map(Some) };
+    let reply = |mut db: Connection, query| async move {
+        // An older database does not have what its readers have.
+        ensure!(duties.is_compared(stream), "the relay has not compared {stream} with the database yet");
+        reply(source, &mut db, query).await.map(Some)
+    };
     request::reply(database, broker, &settings, &endpoint(stream), reply, stop).await
 }
 

@@ -74,7 +74,6 @@ pub(crate) async fn record(
     page: &Page,
     consumers: &[(&str, &str)],
 ) -> anyhow::Result<()> {
-    let (streams, names): (Vec<&str>, Vec<&str>) = consumers.iter().copied().unzip();
     let inserted = sqlx::query_scalar!(
         r#"insert into bus.recovery as mark (stream, from_seq, until_seq, taken_over, dropped, newest_at)
            values ($1, $2, $3, $4, $5, $6)
@@ -90,18 +89,37 @@ pub(crate) async fn record(
         page.newest_at,
     );
     if inserted.fetch_one(&mut *db).await? {
-        let reads = sqlx::query!(
-            "insert into bus.recovery_reads (stream, consumer, after_seq)
-             select reads.stream, reads.consumer, coalesce(position.before_seq, 0)
-             from unnest($1::text[], $2::text[]) as reads (stream, consumer)
-             left join bus.read_positions as position using (stream, consumer)
-             on conflict do nothing",
-            &streams as _,
-            &names as _,
-        );
-        reads.execute(db).await?;
+        keep_reads(db, consumers).await?;
     }
     Ok(())
+}
+
+/// Keeps the positions of the subscriptions before the backup, unless they are kept already.
+pub(crate) async fn keep_reads(db: &mut PgConnection, consumers: &[(&str, &str)]) -> anyhow::Result<()> {
+    let (streams, names): (Vec<&str>, Vec<&str>) = consumers.iter().copied().unzip();
+    let reads = sqlx::query!(
+        "insert into bus.recovery_reads (stream, consumer, after_seq)
+         select reads.stream, reads.consumer, coalesce(position.before_seq, 0)
+         from unnest($1::text[], $2::text[]) as reads (stream, consumer)
+         left join bus.read_positions as position using (stream, consumer)
+         on conflict do nothing",
+        &streams as _,
+        &names as _,
+    );
+    reads.execute(db).await?;
+    Ok(())
+}
+
+/// Whether the database is another one than the last time: it was restored, or another server has taken over. Remembers it.
+pub(crate) async fn is_another(db: &mut PgConnection, stream: &str) -> anyhow::Result<bool> {
+    let changed = sqlx::query_scalar!(
+        r#"with known as (select incarnation from bus.relay where stream = $1 for update)
+           update bus.relay set incarnation = bus.incarnation() from known
+           where stream = $1 and known.incarnation is distinct from bus.incarnation()
+           returning known.incarnation is not null as "is_another!""#,
+        stream,
+    );
+    Ok(changed.fetch_optional(db).await?.unwrap_or(false))
 }
 
 /// Records that the tables have all that the stream has.

@@ -225,6 +225,7 @@ impl Relay<'_> {
                 Err(error) => {
                     // After an outage, the database or the stream may have another state, and the connection may be lost.
                     (self.known, self.connection) = (Known::default(), None);
+                    self.duties.is_in_doubt(self.stream);
                     self.window.is_published_up_to(0);
                     if !error.is::<LostHistory>() {
                         // The stream is in doubt only as long as each look shows the same.
@@ -280,7 +281,8 @@ impl Relay<'_> {
         let Some(Batch { mut tx, mut position, rows, more }) = taken else { return Ok(Step::Contended) };
         if self.known.committed.is_some_and(|last| position.last_seq < last.last_seq || position.floor < last.floor) {
             // Set back by hand: the floor is no longer proven, and rows below it may exist.
-            (self.known.floor, self.known.committed) = (Floor::default(), None);
+            self.known = Known::default();
+            self.duties.is_in_doubt(self.stream);
             tx.rollback().await?;
             return Ok(Step::More);
         }

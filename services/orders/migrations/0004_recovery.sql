@@ -22,7 +22,7 @@ language sql volatile security definer set search_path = pg_catalog as $$
                or published.status <> 'cancelled'
                   and (orders.status <> 'cancelled' or orders.reservation > published.reservation))
           and exists (select from bus.outbox
-                      where outbox.stream = 'ORDERS' and outbox.aggregate_id = orders.id and outbox.version = 0)
+                      where (outbox.stream || '.' || outbox.aggregate_id) = 'ORDERS.' || orders.id and outbox.version = 0)
     ), without_payments as (
         delete from public.payments using withdrawn where payments.order_id = withdrawn.id
     )

@@ -89,6 +89,9 @@ impl Relay<'_> {
         // A database that came back has an older position: the messages after it must not be trimmed.
         self.window.is_published_up_to(position.last_seq);
         let mark = recovery::mark(&mut tx, self.stream).await?;
+        if self.source.is_some() && recovery::is_another(&mut tx, self.stream).await? && mark.is_none() {
+            return self.begin_to_recover(tx, position).await;
+        }
         if mark.is_some() {
             self.is_recovering();
         } else {
@@ -101,6 +104,22 @@ impl Relay<'_> {
         self.duties.has_compared(self.stream);
         let Some(mark) = mark else { return Ok(Compared::Equal(tx)) };
         Ok(self.conclude(tx, mark).await?.map_or(Compared::Moved, Compared::Equal))
+    }
+
+    /// The database is another one than before. Even if the stream has nothing that the tables lack, events of other streams may have
+    /// been applied in the one before.
+    async fn begin_to_recover(&mut self, mut tx: Transaction, position: Position) -> anyhow::Result<Compared> {
+        let (from_seq, until_seq) = (position.last_seq, position.last_seq);
+        let page = recovery::Page { from_seq, until_seq, taken_over: 0, dropped: 0, newest_at: None };
+        recovery::record(&mut tx, self.stream, &page, &self.duties.subscriptions()).await?;
+        tx.commit().await?;
+        tracing::warn!(
+            stream = self.stream,
+            "the database was restored, or Postgres failed over: what the stream has and the tables lack is taken over, and what other \
+             streams announced in the last minutes is applied again; until then, writes are refused"
+        );
+        self.is_recovering();
+        Ok(Compared::Moved)
     }
 
     /// The stream is shorter than the position, or another one.

@@ -33,14 +33,18 @@ impl Relay<'_> {
         mark: Option<Mark>,
     ) -> anyhow::Result<()> {
         let (stream, from) = (self.stream, position.last_seq);
-        let (stored, until) = page(from, seen).await?;
+        let first = seen.stream.cached_info().state.first_sequence;
+        // Not one deleted message after the other: there may be millions.
+        let (stored, until) = page(from.max(first.saturating_sub(1)).min(seen.end), seen).await?;
         let (mut published, differing) = compare(&mut tx, stream, &stored).await?;
         let taken = match (self.source, differing.first()) {
             (_, None) => Taken::default(),
             (None, Some((stored, difference))) => return Err(stored.contradicts(stream, difference, seen.end).into()),
             (Some(source), Some(_)) => {
-                let first = seen.stream.cached_info().state.first_sequence;
                 if first > from + 1 {
+                    // Until a person has acted, subscriptions move their positions.
+                    recovery::keep_reads(&mut tx, &self.duties.subscriptions()).await?;
+                    tx.commit().await?;
                     return Err(LostHistory::TooOld { stream: stream.to_owned(), from: from + 1, to: first - 1 }.into());
                 }
                 let differing: Vec<&Stored> = differing.iter().map(|(stored, _)| *stored).collect();

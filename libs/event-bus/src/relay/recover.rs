@@ -129,7 +129,7 @@ fn newest<'a>(stored: &'a [Stored], aggregates: &BTreeSet<&str>) -> Vec<&'a Stor
     let mut newest: BTreeMap<&str, &Stored> = BTreeMap::new();
     for stored in stored.iter().filter(|stored| aggregates.contains(stored.aggregate_id.as_str())) {
         let known = newest.entry(&stored.aggregate_id).or_insert(stored);
-        if known.version <= stored.version {
+        if known.version < stored.version {
             *known = stored;
         }
     }
@@ -140,11 +140,12 @@ fn newest<'a>(stored: &'a [Stored], aggregates: &BTreeSet<&str>) -> Vec<&'a Stor
 
 /// The events of these aggregates that wait in the outbox.
 async fn unpublished(db: &mut PgConnection, stream: &str, ids: &[String]) -> sqlx::Result<Vec<Waiting>> {
+    let keys: Vec<String> = ids.iter().map(|id| format!("{stream}.{id}")).collect();
     sqlx::query_as!(
         Waiting,
-        "select id, aggregate_id, version from bus.outbox where stream = $1 and aggregate_id = any($2) order by id",
-        stream,
-        ids,
+        "select id, aggregate_id, version from bus.outbox
+         where (outbox.stream || '.' || outbox.aggregate_id) = any($1) order by id",
+        &keys,
     )
     .fetch_all(db)
     .await

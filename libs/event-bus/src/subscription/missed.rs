@@ -78,9 +78,9 @@ impl Seen {
         self.consumer.ack_floor.stream_sequence
     }
 
-    /// Whether it has to get all messages, and has got none.
-    fn is_new(&self) -> bool {
-        self.consumer.delivered.consumer_sequence == 0 && self.consumer.config.deliver_policy == DeliverPolicy::All
+    /// Whether it has to get all messages.
+    fn wants_all(&self) -> bool {
+        self.consumer.config.deliver_policy == DeliverPolicy::All
     }
 
     fn is_filtered(&self) -> bool {
@@ -137,26 +137,29 @@ impl<H: Handler> Subscription<'_, H> {
             durable,
         );
         let kept = kept.fetch_optional(&mut *db).await?.map(u64::try_from).transpose()?;
-        let is_new = kept.is_none() && seen.is_new();
-        let kept = kept.unwrap_or_else(|| if is_new { 0 } else { seen.acknowledged() });
-        let mut position = seen.acknowledged();
-        if seen.first > kept + 1 && position < seen.first {
-            if is_new && H::HAS_OWNER {
-                self.begin_with_owner(seen.first);
-            } else {
-                self.report(kept + 1, seen.first - 1);
+        let acknowledged = seen.acknowledged();
+        match kept {
+            // Deleted, or applied in a database that is gone.
+            None if seen.wants_all() && H::HAS_OWNER && (seen.first > 1 || acknowledged > 0) => self.begin_with_owner(),
+            None if seen.wants_all() && !H::HAS_OWNER && seen.first > acknowledged + 1 => {
+                self.report(1, seen.first - 1)
             }
-            self.record_missed().await?;
-            position = seen.first - 1;
+            Some(kept) if seen.first > kept + 1 && acknowledged < seen.first => self.report(kept + 1, seen.first - 1),
+            _ => {}
         }
+        self.record_missed().await?;
+        // Not before the first message: the server may move the position of a consumer later than it deletes messages.
+        let position = acknowledged.max(seen.first.saturating_sub(1));
         let keep = sqlx::query!(
             "insert into bus.read_positions (stream, consumer, seq) values ($1, $2, $3)
              on conflict (stream, consumer) do update
              set seq = excluded.seq,
-                 before_seq = case when read_positions.before_at < now() - interval '2 minutes'
-                                   then read_positions.seq else read_positions.before_seq end,
-                 before_at = case when read_positions.before_at < now() - interval '2 minutes'
-                                  then now() else read_positions.before_at end
+                 before_seq = case when read_positions.between_at < now() - interval '2 minutes'
+                                   then read_positions.between_seq else read_positions.before_seq end,
+                 between_seq = case when read_positions.between_at < now() - interval '2 minutes'
+                                    then read_positions.seq else read_positions.between_seq end,
+                 between_at = case when read_positions.between_at < now() - interval '2 minutes'
+                                   then now() else read_positions.between_at end
              where read_positions.seq <> excluded.seq",
             stream,
             durable,
@@ -200,14 +203,9 @@ impl<H: Handler> Subscription<'_, H> {
         Ok(())
     }
 
-    fn begin_with_owner(&mut self, first: u64) {
+    fn begin_with_owner(&mut self) {
         let (stream, consumer) = (H::Event::STREAM, self.durable);
-        tracing::info!(
-            stream,
-            consumer,
-            first,
-            "a new reader of a trimmed stream: the current state comes from its owner"
-        );
+        tracing::info!(stream, consumer, "a new reader of {stream}: the current state comes from its owner");
         self.deliveries.unrecorded = Some("a new reader".to_owned());
     }
 

@@ -16,6 +16,7 @@ use crate::broker::message_at;
 use crate::connection::Transaction;
 use crate::dead_letters::{self, Applied, FailedAttempt, Letter};
 use crate::error::{causes_in_postgres, is_lock_timeout, is_outage};
+use crate::fill::request;
 use crate::headers::Headers;
 use crate::recovery::BEGIN;
 use crate::retry::Backoff;
@@ -126,7 +127,7 @@ impl<H: Handler> Subscription<'_, H> {
         let after = u64::try_from(read.after_seq)?;
         let left = match read.until_seq {
             Some(until) => Left { after, until: u64::try_from(until)? },
-            None => self.begin(&stream, after).await?,
+            None => self.begin(&mut tx, &stream, after).await?,
         };
         if left.after >= left.until {
             let done = sqlx::query!(
@@ -177,18 +178,20 @@ impl<H: Handler> Subscription<'_, H> {
     }
 
     /// What is applied again: from the kept position to the last delivered message.
-    async fn begin(&self, stream: &Stream, after: u64) -> anyhow::Result<Left> {
+    async fn begin(&self, tx: &mut Transaction, stream: &Stream, after: u64) -> anyhow::Result<Left> {
         let (name, consumer) = (H::Event::STREAM, self.durable);
         let info = stream.consumer_info(consumer).await.context("cannot read the consumer")?;
         let (first, until) = (stream.cached_info().state.first_sequence, info.delivered.stream_sequence);
-        if after > 0 && first > after + 1 {
+        if first > after + 1 && H::HAS_OWNER {
+            request::record(tx, name, consumer, "messages that were applied after the backup are deleted", false)
+                .await?;
+        } else if first > after + 1 {
             tracing::error!(
                 stream = name,
                 consumer,
                 from = after + 1,
                 to = first - 1,
-                "{name} has lost messages that were applied after the backup: what they announced may be missing here. Run the command \
-                 `republish --all` of the service that publishes to {name}"
+                "{name} has lost messages that were applied after the backup: what they announced may be missing here"
             );
         }
         let after = after.max(first.saturating_sub(1));

@@ -194,7 +194,7 @@ async fn events_of_other_streams_are_applied_again_from_the_newest_to_the_oldest
     let recorder = Recorder::default();
     harness.tasks.spawn(bus.clone().subscribe("reader", recorder.clone(), harness.stop.clone()));
     put(&bus, &[id]).await;
-    let kept = "update bus.read_positions set seq = 1, before_seq = 1, before_at = now() - interval '1 hour'";
+    let kept = "update bus.read_positions set seq = 1, before_seq = 1, between_seq = 1, between_at = now() - interval '1 hour'";
     eventually("the position", async || {
         let kept = sqlx::query(kept).execute(&mut harness.db().await).await.unwrap();
         anyhow::ensure!(kept.rows_affected() == 1);

@@ -129,7 +129,7 @@ async fn write(
               with ordinality
               as new (id, user_id, status, expires_at, ticket_id, price, ticket_version, reservation, version, position)
          left join ticket_replica as ticket on ticket.id = new.ticket_id
-         order by position
+         order by new.status <> 'cancelled', position
          on conflict (id) do update
          set status = excluded.status, version = excluded.version, updated_at = now()",
         ids,
