@@ -90,6 +90,7 @@ pub(crate) async fn record(
     );
     if inserted.fetch_one(&mut *db).await? {
         keep_reads(db, consumers).await?;
+        is_another(db, stream).await?;
     }
     Ok(())
 }

@@ -89,9 +89,6 @@ impl Relay<'_> {
         // A database that came back has an older position: the messages after it must not be trimmed.
         self.window.is_published_up_to(position.last_seq);
         let mark = recovery::mark(&mut tx, self.stream).await?;
-        if self.source.is_some() && recovery::is_another(&mut tx, self.stream).await? && mark.is_none() {
-            return self.begin_to_recover(tx, position).await;
-        }
         if mark.is_some() {
             self.is_recovering();
         } else {
@@ -100,6 +97,9 @@ impl Relay<'_> {
         if seen.end > position.last_seq {
             self.reconcile(&seen, tx, position, mark).await?;
             return Ok(Compared::Moved);
+        }
+        if mark.is_none() && self.source.is_some() && recovery::is_another(&mut tx, self.stream).await? {
+            return self.begin_to_recover(tx, position).await;
         }
         self.duties.has_compared(self.stream);
         let Some(mark) = mark else { return Ok(Compared::Equal(tx)) };

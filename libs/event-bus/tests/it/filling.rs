@@ -94,10 +94,25 @@ async fn a_new_reader_of_a_trimmed_stream_fills_itself() {
     filled(&harness).await;
     stopped(reading).await;
     drop(logging);
-    assert_eq!(log.lines("a new reader of a trimmed stream").len(), 1);
+    assert_eq!(log.lines("a new reader of DOCUMENTS").len(), 1);
     assert_eq!(log.lines(" ERROR "), Vec::<String>::new());
     let lines = log.lines("filled from the owner of DOCUMENTS");
     assert!(lines.len() == 1 && lines[0].contains("aggregates=600"), "{lines:#?}");
+}
+
+/// The consumer has acknowledged everything, for a database that is gone.
+#[tokio::test]
+async fn a_reader_with_an_empty_database_fills_itself() {
+    let (harness, bus) = start().await;
+    documents(&bus, &harness, 20).await;
+    let reading = read(&harness, Copies::default()).await;
+    filled(&harness).await;
+    stopped(reading).await;
+    let mut db = harness.db().await;
+    sqlx::raw_sql("delete from copies; delete from bus.read_positions").execute(&mut db).await.unwrap();
+    let reading = read(&harness, Copies::default()).await;
+    filled(&harness).await;
+    stopped(reading).await;
 }
 
 #[tokio::test]

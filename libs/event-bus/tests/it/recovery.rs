@@ -6,7 +6,8 @@ use crate::log::Log;
 use crate::republishing::{healed, recreate_stream, stream_equals_tables};
 use crate::shelf::{Shelf, change, entitle, put};
 use crate::subscribing::Recorder;
-use event_bus::{Bus, Error, Event};
+use event_bus::{Bus, Error, Event, Publish};
+use sqlx::AssertSqlSafe;
 use std::time::Duration;
 use testkit::{eventually, eventually_within};
 
@@ -231,38 +232,105 @@ async fn events_of_other_streams_are_applied_again_from_the_newest_to_the_oldest
     again.has(&event_ids(id, 150..151)).await;
 }
 
+/// Nothing of its own was published since the backup, but events of other streams were applied.
 #[tokio::test]
-async fn a_backup_older_than_the_window_stops_the_relay() {
+async fn a_restored_database_applies_again_what_it_read_even_if_its_own_stream_is_unchanged() {
     let (mut harness, bus) = start().await;
+    let ids = [Id::generate(), Id::generate(), Id::generate()];
+    let recorder = Recorder::default();
+    harness.tasks.spawn(bus.clone().subscribe("reader", recorder.clone(), harness.stop.clone()));
+    put(&bus, &ids).await;
+    let mut expected: Vec<String> = ids.iter().map(|id| event(*id, 0).event_id()).collect();
+    recorder.has(&expected).await;
+    expected.reverse();
+    harness.published().await;
+    harness.tasks.shutdown().await;
+    let kept = "update bus.read_positions set before_seq = 0";
+    sqlx::query(kept).execute(&mut harness.db().await).await.unwrap();
+    harness.back_up().await;
+    harness.restore().await;
+
+    let again = Recorder::default();
+    let bus = harness.healing_relay(Shelf).await;
+    harness.tasks.spawn(bus.clone().subscribe("reader", again.clone(), harness.stop.clone()));
+    eventually("what was read before", async || {
+        anyhow::ensure!(again.applied().starts_with(&expected), "{:?}", again.applied());
+        anyhow::Ok(())
+    })
+    .await
+    .unwrap();
+    recovered(&harness).await;
+    let new = Id::generate();
+    put(&bus, &[new]).await;
+    again.has(&event_ids(new, 0..1)).await;
+}
+
+/// Restores a backup that the stream does not reach back to, because its messages up to `purged` are deleted. Nothing is published, and
+/// nobody gets old snapshots, until a person has decided.
+async fn restore_too_old(harness: &mut Harness, bus: &Bus, more: usize) {
     let id = Id::generate();
-    put(&bus, &[id]).await;
+    put(bus, &[id]).await;
     harness.published().await;
     harness.back_up().await;
-    for version in 1..10 {
-        change(&bus, id, version).await;
+    for version in 1..5 {
+        change(bus, id, version).await;
     }
     harness.published().await;
     harness.tasks.shutdown().await;
+    // Not of a service: without the id of an event.
+    let nats = harness.nats.connect().await.unwrap();
+    for _ in 0..more {
+        nats.publish("document.updated", "x".into()).await.unwrap();
+    }
+    nats.flush().await.unwrap();
+    let last = u64::try_from(5 + more).unwrap();
+    let jetstream = harness.jetstream().await;
+    eventually_within(Duration::from_mins(1), "the messages", async || {
+        anyhow::ensure!(jetstream.get_stream("DOCUMENTS").await?.cached_info().state.last_sequence == last);
+        anyhow::Ok(())
+    })
+    .await
+    .unwrap();
+    harness.publish_as(&event(id, 5).event_id(), "document.updated", event(id, 5).encode()).await;
     harness.restore().await;
-    harness.jetstream().await.get_stream("DOCUMENTS").await.unwrap().purge().sequence(5).await.unwrap();
+    jetstream.get_stream("DOCUMENTS").await.unwrap().purge().sequence(last).await.unwrap();
 
     let (log, logging) = Log::start();
     let bus = harness.healing_relay(Shelf).await;
     put(&bus, &[Id::generate()]).await;
+    let deleted = format!("messages 2 to {} are deleted", last - 1);
     eventually("the error", async || {
         let errors = log.lines(" ERROR ");
-        anyhow::ensure!(errors.iter().any(|line| line.contains("messages 2 to 4 are deleted")), "{errors:#?}");
+        anyhow::ensure!(errors.iter().any(|line| line.contains(&deleted)), "{errors:#?}");
         anyhow::Ok(())
     })
     .await
     .unwrap();
     drop(logging);
-    assert_eq!((titles(&harness, &[id]).await, harness.outbox().await), (vec![Some("version 0".to_owned())], 1));
+    assert_eq!((titles(harness, &[id]).await, harness.outbox().await), (vec![Some("version 0".to_owned())], 1));
+    let reply = nats.request("snapshots.DOCUMENTS", r#""total""#.into()).await.unwrap();
+    let refused = reply.headers.and_then(|headers| headers.get("Nats-Service-Error-Code").map(ToString::to_string));
+    assert_eq!(refused.as_deref(), Some("503"), "{:?}", reply.payload);
     // A person decides.
-    let decide = "update bus.relay set last_seq = 4 where stream = 'DOCUMENTS'";
-    sqlx::query(decide).execute(&mut harness.db().await).await.unwrap();
-    recovered(&harness).await;
-    assert_eq!(titles(&harness, &[id]).await, [Some("version 9".to_owned())]);
+    let decide = format!("update bus.relay set last_seq = {} where stream = 'DOCUMENTS'", last - 1);
+    sqlx::query(AssertSqlSafe(decide)).execute(&mut harness.db().await).await.unwrap();
+    recovered(harness).await;
+    assert_eq!(titles(harness, &[id]).await, [Some("version 5".to_owned())]);
+    let reply = nats.request("snapshots.DOCUMENTS", r#""total""#.into()).await.unwrap();
+    assert_eq!(std::str::from_utf8(&reply.payload).unwrap(), r#"{"total":2}"#);
+}
+
+#[tokio::test]
+async fn a_backup_older_than_the_window_stops_the_relay() {
+    let (mut harness, bus) = start().await;
+    restore_too_old(&mut harness, &bus, 0).await;
+}
+
+/// More messages than the relay can look at in one step.
+#[tokio::test]
+async fn a_backup_much_older_than_the_window_stops_the_relay() {
+    let (mut harness, bus) = start().await;
+    restore_too_old(&mut harness, &bus, 60_000).await;
 }
 
 /// The database was restored to a time before the stream was recreated and healed.
