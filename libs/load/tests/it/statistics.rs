@@ -115,7 +115,7 @@ impl Measured {
 fn is_of_a_request(text: &str) -> bool {
     const TRANSACTION: [&str; 5] = ["begin", "commit", "rollback", "set local ", "select current_setting"];
     // Those of the relay and of subscriptions; then those of orders that look for expired orders.
-    const BACKGROUND: [&str; 16] = [
+    const BACKGROUND: [&str; 17] = [
         "bus.take_events",
         "bus.move_on",
         "from pg_locks",
@@ -126,6 +126,7 @@ fn is_of_a_request(text: &str) -> bool {
         "bus.relay",
         "bus.republish",
         "bus.recovery",
+        "bus.require_recovered",
         "bus.fills",
         "bus.checkpoint",
         "insert into ticket_replica",

@@ -4,7 +4,7 @@ use crate::records::count;
 use crate::system::System;
 use anyhow::{Result, ensure};
 use serde_json::json;
-use sqlx::{Connection, PgConnection};
+use sqlx::{AssertSqlSafe, Connection, PgConnection};
 use testkit::{Client, Signal, eventually};
 
 const OUTBOX: &str = "select count(*) from bus.outbox";
@@ -34,11 +34,21 @@ async fn published_but_not_deleted(system: &System, events: u64) -> Result<PgCon
 /// Kills the relay, and then its session, which would still delete the rows: Postgres executes what it has received, although
 /// the client is gone.
 async fn kill_with_session(system: &mut System, mut holder: PgConnection) -> Result<()> {
+    let deleting = "from pg_stat_activity
+                    where datname = current_database() and wait_event_type = 'Lock' and query like '%bus.move_on%'";
+    let waits = format!("select count(*) {deleting}");
+    eventually("the relay to delete the rows", async || {
+        let waiting: i64 = sqlx::query_scalar(AssertSqlSafe(waits.clone()))
+            .fetch_one(&mut PgConnection::connect(&system.tickets_db).await?)
+            .await?;
+        ensure!(waiting == 1, "{waiting} sessions");
+        anyhow::Ok(())
+    })
+    .await?;
     system.tickets[0].signal(Signal::Kill).await?;
     system.tickets[0].exited().await?;
-    let end = "select count(pg_terminate_backend(pid)) from pg_stat_activity
-               where datname = current_database() and wait_event_type = 'Lock' and query like '%bus.move_on%'";
-    let ended: i64 = sqlx::query_scalar(end).fetch_one(&mut holder).await?;
+    let end = format!("select count(pg_terminate_backend(pid)) {deleting}");
+    let ended: i64 = sqlx::query_scalar(AssertSqlSafe(end)).fetch_one(&mut holder).await?;
     ensure!(ended == 1, "{ended} sessions were about to delete rows");
     holder.close().await?;
     Ok(())
