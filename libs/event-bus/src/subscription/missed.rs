@@ -142,7 +142,7 @@ impl<H: Handler> Subscription<'_, H> {
             // Deleted, or applied in a database that is gone.
             None if seen.wants_all() && H::HAS_OWNER && (seen.first > 1 || acknowledged > 0) => self.begin_with_owner(),
             None if seen.wants_all() && !H::HAS_OWNER && seen.first > acknowledged + 1 => {
-                self.report(1, seen.first - 1)
+                self.report(1, seen.first - 1);
             }
             Some(kept) if seen.first > kept + 1 && acknowledged < seen.first => self.report(kept + 1, seen.first - 1),
             _ => {}
