@@ -2,22 +2,22 @@
 //!
 //! A stream is a window. What a reader has missed there is in the tables of the owner, which replies with the current snapshots (see
 //! `owner`). A request is a row of `bus.fills`: the subscription inserts one when messages were deleted before they were read, or
-//! when its consumer is new and the stream was trimmed (see `subscription::missed`); [`rebuild`] does for a person. Every replica of
-//! the service looks for requests once a second, and one of them works on the oldest one.
+//! when the database has no position of the consumer, and messages were trimmed or acknowledged before (see `subscription::missed`); the
+//! function [`rebuild`] inserts one for an operator. Every process of the service looks for requests once a second, and one of them works on the oldest one.
 //!
 //! A page is one transaction: lock the request, request the next snapshots after the cursor from the owner, apply them as events with the
 //! handler of the subscription, move the cursor, commit. The subscription goes on beside it. A handler ignores what is not newer, so
 //! the order of the two does not matter. A snapshot is at least as new as each event that was missed before the request: the owner
 //! had committed it before it was published. So after the last page nothing is missing.
 //!
-//! A rebuild does more, if the handler is a [`Replica`](crate::Replica): see `exact`. Neither deletes the table or builds it
-//! beside the old one: rows do not depend on each other, so each is repaired in its place. There is no moment in which the replica
-//! is empty, or older than before.
+//! A rebuild does more, if the handler is a [`Replica`](crate::Replica): see `exact`. Neither a fill nor a rebuild
+//! deletes the table, or builds a second one: rows do not depend on each other, so each is repaired in its place. The replica is never
+//! empty, and no correct row becomes older.
 //!
 //! What if we die …
-//! - during a page: Postgres rolls it back, and unlocks the request. Another replica, or this one after its restart, repeats the
+//! - during a page: Postgres rolls it back, and unlocks the request. Another process, or this one after its restart, repeats the
 //!   page. `a_killed_fill_resumes_at_its_cursor` shows it.
-//! - after a page was committed: the cursor is behind it.
+//! - after a page was committed: the cursor is after it.
 //! - after the last page: the request has `finished_at`.
 //!
 //! While the owner is away, the request waits, and a warning is logged once a minute. Nothing but the row of the request is locked

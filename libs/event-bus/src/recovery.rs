@@ -4,14 +4,17 @@
 //! snapshot. So the owner takes over from its stream what its tables lost, and then applies the events of other streams again.
 //!
 //! 1. The relay finds an event after its position that the tables do not have: see `relay::reconcile`. One transaction writes the first
-//!    page of snapshots into the tables, moves the position, and inserts the mark, a row of `bus.recovery`.
+//!    page of snapshots into the tables, moves the position, and inserts the mark, a row of `bus.recovery`. Or the stream ends at the
+//!    position, but the database is another one than before (`bus.incarnation`): only the mark is inserted, because effects of other
+//!    streams may be lost.
 //! 2. The next pages follow, up to the end of the stream: see `relay::recover`. The position is the cursor.
 //! 3. Each subscription applies again what was delivered to it after the backup: see `subscription::reapply`. This restores what snapshots
-//!    do not carry, for example which event of another stream an aggregate has followed.
+//!    do not carry, for example the fencing token of a ticket: the newest
+//!    event of its orders that was applied.
 //! 4. The relay deletes the mark.
 //!
-//! While the mark exists, `bus.require_recovered` fails: no replica appends events, applies events or performs tasks. Requests that write
-//! get an outage, reads continue, and the service is not ready. A write before the mark is inserted is harmless: it is still in the outbox,
+//! While the mark exists, `bus.require_recovered` fails: no replica appends events, applies events or performs tasks. HTTP requests that
+//! write get a 503, reads continue, and the service is not ready. A write before the mark is inserted is harmless: it is still in the outbox,
 //! because the server refuses events at a position that is taken. If it contradicts what was published, what was published stands.
 //!
 //! What if we die …

@@ -1,8 +1,8 @@
 //! Republishing: the tables of the owner → `bus.outbox`, the current snapshot of every aggregate that readers may have missed.
 //!
 //! A stream that lost events is healed by its owner, because its tables hold the newest version of each aggregate. A request is a
-//! row of `bus.republish`: the relay inserts one when the broker lost history (see `relay::heal`), and [`request_republish`] does
-//! for a person. Every replica looks for requests once a second, and one of them works on the oldest request of the stream.
+//! row of `bus.republish`: the relay inserts one when the broker lost history (see `relay::heal`), and the function
+//! [`request_republish`] inserts one for an operator. Every replica looks for requests once a second, and one of them works on the oldest request of the stream.
 //!
 //! A page is one transaction: lock the request, read the next ids after its cursor, lock and read these rows, append their
 //! snapshots to the outbox, move the cursor, commit. The relay publishes the snapshots like all events.
@@ -21,7 +21,7 @@
 //! What if we die …
 //! - during a page: Postgres rolls it back, and unlocks the request. Another replica, or this one after its restart, repeats the
 //!   page. `a_killed_republish_resumes_where_it_stopped` shows it.
-//! - after a page was committed: the cursor is behind it. The page is published like all events, and not appended again.
+//! - after a page was committed: the cursor is after it. The page is published like all events, and not appended again.
 //! - after the last page: the request is deleted in a transaction of its own that finds no more ids; until then another replica
 //!   finds none either.
 //!

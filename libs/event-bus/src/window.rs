@@ -1,25 +1,25 @@
 //! The window: the newest part of its stream that an owner keeps. What is older is purged.
 //!
-//! A new reader needs the newest snapshot of each aggregate. It is in the tables of the owner, which can republish it. So a stream
+//! A new reader needs the newest snapshot of each aggregate. It is in the tables of the owner, which replies with it (see `owner`). So a stream
 //! is no archive: without a limit of time it would be full one day, and refuse all events.
 //!
 //! A message is in the window if it is younger than [`Settings::window_age`], and, while more than half of the bytes or messages
 //! that the stream may have are used, if it is in the newest quarter of them. A message outside of the window is purged if also
 //! - every durable consumer has acknowledged it. The newest message that a consumer has acknowledged stays: so a consumer whose
 //!   position lies before the first message has missed messages (see `subscription::missed`);
-//! - the relay has committed its position behind it. A relay that died after it published needs these messages to find out (see
+//! - the relay has committed a position after it. A relay that died after it published needs these messages to find out (see
 //!   `relay::reconcile`), even if readers have acknowledged them;
 //! - it is not the last message of the stream.
 //!
-//! A filtered consumer acknowledges only the subjects that it reads. If nothing waits for it, it has acknowledged everything up to the
-//! end that the stream had before.
+//! A filtered consumer acknowledges only the subjects that it reads. If no message is pending for it, it counts as having acknowledged
+//! everything up to the end that the stream had before the consumers were read.
 //!
 //! Each relay looks every 30 s, and when the server refuses an event because the stream is full.
 //!
 //! What if we die, or are frozen …
 //! - before the purge: nothing has changed.
 //! - after it: it is done. Nothing else depends on it.
-//! - and purge late: positions of consumers only grow, so a purge that was right stays right. If the stream was meanwhile deleted, created
+//! - between the check and the purge, for long: positions of consumers only grow, so the purge is still right. If the stream was meanwhile deleted, created
 //!   again and filled, the purge may delete messages that a consumer has not read. The consumer reports it.
 //!
 //! Replicas may purge at the same time: a purge up to a smaller sequence changes nothing.

@@ -7,8 +7,8 @@
 //! Nothing is locked while the owner is asked, and live events are applied meanwhile. So a row that is newer than the snapshot, or
 //! unknown to the owner, may be right: the owner has answered before its last change. This is how a wrong row is told apart:
 //!
-//! 1. The row is seen with a version *s*, and the owner is asked afterwards. If *s* is right, the owner had committed it before it
-//!    was published, so its answer has *s* or a newer version. Otherwise *s* is wrong.
+//! 1. The row is read with a version *s*, and a snapshot is requested from the owner afterwards. If *s* is right, the owner had
+//!    committed it before it was published, so the reply has *s* or a newer version. Otherwise *s* is wrong.
 //! 2. The row is deleted only if it still has the version *s*. What a live event has written since stays.
 //! 3. While the row had the wrong version, live events with smaller versions were ignored. So the owner is asked once more after the
 //!    commit. Events that come later than this commit are applied, and the answer includes those that came before.

@@ -5,7 +5,7 @@
 //! already as long as the position.
 //!
 //! - The stream is the same and ends at the position: publish.
-//! - It is the same and ends behind the position: see `reconcile`.
+//! - It is the same and ends after the position: see `reconcile`.
 //! - It is the same and ends before the position, for 15 s: its end is lost. A node that was cut off from its cluster replies with
 //!   old state for some seconds.
 //! - It is another stream: everything is lost. At once if it is newer than the one before; an older one may be the reply of a node
@@ -13,8 +13,8 @@
 //!   `reconcile`. This happens if a database is restored to a time before a stream was healed.
 //!
 //! When history is lost, one transaction takes the end of the stream as position (its beginning, if the database is older), remembers the stream, and records a request to
-//! republish (see `republish`). Then publishing continues. Without [`Snapshots`](crate::Snapshots), nothing is published until a
-//! person has decided.
+//! republish (see `republish`). Then publishing continues. Without [`Snapshots`](crate::Snapshots), nothing is published until an
+//! operator has decided.
 //!
 //! What if we die …
 //! - before the commit: nothing has changed; the next relay finds the same.
@@ -26,9 +26,9 @@
 //! The margin of 15 minutes is for transactions that began before the checkpoint and were committed after it. Without a
 //! checkpoint before the end, everything is republished.
 //!
-//! The position of a consumer may lie behind the end of a stream that lost events. It skips all events up to its position. So if
+//! The position of a consumer may be after the end of a stream that lost events. It skips all events up to its position. So if
 //! the stream is the same, the snapshots are published a second time when the stream has reached the lost position: they are then
-//! behind the position of every consumer. Not before the snapshots of the first time have left the deduplication window, which would
+//! after the position of every consumer. Not before the snapshots of the first time have left the deduplication window, which would
 //! refuse them.
 
 use super::outbox::Position;

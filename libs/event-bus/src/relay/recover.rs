@@ -3,10 +3,11 @@
 //! The relay has locked the stream. For each page of messages after its position, which the outbox does not have with the same content:
 //! lock the rows of their aggregates, then read the events of these aggregates that wait in the outbox. A writer appends while it holds the
 //! lock of the row, so no such event is missed. An aggregate has lost history if a message announces a version that the tables have not
-//! published: the version of its oldest waiting event, a later one, or, if none waits, a version after that of its row.
+//! published: the version of its oldest waiting event, a later one, or, if none waits, a version after that of its row, the same version
+//! with other content, or any version if there is no row.
 //!
 //! What was published stands, because readers have it. So the newest message of such an aggregate is written into the tables, even
-//! over a greater version, and the events that wait are deleted: they belong to versions that were assigned twice. Each is logged. A message
+//! over a greater version, and the events that wait are deleted: they belong to versions that were assigned twice. At most 100 of a page are logged. A message
 //! that is older than what the tables have published changes nothing.
 
 use super::stored::Stored;
@@ -202,5 +203,40 @@ impl Relay<'_> {
         recovering.logged = Instant::now();
         let Mark { from_seq, until_seq, taken_over, reading, .. } = *mark;
         tracing::info!(stream = self.stream, from_seq, reached, until_seq, taken_over, reading, "recovering");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Stored, newest};
+    use bytes::Bytes;
+    use sqlx::types::time::OffsetDateTime;
+    use std::collections::BTreeSet;
+
+    fn stored(seq: u64, aggregate_id: &str, version: i64) -> Stored {
+        Stored {
+            seq,
+            event_id: format!("{aggregate_id}-{version}"),
+            aggregate_id: aggregate_id.to_owned(),
+            version,
+            subject: String::new(),
+            payload: Bytes::new(),
+            published_at: OffsetDateTime::UNIX_EPOCH,
+        }
+    }
+
+    /// Otherwise an order that was cancelled would be written after the next order of its ticket, and both would hold the ticket.
+    #[test]
+    fn a_version_that_was_republished_counts_where_it_was_first() {
+        let page = [
+            stored(1, "a", 0),
+            stored(2, "a", 1),
+            stored(3, "b", 0),
+            stored(4, "a", 1),
+            stored(5, "c", 0),
+            stored(6, "a", 0),
+        ];
+        let newest = newest(&page, &BTreeSet::from(["a", "b"]));
+        assert_eq!(newest.iter().map(|stored| stored.seq).collect::<Vec<_>>(), [2, 3]);
     }
 }

@@ -80,7 +80,7 @@ pub(super) enum LostHistory {
 /// A message of the stream with the id of an event.
 pub(super) struct Stored {
     pub(super) seq: u64,
-    event_id: String,
+    pub(super) event_id: String,
     pub(super) aggregate_id: String,
     pub(super) version: i64,
     pub(super) subject: String,

@@ -1,7 +1,8 @@
 //! Notices messages that were deleted before this consumer has acknowledged them.
 //!
 //! An owner never trims such messages (see `window`). A person may purge them, and a stream with a `max_age` drops them. A consumer
-//! that is created on a trimmed stream never gets what was trimmed. In both cases a request to fill the tables of this reader from the
+//! that is created on a trimmed stream never gets what was trimmed, and a new, empty database does not get what its consumer has
+//! acknowledged. In each case a request to fill the tables of this reader from the
 //! owner of the stream is recorded (see `fill`). If the stream has no owner with snapshots, a person has to act.
 //!
 //! The server does not remember it: a purge moves the position of a consumer as if it had acknowledged what is gone. So the position

@@ -1,8 +1,8 @@
 //! Applies events again to a database that came back older: see `recovery`.
 //!
 //! The consumer has acknowledged these events, so the server does not deliver them again. They are read from the stream: those after the
-//! position that the database has kept, up to the last one that was delivered. From the newest to the oldest one, if the handler allows
-//! it: then the older ones change nothing, and no state appears a second time.
+//! position that the reader had two to four minutes before it last kept one, up to the last one that was delivered. If the handler allows
+//! it, they are applied from the newest to the oldest: then older ones change nothing, and no state appears a second time.
 //!
 //! An event that fails alone becomes a dead letter at once.
 //!
