@@ -338,3 +338,26 @@ async fn a_restored_ticket_ignores_events_of_older_orders() -> Result<()> {
     ensure!(token == (1, 1, 2), "{token:?}");
     Ok(())
 }
+
+/// With `fsync`, a killed Postgres has everything that it has committed.
+#[tokio::test]
+async fn a_killed_postgres_has_lost_nothing_and_nothing_is_recovered() -> Result<()> {
+    let system = System::start(1, 1).await?;
+    let load = load(&system).await?;
+    load.during(Box::pin(async {
+        for _ in 0..3 {
+            sleep(A_WHILE).await; // under load
+            system.postgres.kill().await?;
+            system.postgres.start_again().await?;
+        }
+        sleep(A_WHILE).await; // under load
+        Ok(())
+    }))
+    .await?;
+    system.settled().await?;
+    let logs = logs(&system, &TICKETS) + &logs(&system, &ORDERS);
+    for unexpected in ["lost history", "was restored", "recovered from the stream"] {
+        ensure!(!logs.contains(unexpected), "{unexpected}: {logs}");
+    }
+    load.nothing_is_missing(&system).await
+}
