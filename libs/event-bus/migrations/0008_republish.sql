@@ -5,7 +5,7 @@
 set local lock_timeout = '2s';
 
 alter table bus.relay
-    -- When the stream was created, by the clock of the broker: a stream that is deleted and created again is another one. Null:
+    -- When the stream was created, by the clock of the broker: a stream that is deleted and created again is a new stream. Null:
     -- the next relay takes over what the broker says.
     add column stream_created_at timestamptz,
     -- whether the service publishes snapshots of its tables on request

@@ -5,7 +5,7 @@
 //!
 //! 1. The relay finds an event after its position that the tables do not have: see `relay::reconcile`. One transaction writes the first
 //!    page of snapshots into the tables, moves the position, and inserts the mark, a row of `bus.recovery`. Or the stream ends at the
-//!    position, but the database is another one than before (`bus.incarnation`): only the mark is inserted, because effects of other
+//!    position, but the database is not the same as before (`bus.incarnation`): only the mark is inserted, because effects of other
 //!    streams may be lost.
 //! 2. The next pages follow, up to the end of the stream: see `relay::recover`. The position is the cursor.
 //! 3. Each subscription applies again what was delivered to it after the backup: see `subscription::reapply`. This restores what snapshots
@@ -114,7 +114,7 @@ pub(crate) async fn keep_reads(db: &mut PgConnection, consumers: &[(&str, &str)]
     Ok(())
 }
 
-/// Whether the database is another one than the last time: it was restored, or another server has taken over. Remembers it.
+/// Whether the database is not the same as the last time: it was restored, or another server has taken over. Remembers it.
 pub(crate) async fn is_another(db: &mut PgConnection, stream: &str) -> anyhow::Result<bool> {
     let changed = sqlx::query_scalar!(
         r#"with known as (select incarnation from bus.relay where stream = $1 for update)

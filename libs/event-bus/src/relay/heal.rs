@@ -106,7 +106,7 @@ impl Relay<'_> {
         Ok(self.conclude(tx, mark).await?.map_or(Compared::Moved, Compared::Equal))
     }
 
-    /// The database is another one than before. Even if the stream has nothing that the tables lack, events of other streams may have
+    /// The database is not the same as before. Even if the stream has nothing that the tables lack, events of other streams may have
     /// been applied in the one before.
     async fn begin_to_recover(&mut self, mut tx: Transaction, position: Position) -> anyhow::Result<Compared> {
         let (from_seq, until_seq) = (position.last_seq, position.last_seq);
