@@ -27,6 +27,19 @@ pub async fn create_until(system: &System, writer: usize, until: Instant) -> Res
     Ok((confirmed, refused))
 }
 
+/// Waits until all services are ready and the system is at rest. Every confirmed ticket is stored then.
+pub async fn recovers(system: &System, outcomes: &[(Vec<String>, usize)]) -> Result<()> {
+    for service in system.tickets.iter().chain(&system.orders) {
+        eventually("the service to recover", async || service.client().get("/readyz").await?.expect(200)).await?;
+    }
+    system.settled().await?;
+    let stored = system.tickets_rows().await?;
+    for id in outcomes.iter().flat_map(|(confirmed, _)| confirmed) {
+        ensure!(stored.iter().any(|row| row.starts_with(id)), "ticket {id} was confirmed with 201 and is lost");
+    }
+    Ok(())
+}
+
 #[tokio::test]
 async fn postgres_restarting_under_load_costs_503s_and_nothing_else() -> Result<()> {
     let system = System::start(2, 2).await?;
@@ -48,14 +61,7 @@ async fn postgres_restarting_under_load_costs_503s_and_nothing_else() -> Result<
     let (outcomes, ()) = futures::try_join!(writers, restarts)?;
     ensure!(outcomes.iter().any(|(_, refused)| *refused > 0), "no request failed: the restarts had no effect");
 
-    for service in system.tickets.iter().chain(&system.orders) {
-        eventually("the service to recover", async || service.client().get("/readyz").await?.expect(200)).await?;
-    }
-    system.settled().await?;
-    let stored = system.tickets_rows().await?;
-    for id in outcomes.iter().flat_map(|(confirmed, _)| confirmed) {
-        ensure!(stored.iter().any(|row| row.starts_with(id)), "ticket {id} was confirmed with 201 and is lost");
-    }
+    recovers(&system, &outcomes).await?;
     eventually("no transaction to be left open", async || {
         let open = "select count(*) from pg_stat_activity where state like 'idle in transaction%'";
         ensure!(count(&system.tickets_db, open).await? == 0);
