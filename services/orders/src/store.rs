@@ -223,7 +223,8 @@ impl Statement for InsertOrders {
                                       array_agg(traceparent), array_agg(header))
                 from unnest($3::text[], $2, $4, $5::text[], $6::text[], $13::text[])
                      as event (subject, id, version, payload, traceparent, header)
-                join inserted using (id)
+                -- "is true" makes it a lookup in a hash table; as a join, Postgres would compare each event with each order.
+                where (id in (select id from inserted)) is true
             )
             select id as "id!" from inserted cross join appended
             "#,

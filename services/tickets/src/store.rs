@@ -230,7 +230,8 @@ impl Statement for SaveTickets {
                             $9::text[])
                      with ordinality
                      as new (id, version, title, price, subject, payload, traceparent, header, position)
-                join locked on locked.id = new.id
+                -- Executes "locked" once, before the first row is written.
+                cross join (select count(*) from locked) as locked_rows
                 -- Of several that are next, one is taken.
                 where tickets.id = new.id and tickets.version = new.version - 1
                 returning new.*
