@@ -14,7 +14,7 @@ use tracing_subscriber::EnvFilter;
 pub use nats::NatsConfig;
 
 use crate::body;
-use crate::telemetry::LogFormat;
+use crate::telemetry::{self, LogFormat};
 
 /// Flags and environment variables of every service. Flatten it into the service's own parser.
 #[derive(Args, Clone)]
@@ -79,8 +79,9 @@ pub struct Config {
 }
 
 impl Config {
-    /// The settings of the bus of `service`.
+    /// The settings of the bus of `service`. Metrics are recorded from here on.
     pub fn bus(&self, service: &'static str) -> event_bus::Settings {
+        telemetry::start_counting();
         event_bus::Settings {
             client: self.nats_client_id.clone().unwrap_or_else(|| service.to_owned()),
             database_connections: self.database_connections.get(),
