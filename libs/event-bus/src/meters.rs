@@ -129,6 +129,7 @@ pub(crate) struct Published {
 
 impl Published {
     pub(crate) fn new(stream: &'static str) -> Self {
+        counter!("event_bus_publish_failures_total", "stream" => stream, "code" => "no_reply").increment(0);
         let reconciliations =
             |cause| zero(counter!("event_bus_reconciliations_total", "stream" => stream, "stream_is" => cause));
         Self {

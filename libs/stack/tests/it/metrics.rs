@@ -130,6 +130,7 @@ async fn an_event_moves_the_metrics_of_its_way() -> Result<()> {
             becomes(theirs, name, &[("statement", statement)], |items| items >= 1.0).await?;
         }
     }
+    system.buyer(0, "buyer").get("/api/orders").await?.expect(200)?;
     for pool in ["requests", "background", "batches"] {
         becomes(theirs, "event_bus_pool_wait_seconds_count", &[("pool", pool)], |waits| waits >= 1.0).await?;
     }
@@ -175,6 +176,11 @@ async fn an_event_that_fails_is_counted_at_each_step() -> Result<()> {
     let stream = [("stream", "TICKETS")];
     becomes(theirs, "event_bus_dead_letters_total", &stream, |letters| letters == 1.0).await?;
     becomes(theirs, "event_bus_dead_letters_open", &[("status", "dead")], |letters| letters == 1.0).await?;
+    // The stream has a message that the relay has not published.
+    system.ticket().await?;
+    becomes(&system.tickets[0], "event_bus_reconciliations_total", &[("stream_is", "ahead")], |times| times >= 1.0)
+        .await?;
+    becomes(&system.tickets[0], "event_bus_publish_failures_total", &[("code", "10071")], |times| times >= 1.0).await?;
 
     let unknown = json!({"id": "f".repeat(24), "version": 0, "status": "created", "userId": "buyer",
         "expiresAt": "2030-01-01T00:00:00.000Z", "ticket": {"id": "e".repeat(24), "price": 20, "version": 0, "reservation": 1}});
@@ -251,8 +257,8 @@ async fn a_full_stream_is_counted_by_the_code_of_nats() -> Result<()> {
 
 #[tokio::test]
 async fn a_scrape_answers_within_a_second_while_postgres_is_frozen() -> Result<()> {
-    let system = System::start(1, 0).await?;
-    let tickets = &system.tickets[0];
+    let system = System::start(1, 1).await?;
+    let (tickets, orders) = (&system.tickets[0], &system.orders[0]);
     becomes(tickets, "event_bus_database_up", &[], |up| up == 1.0).await?;
     system.postgres.pause().await?;
     let down = eventually("Postgres to be noticed", async || {
@@ -267,11 +273,31 @@ async fn a_scrape_answers_within_a_second_while_postgres_is_frozen() -> Result<(
     ensure!(down.sum("event_bus_outbox_events", &[("stream", "TICKETS")]).is_nan(), "an old value");
     let refused = tickets.client().signed_in("seller").post("/api/tickets", json!({"title": "x", "price": 1})).await?;
     refused.expect(503)?;
+    orders.client().signed_in("buyer").get("/api/orders").await?.expect(503)?;
+    becomes(orders, "event_bus_pool_timeouts_total", &[("pool", "requests")], |timeouts| timeouts == 1.0).await?;
     let refused = [("http_request_method", "POST"), ("http_response_status_code", "503")];
     becomes(tickets, "http_server_request_duration_seconds_count", &refused, |count| count == 1.0).await?;
     system.postgres.unpause().await?;
     becomes(tickets, "event_bus_database_up", &[], |up| up == 1.0).await?;
     becomes(tickets, "event_bus_outbox_events", &[("stream", "TICKETS")], |events| events >= 0.0).await?;
+    Ok(())
+}
+
+#[tokio::test]
+async fn requests_that_are_not_done_are_measured() -> Result<()> {
+    let system = System::start(1, 0).await?;
+    let tickets = &system.tickets[0];
+    for name in ["event_bus_fills_open", "event_bus_republishes_open", "event_bus_recovering"] {
+        becomes(tickets, name, &[], |open| open == 0.0).await?;
+    }
+    let mut db = PgConnection::connect(&system.tickets_db).await?;
+    // No process of this service reads or publishes to these streams.
+    db.execute("select bus.request_fill('OTHER', 'nobody', 'a test', false)").await?;
+    db.execute("insert into bus.republish (stream, reason) values ('OTHER', 'a test')").await?;
+    db.execute("insert into bus.recovery (stream, from_seq, until_seq) values ('OTHER', 1, 2)").await?;
+    for name in ["event_bus_fills_open", "event_bus_republishes_open", "event_bus_recovering"] {
+        becomes(tickets, name, &[], |open| open == 1.0).await?;
+    }
     Ok(())
 }
 
