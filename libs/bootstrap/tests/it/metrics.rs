@@ -1,5 +1,7 @@
 //! The metrics of requests. All tests of this file share one recorder, so each has routes of its own.
 
+#![expect(clippy::float_cmp, reason = "most values are whole numbers")]
+
 use axum::Router;
 use axum::routing::{get, post};
 use bootstrap::{JsonBody, Running};
