@@ -1,29 +1,31 @@
 //! The configuration all services share. The doc comments below are what `--help` prints.
 
 mod nats;
+mod secret;
 
-use std::fmt;
 use std::net::SocketAddr;
 use std::num::{NonZeroU32, NonZeroUsize};
 use std::time::Duration;
 
 use clap::builder::BoolishValueParser;
 use clap::{ArgAction, Args};
+use secrecy::SecretString;
 use tracing_subscriber::EnvFilter;
 
 pub use nats::NatsConfig;
+pub use secret::SecretUrl;
 
 use crate::body;
-use crate::telemetry::LogFormat;
+use crate::telemetry::{self, LogFormat};
 
 /// Flags and environment variables of every service. Flatten it into the service's own parser.
-#[derive(Args, Clone)]
+#[derive(Args, Clone, Debug)]
 // The service's own parser may be called Config as well.
 #[group(skip)]
 pub struct Config {
     /// Database of the service: `postgres://user:password@host/database`
     #[arg(long, env, hide_env_values = true)]
-    pub database_url: String,
+    pub database_url: SecretUrl,
 
     /// Connections to Postgres for requests; the event bus has its own
     #[arg(long, env, default_value = "16")]
@@ -79,21 +81,22 @@ pub struct Config {
 }
 
 impl Config {
-    /// The settings of the bus of `service`.
+    /// The settings of the bus of `service`. Metrics are recorded from here on.
     pub fn bus(&self, service: &'static str) -> event_bus::Settings {
+        telemetry::start_counting();
         event_bus::Settings {
             client: self.nats_client_id.clone().unwrap_or_else(|| service.to_owned()),
             database_connections: self.database_connections.get(),
             topology: self.nats.topology(),
             provision: self.provision,
             window_age: self.stream_window,
-            ..event_bus::Settings::new(service, &self.database_url, self.nats.settings())
+            ..event_bus::Settings::new(service, self.database_url.expose(), self.nats.settings())
         }
     }
 }
 
 /// Logs.
-#[derive(Args, Clone)]
+#[derive(Args, Clone, Debug)]
 #[group(skip)]
 pub struct LogConfig {
     /// What to log, as in `info,sqlx=warn,event_bus=debug`
@@ -106,16 +109,16 @@ pub struct LogConfig {
 }
 
 /// The one key that tokens are verified with.
-#[derive(Args, Clone)]
+#[derive(Args, Clone, Debug)]
 #[group(required = true, multiple = false)]
 pub struct JwtConfig {
     /// Secret that the users' tokens are signed with (HS256)
     #[arg(long, env, hide_env_values = true)]
-    pub jwt_key: Option<String>,
+    pub jwt_key: Option<SecretString>,
 
     /// Public key that the users' tokens are verified with: PEM, Ed25519 or P-256
     #[arg(long, env, hide_env_values = true)]
-    pub jwt_public_key: Option<String>,
+    pub jwt_public_key: Option<SecretString>,
 }
 
 /// Checked here, so that a mistake is reported like any other in the configuration.
@@ -123,19 +126,18 @@ fn log_filter(text: &str) -> Result<String, String> {
     EnvFilter::try_new(text).map(|_| text.to_owned()).map_err(|error| error.to_string())
 }
 
-/// Parses a number of seconds, or a number with a unit: `ms`, `s`, `m` or `h`.
+/// What `--help` says of all durations.
+pub(crate) const DURATIONS: &str =
+    "Durations have units, as in 500ms, 20s, 15m, 1h 30m or 7d. A number without a unit is in seconds.";
+
+/// The longest duration. Far longer ones overflow when they are added to a time.
+const LONGEST: Duration = Duration::from_hours(100 * 365 * 24);
+
+/// Parses a duration with units, as in `1h 30m`, or a number of seconds. At most 100 years.
 pub fn duration(text: &str) -> Result<Duration, String> {
-    let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
-    let (number, unit) = text.split_at(digits);
-    let milliseconds = match unit {
-        "ms" => 1,
-        "s" | "" => 1_000,
-        "m" => 60_000,
-        "h" => 3_600_000,
-        _ => return Err("expected a number and ms, s, m or h, as in 20s".to_owned()),
-    };
-    let number: u64 = number.parse().map_err(|_| "expected a number and a unit, as in 20s".to_owned())?;
-    number.checked_mul(milliseconds).map(Duration::from_millis).ok_or_else(|| "too long".to_owned())
+    let seconds = text.parse().map(Duration::from_secs);
+    let duration = seconds.or_else(|_| humantime::parse_duration(text)).map_err(|error| error.to_string())?;
+    if duration > LONGEST { Err("at most 100 years".to_owned()) } else { Ok(duration) }
 }
 
 /// Parses a number of bytes, or a number with a unit: `KiB` or `MiB`. At least [`body::LIMIT`].
@@ -154,41 +156,6 @@ fn max_body_bytes(text: &str) -> Result<usize, String> {
         return Err(format!("at least {} bytes, the size of one body", body::LIMIT));
     }
     Ok(bytes)
-}
-
-/// Written by hand, so that no secret reaches a log.
-impl fmt::Debug for Config {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Config")
-            .field("database_url", &without_credentials(&self.database_url))
-            .field("database_connections", &self.database_connections)
-            .field("nats", &self.nats)
-            .field("nats_client_id", &self.nats_client_id)
-            .field("provision", &self.provision)
-            .field("stream_window", &self.stream_window)
-            .field("http_addr", &self.http_addr)
-            .field("jwt", &self.jwt)
-            .field("request_timeout", &self.request_timeout)
-            .field("max_requests", &self.max_requests)
-            .field("max_connections", &self.max_connections)
-            .field("max_body_bytes", &self.max_body_bytes)
-            .field("stop_grace", &self.stop_grace)
-            .field("log", &self.log.filter)
-            .finish()
-    }
-}
-
-impl fmt::Debug for JwtConfig {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(if self.jwt_key.is_some() { "HS256 secret" } else { "public key" })
-    }
-}
-
-/// Host, port and path. Options are dropped too: libpq's `?password=` is one of them.
-fn without_credentials(url: &str) -> &str {
-    let host = url.rsplit('@').next().unwrap_or_default();
-    let host = host.rsplit("://").next().unwrap_or_default();
-    host.split('?').next().unwrap_or_default()
 }
 
 #[cfg(test)]
@@ -225,7 +192,9 @@ mod tests {
         assert_eq!(duration("20"), Ok(Duration::from_secs(20)));
         assert_eq!(duration("500ms"), Ok(Duration::from_millis(500)));
         assert_eq!(duration("15m"), Ok(Duration::from_mins(15)));
-        for bad in ["", "s", "-1s", "1.5s", "1 s", "1d", "99999999999999999h"] {
+        assert_eq!(duration("1h 30m"), Ok(Duration::from_mins(90)));
+        assert_eq!(duration("30d"), Ok(Duration::from_hours(30 * 24)));
+        for bad in ["", "s", "-1s", "-1", "20 apples", "101years", "99999999999999999h", "99999999999999999999"] {
             assert!(duration(bad).is_err(), "{bad}");
         }
     }
@@ -242,8 +211,9 @@ mod tests {
 
     #[test]
     fn debug_output_holds_no_secret() {
-        let config = parse(&["--jwt-key=hidden", "--nats-url=nats://user:hidden@nats:4222"]).unwrap();
-        let debug = format!("{config:?}");
+        let config = parse(&["--jwt-key=hidden", "--nats-url=nats://user:hidden@nats:4222,hidden@other:4222"]).unwrap();
+        let token = parse(&["--jwt-public-key=hidden", "--nats-token=hidden"]).unwrap();
+        let debug = format!("{config:?} {config:#?} {token:?}");
         assert!(!debug.contains("hidden"), "{debug}");
         assert!(debug.contains("nats:4222") && debug.contains("db/tickets"), "{debug}");
     }

@@ -10,12 +10,14 @@
 //! - Slow clients hold a bounded number of connections, bytes of request bodies, and pages of lists. At a limit, the client
 //!   that has been idle longest is disconnected.
 //! - `x-request-id` is kept or generated. It is in every log line of the request and in the response.
+//! - Every request is measured, also one that is refused: see `measure`.
 //!
 //! hyper itself responds to what it cannot parse as HTTP (400, 414, 431), without a body.
 
 mod bodies;
 mod connections;
 mod health;
+mod measure;
 mod middleware;
 mod pages;
 mod patient;

@@ -11,6 +11,7 @@ use base64::Engine as _;
 use base64::alphabet;
 use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
 use jsonwebtoken::{Algorithm, DecodingKey, Validation};
+use secrecy::ExposeSecret as _;
 use serde::Deserialize;
 
 use crate::config::Config;
@@ -65,8 +66,8 @@ impl Keys {
     /// Reads the configured key. Fails if it is malformed, or if it is a public key used as a secret.
     pub fn new(config: &Config) -> anyhow::Result<Self> {
         match (&config.jwt.jwt_key, &config.jwt.jwt_public_key) {
-            (Some(secret), None) => Self::from_secret(secret),
-            (None, Some(pem)) => Self::from_pem(pem),
+            (Some(secret), None) => Self::from_secret(secret.expose_secret()),
+            (None, Some(pem)) => Self::from_pem(pem.expose_secret()),
             _ => bail!("exactly one of JWT_KEY and JWT_PUBLIC_KEY is needed"),
         }
     }

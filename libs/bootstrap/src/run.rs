@@ -56,10 +56,12 @@ impl Service {
     ///
     /// The bus is closed when the service stops.
     #[expect(clippy::unused_async, reason = "it spawns, and so is called within a runtime")]
-    pub async fn run(self, routes: Router, bus: Bus) -> anyhow::Result<Running> {
+    pub async fn run(mut self, routes: Router, bus: Bus) -> anyhow::Result<Running> {
         let address = self.config.http_addr;
         let listener = http::listen(address).with_context(|| format!("cannot listen on {address}"))?;
         let address = listener.local_addr()?;
+        telemetry::name_build(bus.service());
+        self.spawn("metrics", |stop| measure(bus.clone(), stop));
         let stop = CancellationToken::new();
         let health = Health { bus: bus.clone(), stop: stop.clone() };
         let middleware = Arc::new(Middleware::new(routes, health, &self.config));
@@ -67,6 +69,14 @@ impl Service {
         server.spawn(http::serve(listener, middleware, stop.clone()));
         info!(%address, "serving");
         Ok(Running { address, stop, stop_grace: self.config.stop_grace, server, background: self.background, bus })
+    }
+}
+
+/// Measures what is not measured where it happens, until `stop`.
+async fn measure(bus: Bus, stop: CancellationToken) -> anyhow::Result<()> {
+    tokio::select! {
+        () = bus.measure(&stop) => Ok(()),
+        never = telemetry::keep() => match never {},
     }
 }
 

@@ -17,7 +17,7 @@ use event_bus::Schema;
 
 use self::recover::Recover;
 use self::replica::{Rebuild, Verify};
-use crate::config::{LogConfig, NatsConfig, duration};
+use crate::config::{DURATIONS, LogConfig, NatsConfig, SecretUrl, duration};
 
 // Not a doc comment: it would replace the description of the service in `--help`.
 // The exit code is 0 on success, 1 otherwise, with the reason; 3 if `recover` or `verify` found something.
@@ -44,10 +44,11 @@ pub(crate) const OF_REPLICAS: [&str; 2] = ["verify", "rebuild"];
 ///
 /// Idempotent: repeated and concurrent runs change nothing.
 #[derive(Args)]
+#[command(after_help = DURATIONS)]
 pub(crate) struct Migrate {
     /// The service's database, with the role that owns it: `postgres://owner:password@host/database`
     #[arg(long, env, hide_env_values = true)]
-    database_url: String,
+    database_url: SecretUrl,
 
     /// Role of the service: it gets the rights that the service needs, and no others
     #[arg(long, env)]
@@ -66,6 +67,7 @@ pub(crate) struct Migrate {
 /// Idempotent. Options that were changed by hand are changed back, except limits that were raised. Fails, after all other changes, if the server does not
 /// change an option of an existing stream or consumer.
 #[derive(Args)]
+#[command(after_help = DURATIONS)]
 pub(crate) struct Provision {
     #[command(flatten)]
     nats: NatsConfig,
@@ -83,13 +85,14 @@ pub(crate) struct Provision {
 /// Only records the request in the database: a running service does the work, and logs its progress. Readers that have the state
 /// ignore it.
 #[derive(Args)]
+#[command(after_help = DURATIONS)]
 pub(crate) struct Republish {
     #[command(flatten)]
     scope: Scope,
 
     /// The service's database: `postgres://user:password@host/database`
     #[arg(long, env, hide_env_values = true)]
-    database_url: String,
+    database_url: SecretUrl,
 
     #[command(flatten)]
     log: LogConfig,
@@ -157,7 +160,7 @@ impl Task {
         match self {
             Self::Migrate(task) => {
                 let role = task.database_role.as_deref();
-                event_bus::migrate(&task.database_url, schema, role, task.patience).await?;
+                event_bus::migrate(task.database_url.expose(), schema, role, task.patience).await?;
                 tracing::info!(role, "the database is up to date");
             }
             Self::Provision(task) => {
@@ -166,7 +169,7 @@ impl Task {
                 tracing::info!(?topology, "streams and consumers are as they should be");
             }
             Self::Republish(task) => {
-                if event_bus::request_republish(&task.database_url, schema, task.scope.into()).await? {
+                if event_bus::request_republish(task.database_url.expose(), schema, task.scope.into()).await? {
                     tracing::info!("the request is recorded; the service has begun, and logs its progress");
                 } else {
                     tracing::warn!(

@@ -1,16 +1,19 @@
 //! Logs and metrics.
 //!
-//! Logs: one line per entry on stdout, or on stderr if the output of a command is on stdout, with times in UTC. Metrics: recorded with the `metrics` crate, exposed at `/metrics` in
-//! the text format of Prometheus.
+//! Logs: one line per entry on stdout, or on stderr if the output of a command is on stdout, with times in UTC. Metrics: recorded with
+//! the `metrics` crate, exposed at `/metrics` in the text format of Prometheus.
+
+mod prometheus;
 
 use std::io::IsTerminal as _;
-use std::sync::{LazyLock, Mutex, PoisonError};
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
-use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::fmt::writer::BoxMakeWriter;
+
+pub(crate) use prometheus::{keep, name_build, render, start_counting};
 
 /// The format of log lines.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
@@ -61,16 +64,3 @@ impl Throttle {
         Some(std::mem::take(unlogged))
     }
 }
-
-/// The metrics of the whole process: tests start several services in one.
-pub(crate) fn metrics() -> String {
-    METRICS.render()
-}
-
-/// Starts counting.
-pub(crate) fn start_counting() {
-    LazyLock::force(&METRICS);
-}
-
-static METRICS: LazyLock<PrometheusHandle> =
-    LazyLock::new(|| PrometheusBuilder::new().install_recorder().expect("nobody else records metrics"));

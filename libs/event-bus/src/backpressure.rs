@@ -8,6 +8,7 @@
 //! items: without concurrent writers, a request waits almost nothing. A relay that has not published for a second delays no
 //! batch, so an outage of NATS does not either.
 
+use crate::meters::HELD_BACK;
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -43,7 +44,7 @@ impl Backpressure {
     /// Waits before `items` are written, if a relay is behind.
     pub(crate) async fn hold(&self, items: usize) {
         let Some(begin) = self.locked().advance(items) else { return };
-        metrics::counter!("event_bus_held_back_batches_total").increment(1);
+        metrics::counter!(HELD_BACK).increment(1);
         sleep_until(begin).await;
     }
 

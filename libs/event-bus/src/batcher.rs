@@ -16,6 +16,7 @@
 use crate::connection::Pool;
 use crate::database::Database;
 use crate::error::{Error, is_outage, is_undone};
+use crate::meters::{self, Batches, float};
 use crate::panics;
 use anyhow::{Context, anyhow, ensure};
 use sqlx::PgConnection;
@@ -23,7 +24,7 @@ use std::slice;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{mpsc, oneshot};
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 
 /// How long a batch may take before the connection counts as dead. Longer than Postgres lets its statement run.
@@ -74,11 +75,13 @@ pub struct Batching<S: Statement> {
 struct Shared<S> {
     statement: S,
     database: Database,
+    meters: Batches,
 }
 
 /// An item, and its caller.
 struct Waiting<S: Statement> {
     item: S::Item,
+    since: Instant,
     caller: oneshot::Sender<anyhow::Result<S::Output>>,
 }
 
@@ -89,7 +92,12 @@ pub(crate) fn new<S: Statement>(
     queue: usize,
 ) -> (Batcher<S>, Batching<S>) {
     let (sender, receiver) = mpsc::channel(queue);
-    let shared = Arc::new(Shared { statement, database: database.clone() });
+    let shared = Arc::new(Shared { statement, database: database.clone(), meters: Batches::new::<S>() });
+    let (waiting, gauge) = (sender.downgrade(), meters::queue::<S>());
+    database.on_observe(move || {
+        let items = waiting.upgrade().map_or(0, |queue| queue.max_capacity() - queue.capacity());
+        gauge.set(float(items));
+    });
     (Batcher { queue: sender }, Batching { queue: receiver, shared, pool: database.batch_pool(), most })
 }
 
@@ -107,7 +115,7 @@ impl<S: Statement> Batcher<S> {
     /// or if the outcome of the commit is unknown. Any other error is that of the item alone.
     pub async fn run(&self, item: S::Item) -> anyhow::Result<S::Output> {
         let (caller, outcome) = oneshot::channel();
-        self.queue.try_send(Waiting { item, caller }).map_err(|_| Error::Overloaded)?;
+        self.queue.try_send(Waiting { item, since: Instant::now(), caller }).map_err(|_| Error::Overloaded)?;
         // Dropped without an outcome: the service stops.
         outcome.await.map_err(|_| Error::Overloaded)?
     }
@@ -149,10 +157,13 @@ impl<S: Statement> Batching<S> {
             }
             // A caller that has left has told its client that the outcome is unknown.
             batch.retain(|waiting| !waiting.caller.is_closed());
+            let begun = Instant::now();
+            let waited = batch.first().map_or(Duration::ZERO, |first| begun - first.since);
             let (items, callers): (Vec<_>, Vec<_>) =
-                batch.drain(..).map(|Waiting { item, caller }| (item, caller)).unzip();
+                batch.drain(..).map(|Waiting { item, caller, .. }| (item, caller)).unzip();
             match self.shared.execute(&mut db, &items, BATCH).await {
                 Ok(outputs) => {
+                    self.shared.meters.executed(items.len(), waited, begun);
                     if S::APPENDS {
                         self.shared.database.wake_relays();
                     }
@@ -171,7 +182,8 @@ impl<S: Statement> Batching<S> {
                     return Ok(());
                 }
                 Err(error) => {
-                    batch.extend(items.into_iter().zip(callers).map(|(item, caller)| Waiting { item, caller }));
+                    let waiting = items.into_iter().zip(callers);
+                    batch.extend(waiting.map(|(item, caller)| Waiting { item, since: begun, caller }));
                     if matches!(error.downcast_ref(), Some(Error::NoAnswer(_))) {
                         self.take_all(batch);
                     }
@@ -206,7 +218,7 @@ impl<S: Statement> Batching<S> {
         error: &anyhow::Error,
     ) {
         tracing::debug!(items = items.len(), "a batch is executed item by item: {error:#}");
-        metrics::counter!("event_bus_split_batches_total").increment(1);
+        self.shared.meters.split.increment(1);
         for (item, caller) in items.into_iter().zip(callers) {
             let shared = self.shared.clone();
             tokio::spawn(async move {

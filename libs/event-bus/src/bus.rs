@@ -8,6 +8,8 @@ use crate::database::Database;
 use crate::duties::Duties;
 use crate::error::{Error, Result};
 use crate::fill;
+use crate::measure;
+use crate::meters;
 use crate::owner;
 use crate::relay;
 use crate::replica::Replica;
@@ -55,6 +57,7 @@ impl Bus {
     /// A malformed URL, a file that cannot be read, or a limit with which the bus cannot work.
     pub async fn open(settings: Settings, schema: Schema) -> anyhow::Result<Self> {
         settings.check()?;
+        meters::describe();
         let database = Database::open(&settings, schema)?;
         let broker = Broker::connect(&settings).await?;
         let requester = Requester::new(broker.clone(), settings.reply_timeout);
@@ -66,6 +69,11 @@ impl Bus {
             duties: Duties::default(),
             answered: Arc::default(),
         })
+    }
+
+    /// The name of the service.
+    pub fn service(&self) -> &'static str {
+        self.settings.service
     }
 
     /// A connection for reading.
@@ -117,6 +125,16 @@ impl Bus {
     fn is_compared(&self) -> bool {
         let waited = self.answered.get_or_init(Instant::now).elapsed();
         self.duties.are_compared() || self.broker.connected().is_err() || waited > COMPARE
+    }
+
+    /// Measures the outbox, dead letters and requests that are not done, with one statement every 5 s, until `stop`.
+    pub async fn measure(&self, stop: &CancellationToken) {
+        measure::run(&self.database, &self.duties, stop).await;
+    }
+
+    /// Sets the gauges of what is in memory: connections, and items that wait for batchers. Call it before each scrape.
+    pub fn observe(&self) {
+        self.database.observe();
     }
 
     /// Publishes the committed events of `E`'s stream until `stop`, then the rest, until the first error.

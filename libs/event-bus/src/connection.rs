@@ -1,6 +1,7 @@
 //! Connections and transactions that are safe to cancel: none returns to the pool inside a transaction.
 
 use crate::error::{Error, Result};
+use crate::meters::Connections;
 use crate::postgres;
 use sqlx::pool::PoolConnection;
 use sqlx::postgres::{PgConnectOptions, PgRow};
@@ -9,7 +10,7 @@ use std::ops::{Deref, DerefMut};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::watch;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 
 /// How long the test of a connection that returns to the pool may take. The pool itself has no limit: it would wait for
 /// a dead peer, and never replace that connection.
@@ -21,6 +22,7 @@ pub(crate) struct Pool {
     inner: PgPool,
     /// How long to wait for a connection.
     timeout: Duration,
+    meters: Connections,
 }
 
 /// What a commit wakes. Clones share everything.
@@ -58,11 +60,30 @@ pub struct Connection {
 }
 
 impl Pool {
-    pub(crate) fn new(options: PgConnectOptions, connections: u32, timeout: Duration) -> Self {
-        Self { inner: postgres::pool(options, connections), timeout }
+    /// `name` is the one in metrics.
+    pub(crate) fn new(name: &'static str, options: PgConnectOptions, connections: u32, timeout: Duration) -> Self {
+        Self { inner: postgres::pool(options, connections), timeout, meters: Connections::new(name) }
+    }
+
+    /// Sets the gauges of its connections.
+    pub(crate) fn observe(&self) {
+        let most = self.inner.options().get_max_connections();
+        self.meters.are(self.inner.size(), self.inner.num_idle(), most);
     }
 
     pub(crate) async fn acquire(&self) -> Result<Connection> {
+        let begun = Instant::now();
+        let acquired = self.acquire_in_time().await;
+        match &acquired {
+            Ok(_) => self.meters.acquired(begun),
+            Err(Error::NoConnection(_)) => self.meters.timed_out(),
+            // Postgres has refused, or the pool is closed.
+            Err(_) => {}
+        }
+        acquired
+    }
+
+    async fn acquire_in_time(&self) -> Result<Connection> {
         let pool = self.inner.clone();
         let none = Error::NoConnection(self.timeout);
         // Wrapped here: if the caller stops waiting, the connection still returns to the pool with a time limit.

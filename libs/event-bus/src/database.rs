@@ -10,13 +10,16 @@ use crate::schema::Schema;
 use crate::settings::Settings;
 use sqlx::Connection as _;
 use sqlx::postgres::{PgConnectOptions, PgRow};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::sync::{OnceCell, watch};
 use tokio::time::{sleep, timeout};
 
 /// How long the readiness check may take.
 const READY: Duration = Duration::from_secs(1);
+
+/// Functions that set gauges.
+type Observers = Arc<Mutex<Vec<Box<dyn Fn() + Send>>>>;
 
 /// The service's database. Clones share everything.
 #[derive(Clone)]
@@ -25,6 +28,8 @@ pub(crate) struct Database {
     background: Pool,
     wakes: Wakes,
     backpressure: Backpressure,
+    /// What else sets gauges before a scrape.
+    observers: Observers,
     options: PgConnectOptions,
     connection_timeout: Duration,
     schema: Arc<Schema>,
@@ -35,12 +40,13 @@ impl Database {
     /// Connects on first use: Postgres may start later.
     pub(crate) fn open(settings: &Settings, schema: Schema) -> anyhow::Result<Self> {
         let options = postgres::options(&settings.database_url, &settings.client)?;
-        let pool = |connections| Pool::new(options.clone(), connections, settings.connection_timeout);
+        let pool = |name, connections| Pool::new(name, options.clone(), connections, settings.connection_timeout);
         Ok(Self {
-            requests: pool(settings.database_connections),
-            background: pool(settings.background_connections),
+            requests: pool("requests", settings.database_connections),
+            background: pool("background", settings.background_connections),
             wakes: Wakes::default(),
             backpressure: Backpressure::default(),
+            observers: Observers::default(),
             schema: Arc::new(schema),
             migrated: Arc::default(),
             options,
@@ -76,7 +82,7 @@ impl Database {
     /// the statistics of a young table say.
     pub(crate) fn batch_pool(&self) -> Pool {
         let batches = [("lock_timeout", "200ms"), ("statement_timeout", "2s"), ("enable_seqscan", "off")];
-        Pool::new(self.options.clone().options(batches), 1, self.connection_timeout)
+        Pool::new("batches", self.options.clone().options(batches), 1, self.connection_timeout)
     }
 
     /// From a [`batch_pool`](Self::batch_pool).
@@ -137,6 +143,18 @@ impl Database {
         let progress = async { Ok(recovery::progress(&mut self.background_connection().await?).await?) };
         let progress = timeout(READY, progress).await.unwrap_or(Err(Error::NoAnswer(READY)))?;
         progress.map_or(Ok(()), |progress| Err(Error::Recovering(progress)))
+    }
+
+    /// Sets the gauges of connections, and those of `on_observe`.
+    pub(crate) fn observe(&self) {
+        self.requests.observe();
+        self.background.observe();
+        self.observers.lock().unwrap_or_else(PoisonError::into_inner).iter().for_each(|observe| observe());
+    }
+
+    /// Calls `observe` before each scrape.
+    pub(crate) fn on_observe(&self, observe: impl Fn() + Send + 'static) {
+        self.observers.lock().unwrap_or_else(PoisonError::into_inner).push(Box::new(observe));
     }
 
     pub(crate) async fn close(&self) {

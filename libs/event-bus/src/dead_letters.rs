@@ -113,17 +113,24 @@ pub(crate) async fn record(db: &mut PgConnection, attempt: &FailedAttempt<'_>, l
 ///
 /// Runs as the last statement of the handler's transaction, and so also detects a handler that ignored an error:
 /// Postgres refuses this statement then, but would accept a COMMIT, and roll back without an error.
+///
+/// Returns the time, by the clock of Postgres.
 pub(crate) async fn supersede(
     db: &mut PgConnection,
     stream: &str,
     consumer: &str,
     applied: &Applied,
-) -> sqlx::Result<()> {
+) -> sqlx::Result<OffsetDateTime> {
     let Applied { aggregates, versions, seqs } = applied;
-    sqlx::query!("select bus.supersede($1, $2, $3, $4, $5)", stream, consumer, aggregates, versions, seqs)
-        .execute(db)
-        .await?;
-    Ok(())
+    let superseded = sqlx::query_scalar!(
+        r#"select clock_timestamp() as "now!" from bus.supersede($1, $2, $3, $4, $5)"#,
+        stream,
+        consumer,
+        aggregates,
+        versions,
+        seqs,
+    );
+    superseded.fetch_one(db).await
 }
 
 fn headers(headers: Option<&HeaderMap>) -> Value {

@@ -44,6 +44,11 @@ impl Duties {
         self.change(|shared| shared.read.insert((stream, consumer)));
     }
 
+    /// The streams that this process publishes to.
+    pub(crate) fn relayed(&self) -> Vec<&'static str> {
+        self.change(|shared| shared.relayed.iter().copied().collect())
+    }
+
     /// The streams that this process reads, with its consumers.
     pub(crate) fn subscriptions(&self) -> Vec<(&'static str, &'static str)> {
         self.change(|shared| shared.read.iter().copied().collect())

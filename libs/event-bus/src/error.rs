@@ -33,7 +33,7 @@ pub enum Error {
     BatchFailed(String),
     /// The name or the value of a header is not valid. See [`Headers::insert`](crate::Headers::insert).
     #[error(
-        "the header {0:?} is not valid: its name has letters, digits and hyphens and is not Nats-… or traceparent, its \
+        "the header {0:?} is not valid: its name has letters, digits and hyphens and is not Nats-…, traceparent or Event-Bus-Appended-At, its \
          value has at most 1000 bytes and no control characters"
     )]
     Header(String),

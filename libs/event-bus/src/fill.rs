@@ -259,7 +259,8 @@ impl<H: Handler> Filler<'_, H> {
         let versions = events.iter().map(|event| event.version()).collect();
         // No message of the stream was applied.
         let applied = Applied { aggregates, versions, seqs: vec![-1; events.len()] };
-        Ok(dead_letters::supersede(tx, H::Event::STREAM, self.durable, &applied).await?)
+        dead_letters::supersede(tx, H::Event::STREAM, self.durable, &applied).await?;
+        Ok(())
     }
 
     fn failed(&self, event_id: &str, error: &anyhow::Error) {

@@ -17,7 +17,7 @@ impl Headers {
     ///
     /// # Errors
     /// The name is not made of 1 to 200 letters, digits and hyphens, or belongs to NATS (`Nats-…`) or to the bus
-    /// (`traceparent`); or the value is longer than 1000 bytes or holds control characters.
+    /// (`traceparent`, `Event-Bus-Appended-At`); or the value is longer than 1000 bytes or holds control characters.
     pub fn insert(&mut self, name: &str, value: &str) -> Result<(), Error> {
         let is_name = (1..=LONGEST_NAME).contains(&name.len())
             && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-');
@@ -78,13 +78,20 @@ impl From<Headers> for BTreeMap<String, String> {
 
 pub(crate) const TRACEPARENT: &str = "traceparent";
 
+/// When the event was appended to the outbox, by the clock of Postgres: microseconds since 1970.
+///
+/// Replicas of releases before this header show it to handlers, as a header of the application.
+pub(crate) const APPENDED_AT: &str = "Event-Bus-Appended-At";
+
 /// In bytes. The check constraint of `bus.outbox` has the same limits.
 const LONGEST_NAME: usize = 200;
 const LONGEST_VALUE: usize = 1000;
 
 /// Whether NATS or the bus uses the header `name`.
 fn is_reserved(name: &str) -> bool {
-    name.eq_ignore_ascii_case(TRACEPARENT) || name.get(..5).is_some_and(|start| start.eq_ignore_ascii_case("nats-"))
+    name.eq_ignore_ascii_case(TRACEPARENT)
+        || name.eq_ignore_ascii_case(APPENDED_AT)
+        || name.get(..5).is_some_and(|start| start.eq_ignore_ascii_case("nats-"))
 }
 
 #[cfg(test)]
@@ -102,6 +109,7 @@ mod tests {
             ("Nats-Msg-Id", "x"),
             ("nats-expected-last-sequence", "x"),
             ("Traceparent", "x"),
+            ("event-bus-appended-at", "1"),
             ("tenant", "line\r\nNats-Msg-Id: 1"),
             ("tenant", "nul\0"),
             ("tenant", &"x".repeat(1001)),

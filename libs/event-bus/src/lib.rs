@@ -22,6 +22,9 @@
 //! Beside events there are requests ([`Bus::request`], [`Bus::reply`]). A reply comes within
 //! [`Settings::reply_timeout`] or not at all: use a request only if the service also works without the reply.
 //!
+//! Everything is measured with the crate `metrics`, under names that begin with `event_bus_`: install a recorder before [`Bus::open`], and
+//! run [`Bus::measure`]. The bus knows no exporter.
+//!
 //! Needs NATS 2.12 or newer, for atomic batches, and Postgres 13 or newer; tested with NATS 2.15 and Postgres 18.
 //!
 //! Migration 4 brings headers, and aggregate ids that are not 24 hex digits. Use neither before the last replica of the
@@ -106,7 +109,7 @@
 //!
 //! Read `database` and `broker` first: events move between these two servers. Then read the protocols: `outbox`,
 //! `relay`, `window`, `republish`, `recovery`, `subscription`, `pull`, `dead_letters`, `task`, `request`, `owner`, `fill`, `verify`,
-//! `batcher`, in this order; then `bus`, which owns all.
+//! `batcher`, `measure`, in this order; then `bus`, which owns all.
 #![warn(missing_docs)]
 
 mod backpressure;
@@ -124,6 +127,8 @@ mod estimate;
 mod event_id;
 mod fill;
 mod headers;
+mod measure;
+mod meters;
 mod nats;
 mod outbox;
 mod owner;

@@ -113,6 +113,7 @@ struct Relay<'a> {
     progress: Progress,
     /// The part of the stream that is kept.
     window: &'a Window<'a>,
+    meters: crate::meters::Published,
     /// The most bytes and messages that the stream may have, if there are limits.
     room: Room,
     /// Since when the stream is full.
@@ -159,6 +160,7 @@ pub(crate) async fn run(
         connection: None,
         progress: database.backpressure().relay(stream),
         window: &window,
+        meters: crate::meters::Published::new(stream),
         room: Room::default(),
         full: None,
     };
@@ -297,9 +299,11 @@ impl Relay<'_> {
         if rows.is_empty() {
             return self.idle(tx, position).await;
         }
-        let deadline = Instant::now() + settings.publish_timeout;
+        let begun = Instant::now();
+        let deadline = begun + settings.publish_timeout;
         let step = match publish::publish(broker, stream, position.last_seq, &rows, deadline).await? {
             Published::UpTo { seq, rows: stored } => {
+                self.meters.stored(stored, begun);
                 let writers = if self.known.floor.is_due() { Some(floor::writers(&mut tx).await?) } else { None };
                 let ids: Vec<i64> = rows[..stored].iter().map(|row| row.id).collect();
                 self.connection = Some(outbox::move_on(tx, stream, position, seq, &ids).await?);

@@ -16,6 +16,7 @@
 //! aggregates of events that fail alone are remembered, and their events stay out of later batches.
 
 mod apply;
+mod measure;
 mod messages;
 mod missed;
 mod reapply;
@@ -26,6 +27,7 @@ use crate::database::Database;
 use crate::dead_letters::{self, FailedAttempt, Letter, Verdict};
 use crate::error::{Error, is_outage};
 use crate::headers::Headers;
+use crate::meters;
 use crate::pull::Pull;
 use crate::retry::{Backoff, exponential};
 use crate::settings::Settings;
@@ -34,7 +36,6 @@ use async_nats::header;
 use async_nats::jetstream::{AckKind, Message};
 use event_bus_core::Event;
 use messages::{ACK, Deliveries, acknowledge, decode, postpone, send};
-use metrics::Counter;
 use std::collections::HashMap;
 use std::future::Future;
 use std::ops::Deref;
@@ -108,9 +109,8 @@ struct Subscription<'a, H> {
     locked: Backoff,
     /// Aggregates of which an event failed alone, and when it failed.
     suspects: HashMap<String, Instant>,
-    dead_letters: Counter,
+    meters: meters::Applied,
     deliveries: missed::Deliveries,
-    missed: Counter,
 }
 
 /// What became of a batch.
@@ -141,9 +141,8 @@ pub(crate) async fn run<H: Handler>(
         outage: Backoff::default(),
         locked: Backoff::default(),
         suspects: HashMap::new(),
-        dead_letters: metrics::counter!("event_bus_dead_letters_total", "stream" => H::Event::STREAM),
+        meters: meters::Applied::new(H::Event::STREAM),
         deliveries: missed::Deliveries::default(),
-        missed: metrics::counter!("event_bus_missed_events_total", "stream" => H::Event::STREAM),
     };
     let mut backoff = Backoff::default();
     while !stop.is_cancelled() {
@@ -172,6 +171,7 @@ impl<H: Handler> Subscription<'_, H> {
         loop {
             let batch = pull.receive(|| !self.stop.is_cancelled()).await?;
             alive();
+            self.measure(&batch);
             self.look_for_gaps(&batch).await;
             if batch.is_empty() || self.process(batch).await == Outcome::Interrupted {
                 self.reapply().await;
@@ -277,14 +277,18 @@ impl<H: Handler> Subscription<'_, H> {
         match self.record(message, event_id.as_deref(), &error, retryable).await {
             Ok(Verdict::Dead) => {
                 tracing::error!(subject = %message.subject, event_id, error, "an event became a dead letter");
-                self.dead_letters.increment(1);
+                self.meters.dead_letters.increment(1);
                 send(message, AckKind::Term).await;
             }
             Ok(Verdict::Retry { attempts }) => {
+                self.meters.failed_attempts.increment(1);
                 tracing::warn!(subject = %message.subject, event_id, error, attempts, "an event is tried again later");
                 send(message, AckKind::Nak(Some(exponential(self.settings.retry_delay, attempts)))).await;
             }
-            Ok(Verdict::Superseded) => send(message, AckKind::Term).await,
+            Ok(Verdict::Superseded) => {
+                self.meters.superseded.increment(1);
+                send(message, AckKind::Term).await;
+            }
             Err(error) if is_outage(&error) => {
                 self.wait_out(&error, std::slice::from_ref(message)).await;
             }

@@ -29,6 +29,8 @@ pub enum Image {
     Postgres,
     /// The broker.
     Nats,
+    /// The monitoring system, whose `promtool` checks metrics.
+    Prometheus,
 }
 
 impl Image {
@@ -37,6 +39,7 @@ impl Image {
         match self {
             Self::Postgres => "postgres",
             Self::Nats => "nats",
+            Self::Prometheus => "prometheus",
         }
     }
 
@@ -55,9 +58,11 @@ impl Image {
 pub async fn ensure(image: Image) -> Result<()> {
     static POSTGRES: OnceCell<()> = OnceCell::const_new();
     static NATS: OnceCell<()> = OnceCell::const_new();
+    static PROMETHEUS: OnceCell<()> = OnceCell::const_new();
     let once = match image {
         Image::Postgres => &POSTGRES,
         Image::Nats => &NATS,
+        Image::Prometheus => &PROMETHEUS,
     };
     once.get_or_try_init(|| provide(image)).await.copied()
 }

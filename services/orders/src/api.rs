@@ -1,5 +1,6 @@
 //! The HTTP API of orders. A handler parses and checks the request, applies the rules, stores, and responds.
 
+use crate::meters::meters;
 use crate::order::{CancelError, Order, Reserved};
 use crate::store::{FindOffers, InsertOrders, NewOrder};
 use crate::{replica, store};
@@ -78,6 +79,18 @@ async fn create_order(
 ) -> Result<(StatusCode, Json<Order>), ApiError> {
     let user = caller.user()?;
     let ticket_id = ticket_id(body)?;
+    let order = reserve(&bus, &offers, &inserts, &user.id, ticket_id).await;
+    meters().reserved(&order);
+    Ok((StatusCode::CREATED, Json(order?)))
+}
+
+async fn reserve(
+    bus: &Bus,
+    offers: &Batcher<FindOffers>,
+    inserts: &Batcher<InsertOrders>,
+    user_id: &str,
+    ticket_id: Id,
+) -> Result<Order, ApiError> {
     let permit = timeout(PATIENCE, BEING_MADE.acquire()).await;
     let Ok(Ok(_permit)) = permit else { return Err(ApiError::Unavailable) };
     let mut known = false;
@@ -85,14 +98,14 @@ async fn create_order(
     loop {
         match offers.run(ticket_id).await? {
             Some(offer) => {
-                let order = Order::new(&user.id, offer)?;
+                let order = Order::new(user_id, offer)?;
                 if inserts.run(NewOrder::new(&order)).await? {
-                    return Ok((StatusCode::CREATED, Json(order)));
+                    return Ok(order);
                 }
             }
             None if known => return Err(ApiError::NotFound),
             None => {
-                learn(&bus, ticket_id).await?;
+                learn(bus, ticket_id).await?;
                 known = true;
             }
         }
@@ -128,7 +141,8 @@ async fn learn(bus: &Bus, ticket_id: Id) -> Result<(), ApiError> {
     })?;
     let ticket = ticket.ok_or(ApiError::NotFound)?;
     let mut db = bus.connection().await?;
-    Ok(replica::update(&mut db, std::iter::once(&ticket)).await?)
+    replica::update(&mut db, std::iter::once(&ticket)).await?;
+    Ok(())
 }
 
 /// Reads the id of the ticket from a body. An object or an array is a bad request.

@@ -3,6 +3,7 @@
 //! If the process dies before the commit, the rows are unlocked and unchanged; another replica finds them, or this one
 //! after its restart. If it dies after the commit, the orders are cancelled and their events are in the outbox.
 
+use crate::meters::meters;
 use crate::store;
 use anyhow::Context;
 use contracts::Timestamp;
@@ -56,9 +57,18 @@ async fn cancel_expired(bus: &Bus, floor: &mut Floor) -> anyhow::Result<usize> {
         *floor = Floor { time: store::first_expiry(&mut tx).await?, swept: Some(Instant::now()) };
     }
     let orders = store::lock_expired(&mut tx, BATCH, floor.time).await?;
+    let first = orders.values().map(|order| order.expires_at.0).min();
     let cancelled: Vec<_> = orders.into_values().filter_map(|mut order| order.expire()).collect();
     store::save_locked(&mut tx, &cancelled).await?;
+    // Only when orders were cancelled: this is a round trip.
+    let lag = match first {
+        Some(first) => Some(store::seconds_since(&mut tx, Timestamp(first)).await?),
+        None => None,
+    };
     tx.commit().await?;
+    if let Some(lag) = lag {
+        meters().expiry_lag.record(lag);
+    }
     if !cancelled.is_empty() {
         tracing::info!(orders = cancelled.len(), "cancelled orders that were not paid in time");
     }

@@ -8,6 +8,7 @@
 pub mod api;
 pub mod expiration_events;
 pub mod expiry;
+pub mod meters;
 pub mod order;
 pub mod payment_events;
 pub mod replica;
@@ -64,13 +65,14 @@ pub async fn start(config: Config) -> anyhow::Result<Running> {
     let keys = Keys::new(&config.service)?;
     let bus = Bus::open(config.service.bus("orders"), schema()).await?;
     let mut service = Service::new(&config.service);
+    meters::meters();
     let (offers, finding) = bus.batcher(FindOffers { ttl: config.order_ttl });
     let (inserts, inserting) = bus.batcher(InsertOrders);
     service.spawn("offers", |stop| finding.run(stop));
     service.spawn("inserts", |stop| inserting.run(stop));
     service.spawn("relay", |stop| bus.clone().relay_with(OrderSnapshots, stop));
     service.spawn("ticket events", |stop| bus.clone().replicate("orders", TicketEvents, stop));
-    service.spawn("payment events", |stop| bus.clone().subscribe("orders", PaymentEvents::default(), stop));
+    service.spawn("payment events", |stop| bus.clone().subscribe("orders", PaymentEvents, stop));
     service.spawn("expiration events", |stop| bus.clone().subscribe("orders", ExpirationEvents, stop));
     service.spawn("expiry", |stop| expiry::run(bus.clone(), stop));
     service.run(api::routes(App { bus: bus.clone(), keys, offers, inserts }), bus).await

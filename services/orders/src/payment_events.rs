@@ -1,5 +1,6 @@
 //! Applies payments: a payment completes its order.
 
+use crate::meters::meters;
 use crate::order::Paid;
 use crate::store;
 use anyhow::{Context, bail, ensure};
@@ -7,7 +8,6 @@ use contracts::PaymentEvent;
 use contracts::neighbours::Payment;
 use contracts::order::OrderStatus;
 use event_bus::{Handler, Received, Transaction};
-use metrics::Counter;
 use sqlx::PgConnection;
 
 /// Completes paid orders.
@@ -15,16 +15,7 @@ use sqlx::PgConnection;
 /// Every payment is recorded in the transaction of its effect, so a redelivered payment has no effect. No money may be
 /// lost, so two kinds of payments become dead letters: a payment of an unknown order, because the order may be restored,
 /// and a payment with a known id whose content differs from the recorded one.
-pub struct PaymentEvents {
-    /// Payments that must be refunded.
-    refunds_due: Counter,
-}
-
-impl Default for PaymentEvents {
-    fn default() -> Self {
-        Self { refunds_due: metrics::counter!("orders_refunds_due_total") }
-    }
-}
+pub struct PaymentEvents;
 
 impl Handler for PaymentEvents {
     type Event = PaymentEvent;
@@ -60,7 +51,7 @@ impl Handler for PaymentEvents {
         for payment in refunds {
             let (id, order_id, stripe_id) = (payment.id, payment.order_id, &payment.stripe_id);
             tracing::warn!(%id, %order_id, stripe_id, "a refund is due: the order was cancelled or paid before");
-            self.refunds_due.increment(1);
+            meters().refunds_due.increment(1);
         }
         Ok(())
     }

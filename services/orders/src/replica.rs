@@ -6,8 +6,8 @@ use rust_decimal::Decimal;
 use sqlx::PgConnection;
 use std::collections::BTreeMap;
 
-/// Writes those of `tickets` that are newer than the replica, in any order and number.
-pub async fn update<'a>(db: &mut PgConnection, tickets: impl Iterator<Item = &'a TicketSnapshot>) -> sqlx::Result<()> {
+/// Writes those of `tickets` that are newer than the replica, in any order and number. Returns how many tickets were not.
+pub async fn update<'a>(db: &mut PgConnection, tickets: impl Iterator<Item = &'a TicketSnapshot>) -> sqlx::Result<u64> {
     // Sorted, so that replicas lock rows in the same order; each ticket once, since one statement cannot change a row
     // twice.
     let mut newest = BTreeMap::new();
@@ -23,7 +23,7 @@ pub async fn update<'a>(db: &mut PgConnection, tickets: impl Iterator<Item = &'a
     let users: Vec<&str> = newest.values().map(|ticket| ticket.user_id.as_str()).collect();
     let versions: Vec<i64> = newest.values().map(|ticket| ticket.version).collect();
     let orders: Vec<Option<String>> = newest.values().map(|ticket| ticket.order_id.map(|id| id.to_string())).collect();
-    sqlx::query!(
+    let updated = sqlx::query!(
         "insert into ticket_replica as mine (id, title, price, user_id, version, order_id)
          select * from unnest($1::text[], $2::text[], $3::numeric[], $4::text[], $5::bigint[], $6::text[])
          on conflict (id) do update
@@ -36,10 +36,9 @@ pub async fn update<'a>(db: &mut PgConnection, tickets: impl Iterator<Item = &'a
         &users as _,
         &versions,
         &orders as _,
-    )
-    .execute(db)
-    .await?;
-    Ok(())
+    );
+    let updated = updated.execute(db).await?.rows_affected();
+    Ok((ids.len() as u64).saturating_sub(updated))
 }
 
 struct Row {

@@ -1,9 +1,11 @@
 //! Orders and payments in Postgres. Only this module writes orders; the statement that writes a new version of a row also
 //! appends its event.
 
+mod expired;
 mod offers;
 mod snapshots;
 
+pub use expired::{first_expiry, lock_expired, seconds_since};
 pub use offers::FindOffers;
 pub use snapshots::OrderSnapshots;
 
@@ -125,35 +127,6 @@ pub async fn lock(db: &mut PgConnection, ids: impl Iterator<Item = Id>) -> anyho
         "select id, user_id, status, expires_at, ticket_id, title, price, ticket_version, reservation, version
          from orders where id = any($1) order by id for update",
         &ids
-    );
-    by_id(rows.fetch_all(db).await?)
-}
-
-/// A time before which no unpaid order expires, including orders that are created from now on.
-pub async fn first_expiry(db: &mut PgConnection) -> sqlx::Result<Option<Timestamp>> {
-    // A minute ago: an order that is being inserted may have read the clock before this statement began.
-    let first = sqlx::query_scalar!(
-        "select least(min(expires_at), now() - interval '1 minute') from orders where status = 'created'"
-    );
-    Ok(first.fetch_one(db).await?.map(Timestamp))
-}
-
-/// Locks at most `limit` orders that expired at `from` or later, until the transaction ends.
-///
-/// Skips orders that another transaction has locked.
-pub async fn lock_expired(
-    db: &mut PgConnection,
-    limit: usize,
-    from: Option<Timestamp>,
-) -> anyhow::Result<BTreeMap<Id, Order>> {
-    let rows = sqlx::query_as!(
-        Row,
-        "select id, user_id, status, expires_at, ticket_id, title, price, ticket_version, reservation, version
-         from orders where status = 'created' and expires_at >= coalesce($2, timestamptz '-infinity')
-                           and expires_at <= now()
-         order by expires_at limit $1 for update skip locked",
-        i64::try_from(limit)?,
-        from.map(|from| from.0),
     );
     by_id(rows.fetch_all(db).await?)
 }

@@ -1,5 +1,6 @@
 //! Applies the events of tickets: they update the replica.
 
+use crate::meters::meters;
 use crate::replica;
 use contracts::TicketEvent;
 use event_bus::{Copied, Handler, Publish, Received, Replica, Transaction};
@@ -12,7 +13,9 @@ impl Handler for TicketEvents {
     type Event = TicketEvent;
 
     async fn apply(&self, tx: &mut Transaction, events: &[Received<TicketEvent>]) -> anyhow::Result<()> {
-        Ok(replica::update(tx, events.iter().map(|event| event.snapshot())).await?)
+        let stale = replica::update(tx, events.iter().map(|event| event.snapshot())).await?;
+        meters().stale.increment(stale);
+        Ok(())
     }
 }
 

@@ -5,6 +5,7 @@
 //! orders. [`start`] is the whole wiring.
 
 pub mod api;
+pub mod meters;
 pub mod order_events;
 pub mod store;
 pub mod ticket;
@@ -47,6 +48,7 @@ pub async fn start(config: Config) -> anyhow::Result<Running> {
     let keys = Keys::new(&config.service)?;
     let bus = Bus::open(config.service.bus("tickets"), schema()).await?;
     let mut service = Service::new(&config.service);
+    meters::stale();
     let (finds, finding) = bus.batcher(FindTickets);
     let (lists, listing) = bus.batcher(ListTickets);
     let (inserts, inserting) = bus.batcher(InsertTickets);

@@ -1,6 +1,6 @@
 //! Applies the events of orders: they reserve and release tickets.
 
-use crate::store;
+use crate::{meters, store};
 use anyhow::Context;
 use contracts::OrderChange;
 use event_bus::{Handler, Received, Transaction};
@@ -14,14 +14,18 @@ impl Handler for OrderEvents {
     async fn apply(&self, tx: &mut Transaction, orders: &[Received<OrderChange>]) -> anyhow::Result<()> {
         let mut tickets = store::lock(tx, orders.iter().map(|order| order.ticket.id)).await?;
         let mut updates = Vec::new();
+        let mut stale = 0;
         for order in orders {
             let (id, ticket_id) = (order.id, order.ticket.id);
             let ticket = tickets.get_mut(&ticket_id);
             let ticket = ticket.with_context(|| format!("order {id}: ticket {ticket_id} does not exist"))?;
+            stale += u64::from(ticket.has_applied(order));
             if ticket.follow(order) {
                 updates.push(ticket.announcement());
             }
         }
-        Ok(store::save_followed(tx, tickets.values(), &updates).await?)
+        store::save_followed(tx, tickets.values(), &updates).await?;
+        meters::stale().increment(stale);
+        Ok(())
     }
 }

@@ -31,6 +31,11 @@ pub struct FencingToken {
 impl FencingToken {
     /// Less than the token of any event.
     pub const NONE: Self = Self { reservation: 0, order_version: -1 };
+
+    /// The token of an event.
+    fn of(order: &OrderChange) -> Self {
+        Self { reservation: order.ticket.reservation, order_version: order.version }
+    }
 }
 
 /// Title and price, as the owner sets them.
@@ -79,7 +84,7 @@ impl Ticket {
     /// newer order exists only because the older one was cancelled. The newest event changes the ticket if its holder was
     /// overwritten since, as in a database that is recovered.
     pub fn follow(&mut self, order: &OrderChange) -> bool {
-        let token = FencingToken { reservation: order.ticket.reservation, order_version: order.version };
+        let token = FencingToken::of(order);
         if token < self.fencing_token {
             return false;
         }
@@ -91,6 +96,11 @@ impl Ticket {
         self.order_id = holder;
         self.version += 1;
         true
+    }
+
+    /// Whether this event of an order, or one that makes it obsolete, was followed before.
+    pub fn has_applied(&self, order: &OrderChange) -> bool {
+        FencingToken::of(order) <= self.fencing_token
     }
 
     /// The event that announces this version, and no other one: `ticket.created` for the first version.

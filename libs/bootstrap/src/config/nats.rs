@@ -1,16 +1,16 @@
 //! The connection to NATS, and its streams and consumers.
 
-use std::fmt;
 use std::path::{Path, PathBuf};
 
 use clap::Args;
 use event_bus::{Authentication, NatsSettings, Topology, TopologyError};
+use secrecy::{ExposeSecret as _, SecretString};
 
-use super::without_credentials;
+use super::SecretUrl;
 use crate::topology;
 
 /// The settings of NATS, for a service and for `provision`.
-#[derive(Args, Clone)]
+#[derive(Args, Clone, Debug)]
 #[group(skip)]
 pub struct NatsConfig {
     /// NATS servers, separated by commas: `nats://user:password@host:4222,nats://other:4222`; the user is the same for all
@@ -22,7 +22,7 @@ pub struct NatsConfig {
         value_delimiter = ',',
         value_parser = server
     )]
-    pub nats_url: Vec<String>,
+    pub nats_url: Vec<SecretUrl>,
 
     /// Authentication without user and password.
     #[command(flatten)]
@@ -55,12 +55,12 @@ pub struct NatsConfig {
 }
 
 /// At most one way to authenticate without user and password.
-#[derive(Args, Clone)]
+#[derive(Args, Clone, Debug)]
 #[group(multiple = false)]
 pub struct AuthenticationConfig {
     /// Token for NATS, instead of a user in the URL
     #[arg(long = "nats-token", env = "NATS_TOKEN", hide_env_values = true)]
-    pub token: Option<String>,
+    pub token: Option<SecretString>,
 
     /// File with the nkey seed for NATS, instead of a user in the URL
     #[arg(long = "nats-nkey-seed", env = "NATS_NKEY_SEED", value_name = "FILE")]
@@ -74,7 +74,7 @@ pub struct AuthenticationConfig {
 impl NatsConfig {
     pub(crate) fn settings(&self) -> NatsSettings {
         NatsSettings {
-            url: self.nats_url.join(","),
+            url: self.nats_url.iter().map(SecretUrl::expose).collect::<Vec<_>>().join(","),
             authentication: self.authentication.setting(),
             certificate: self.nats_cert.clone().zip(self.nats_key.clone()),
             authority: self.nats_ca.clone(),
@@ -91,32 +91,18 @@ impl NatsConfig {
 impl AuthenticationConfig {
     fn setting(&self) -> Option<Authentication> {
         let Self { token, nkey_seed, credentials } = self.clone();
-        let token = token.map(Authentication::Token);
+        let token = token.map(|token| Authentication::Token(token.expose_secret().to_owned()));
         token.or(nkey_seed.map(Authentication::NkeySeed)).or(credentials.map(Authentication::Credentials))
     }
 }
 
-impl fmt::Debug for NatsConfig {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("NatsConfig")
-            .field("nats_url", &self.nats_url.iter().map(|url| without_credentials(url)).collect::<Vec<_>>())
-            .field("authentication", &self.authentication.setting())
-            .field("nats_cert", &self.nats_cert)
-            .field("nats_key", &self.nats_key)
-            .field("nats_ca", &self.nats_ca)
-            .field("nats_domain", &self.nats_domain)
-            .field("stream_replicas", &self.stream_replicas)
-            .field("topology", &self.topology)
-            .finish()
-    }
-}
-
-fn server(address: &str) -> Result<String, String> {
+fn server(address: &str) -> Result<SecretUrl, String> {
     let address = address.trim();
     if address.is_empty() {
         return Err("a server is missing between two commas".to_owned());
     }
-    Ok(address.strip_prefix("http://").map_or_else(|| address.to_owned(), |host| format!("nats://{host}")))
+    let http = address.strip_prefix("http://");
+    Ok(http.map_or_else(|| address.to_owned(), |host| format!("nats://{host}")).into())
 }
 
 /// Parses a domain, which becomes one token of a subject.
@@ -152,7 +138,7 @@ mod tests {
     #[test]
     fn several_nats_servers_are_read_and_http_is_tolerated() {
         let config = parse(&["--nats-url=http://one:4222, nats://two:4222,three"]).unwrap();
-        assert_eq!(config.nats_url, ["nats://one:4222", "nats://two:4222", "three"]);
+        assert_eq!(config.settings().url, "nats://one:4222,nats://two:4222,three");
         assert!(parse(&["--nats-url=one,,two"]).is_err());
     }
 

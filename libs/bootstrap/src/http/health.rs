@@ -1,8 +1,9 @@
-//! `/healthz`: liveness. `/readyz`: readiness. `/metrics`: counters.
+//! `/healthz`: liveness. `/readyz`: readiness. `/metrics`: metrics, in the text format of Prometheus.
 //!
 //! None of them takes a concurrency permit or is logged, so they respond under overload.
 
 use axum::extract::State;
+use axum::http::{HeaderName, header};
 use axum::routing::get;
 use axum::{Json, Router};
 use event_bus::Bus;
@@ -47,6 +48,8 @@ async fn ready(State(health): State<Health>) -> Result<Json<Value>, ApiError> {
     }
 }
 
-async fn metrics() -> String {
-    telemetry::metrics()
+/// Needs neither Postgres nor NATS: what is stored there is measured in the background.
+async fn metrics(State(health): State<Health>) -> ([(HeaderName, &'static str); 1], String) {
+    health.bus.observe();
+    ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], telemetry::render())
 }

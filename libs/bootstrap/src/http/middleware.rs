@@ -16,6 +16,7 @@ use event_bus::trace;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::task::TaskTracker;
 use tower::ServiceBuilder;
+use tower::util::MapRequestLayer;
 use tower_http::LatencyUnit::Micros;
 use tower_http::catch_panic::CatchPanicLayer;
 use tower_http::classify::ServerErrorsFailureClass as Failure;
@@ -27,6 +28,7 @@ use tracing::{Instrument as _, Span, error_span, field, warn};
 use super::Health;
 use super::bodies::{Bodies, Charge};
 use super::connections::{Connection, Connections};
+use super::measure::{Requests, measure, remember_route};
 use super::pages::Pages;
 use crate::body;
 use crate::config::Config;
@@ -69,6 +71,7 @@ impl Middleware {
         let stop = health.stop.clone();
         // A request goes through them from top to bottom, its response from bottom to top.
         let layers = ServiceBuilder::new()
+            .layer(from_fn_with_state(Requests::new(), measure))
             .map_response(move |mut response: Response| {
                 if stop.is_cancelled() {
                     response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
@@ -96,7 +99,8 @@ impl Middleware {
                 ApiError::Internal(anyhow!("the handler panicked: {}", event_bus::panic_message(&*panic)))
                     .into_response()
             }));
-        Self { service: health.routes().fallback_service(layers.service(routes)), limits }
+        let routes = layers.service(routes.layer(MapRequestLayer::new(remember_route)));
+        Self { service: health.routes().fallback_service(routes), limits }
     }
 
     /// Waits until every handler has ended and every list is written.

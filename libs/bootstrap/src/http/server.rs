@@ -24,6 +24,7 @@ use tracing::{debug, error};
 
 use super::Middleware;
 use super::connections::{Busy, Connection, Entry};
+use super::measure::count_malformed;
 use super::patient::Patient;
 
 /// The time limit for the head of a request, and for an idle connection.
@@ -167,6 +168,9 @@ async fn serve_requests(stream: TcpStream, connection: &Arc<Connection>, service
         }
     };
     if let Err(error) = ended {
+        if error.is_parse() {
+            count_malformed();
+        }
         debug!(%error, "connection ended early");
     }
 }

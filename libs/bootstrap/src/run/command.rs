@@ -6,6 +6,7 @@ use clap::builder::Resettable;
 use clap::{Arg, FromArgMatches as _, Parser, Subcommand as _};
 use event_bus::Schema;
 
+use crate::config::DURATIONS;
 use crate::task::{OF_REPLICAS, Task};
 
 /// The command that a process runs.
@@ -20,7 +21,9 @@ impl<C: Parser> Command<C> {
     /// An empty variable counts as absent, because compose files and charts pass unset variables as empty.
     pub(super) fn parse(args: impl IntoIterator<Item = OsString>, schema: &Schema) -> Self {
         // A task requires nothing of the configuration of the service.
-        let command = Task::augment_subcommands(C::command()).subcommand_required(false).subcommand_negates_reqs(true);
+        let command = Task::augment_subcommands(C::command().after_help(DURATIONS))
+            .subcommand_required(false)
+            .subcommand_negates_reqs(true);
         let hide = |command: clap::Command, name| command.mut_subcommand(name, |command| command.hide(true));
         let hidden = if schema.has_replica() { &[][..] } else { &OF_REPLICAS };
         let command = hidden.iter().fold(command, hide);

@@ -6,7 +6,7 @@ use clap::Args;
 use event_bus::{Schema, Unknown};
 
 use super::FOUND;
-use crate::config::{LogConfig, NatsConfig};
+use crate::config::{LogConfig, NatsConfig, SecretUrl};
 
 /// Show what a database that is older than its stream would take over
 ///
@@ -20,7 +20,7 @@ pub(crate) struct Recover {
 
     /// The service's database: `postgres://user:password@host/database`
     #[arg(long, env, hide_env_values = true)]
-    database_url: String,
+    database_url: SecretUrl,
 
     #[command(flatten)]
     nats: NatsConfig,
@@ -32,7 +32,7 @@ pub(crate) struct Recover {
 impl Recover {
     pub(super) async fn run(&self, schema: &Schema) -> anyhow::Result<ExitCode> {
         let mut code = ExitCode::SUCCESS;
-        for unknown in event_bus::find_unknown(&self.database_url, schema, &self.nats.settings()).await? {
+        for unknown in event_bus::find_unknown(self.database_url.expose(), schema, &self.nats.settings()).await? {
             let Unknown { stream, position, end, deleted, events, aggregates, published } = unknown;
             if events == 0 && deleted == 0 {
                 tracing::info!(stream, position, end, "nothing to take over: the database is as new as its stream");

@@ -7,7 +7,7 @@ use clap::Args;
 use event_bus::{Ids, Rebuilt, Schema, Verification};
 
 use super::FOUND;
-use crate::config::{LogConfig, NatsConfig};
+use crate::config::{LogConfig, NatsConfig, SecretUrl};
 
 /// Compare the replica with its owner
 ///
@@ -17,7 +17,7 @@ use crate::config::{LogConfig, NatsConfig};
 pub(crate) struct Verify {
     /// The service's database: `postgres://user:password@host/database`
     #[arg(long, env, hide_env_values = true)]
-    database_url: String,
+    database_url: SecretUrl,
 
     /// The connection to NATS, as the user of the service.
     #[command(flatten)]
@@ -39,7 +39,7 @@ pub(crate) struct Verify {
 pub(crate) struct Rebuild {
     /// The service's database: `postgres://user:password@host/database`
     #[arg(long, env, hide_env_values = true)]
-    database_url: String,
+    database_url: SecretUrl,
 
     #[command(flatten)]
     pub(super) log: LogConfig,
@@ -47,7 +47,7 @@ pub(crate) struct Rebuild {
 
 impl Verify {
     pub(super) async fn run(self, schema: &Schema) -> anyhow::Result<ExitCode> {
-        let verified = event_bus::verify(&self.database_url, schema, self.nats.settings()).await?;
+        let verified = event_bus::verify(self.database_url.expose(), schema, self.nats.settings()).await?;
         let is_equal = verified.iter().all(Verification::is_equal);
         let output = if self.json {
             serde_json::json!({ "equal": is_equal, "replicas": verified }).to_string()
@@ -80,7 +80,7 @@ fn in_words(verified: &Verification) -> String {
 
 impl Rebuild {
     pub(super) async fn run(self, schema: &Schema) -> anyhow::Result<()> {
-        match event_bus::rebuild(&self.database_url, schema).await? {
+        match event_bus::rebuild(self.database_url.expose(), schema).await? {
             Rebuilt::NotBegun => tracing::warn!(
                 "the request is recorded, and no service has begun within 5 s: start one, and the owner of the replica. An earlier \
                  request may be under way"

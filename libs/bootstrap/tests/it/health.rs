@@ -18,7 +18,7 @@ async fn metrics_are_text_and_need_no_postgres() {
     let running = start(Router::new()).await;
     let response = get(&running, "/metrics").await;
     assert_eq!(response.status(), StatusCode::OK);
-    assert!(response.headers()["content-type"].to_str().unwrap().starts_with("text/plain"));
+    assert_eq!(response.headers()["content-type"], "text/plain; version=0.0.4; charset=utf-8");
     // Every line of the text format is empty, a comment, or a name with its value.
     for line in response.text().await.unwrap().lines() {
         assert!(line.is_empty() || line.starts_with('#') || line.contains(' '), "{line}");

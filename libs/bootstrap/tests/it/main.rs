@@ -8,6 +8,7 @@ mod errors;
 mod hanging_up;
 mod health;
 mod identities;
+mod metrics;
 mod overload;
 mod process;
 mod provisioning;

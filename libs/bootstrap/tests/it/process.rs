@@ -87,9 +87,14 @@ fn an_empty_variable_counts_as_absent() {
 
 #[test]
 fn neither_help_nor_logs_hold_a_secret() {
-    let output = hello(&["--help"]).env("JWT_KEY", "hidden").env("DATABASE_URL", "hidden").output().unwrap();
-    assert!(output.status.success());
-    assert!(!String::from_utf8(output.stdout).unwrap().contains("hidden"));
+    let secrets = ["JWT_KEY", "JWT_PUBLIC_KEY", "DATABASE_URL", "NATS_URL", "NATS_TOKEN"].map(|name| (name, "hidden"));
+    for arguments in [&["--help"][..], &["migrate", "--help"], &["provision", "--help"]] {
+        let output = hello(arguments).envs(secrets).output().unwrap();
+        assert!(output.status.success());
+        let help = String::from_utf8(output.stdout).unwrap();
+        assert!(!help.contains("hidden"), "{help}");
+        assert!(help.contains("A number without a unit is in seconds"), "{help}");
+    }
     let output = hello(&["--broken"]).env("JWT_KEY", "hidden").env("NATS_URL", "nats://u:hidden@n").output().unwrap();
     let log = String::from_utf8(output.stdout).unwrap();
     assert!(log.contains("127.0.0.1:1/x") && !log.contains("hidden"), "{log}");

@@ -95,6 +95,7 @@ impl Relay<'_> {
             self.recovering = None;
         }
         if seen.end > position.last_seq {
+            self.meters.is_ahead();
             self.reconcile(&seen, tx, position, mark).await?;
             return Ok(Compared::Moved);
         }
@@ -167,6 +168,7 @@ impl Relay<'_> {
             republish::record(&mut tx, stream, &reason, since, Some(Later { seq: last_seq, delay })).await?;
         }
         tx.commit().await?;
+        self.meters.is_lost(is_another);
         // Publishing has not worked until now; other relays find out by the position.
         (self.known, self.lost, self.agreed) = (Known::default(), None, None);
         tracing::error!(

@@ -51,6 +51,8 @@ pub(super) struct Row {
     /// The headers of the application, as JSON.
     headers: Option<String>,
     pub(super) transaction: i64,
+    /// When it was appended, in microseconds since 1970.
+    pub(super) appended_at: i64,
     /// Whether its transaction has events after those of the batch.
     continues: bool,
 }
@@ -74,6 +76,7 @@ impl Row {
             headers: row.try_get("headers")?,
             transaction: row.try_get("transaction")?,
             continues: row.try_get("continues")?,
+            appended_at: row.try_get("appended_at")?,
         }))
     }
 }
@@ -173,7 +176,7 @@ mod tests {
 
     fn row(id: i64, transaction: i64, continues: bool) -> Row {
         let (subject, event_id, payload) = Default::default();
-        Row { id, subject, event_id, payload, traceparent: None, headers: None, transaction, continues }
+        Row { id, subject, event_id, payload, traceparent: None, headers: None, transaction, appended_at: 0, continues }
     }
 
     #[test]

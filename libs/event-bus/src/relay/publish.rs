@@ -3,11 +3,12 @@
 use super::outbox::Row;
 use super::stored::stored_at;
 use crate::broker::Broker;
-use crate::headers::TRACEPARENT;
+use crate::headers::{APPENDED_AT, TRACEPARENT};
+use crate::meters::publish_failed;
 use anyhow::{Context, bail, ensure};
 use async_nats::jetstream::publish::PublishAck;
 use async_nats::jetstream::response::Response;
-use async_nats::{HeaderMap, HeaderValue, Message, header};
+use async_nats::{HeaderMap, HeaderValue, Message, RequestError, header};
 use bytes::Bytes;
 use futures::future::join_all;
 use tokio::time::{Instant, timeout_at};
@@ -63,7 +64,7 @@ pub(super) async fn publish(
         let outcome = if is_chain {
             publish_chain(broker, stream, seq, &rest[..rest.len().min(FEW)], deadline).await
         } else {
-            in_time(deadline, publish_batch(broker, stream, seq, rest)).await
+            in_time(stream, deadline, publish_batch(broker, stream, seq, rest)).await
         };
         match outcome {
             Ok(Outcome::Stored { seq: end, rows }) => (seq, done) = (end, done + rows),
@@ -93,10 +94,11 @@ enum Outcome {
 }
 
 async fn in_time(
+    stream: &str,
     deadline: Instant,
     publishing: impl Future<Output = anyhow::Result<Outcome>>,
 ) -> anyhow::Result<Outcome> {
-    timeout_at(deadline, publishing).await.context(
+    timeout_at(deadline, publishing).await.inspect_err(|_| publish_failed(stream, None)).context(
         "the server did not confirm in time; if this continues, it cannot store (disk full?): see its /healthz",
     )?
 }
@@ -111,7 +113,7 @@ async fn publish_chain(
 ) -> anyhow::Result<Outcome> {
     let links = rows.iter().enumerate().zip(last_seq..).map(|((number, row), seq)| {
         let before = number.checked_sub(1).map(|before| rows[before].event_id.as_str());
-        in_time(deadline, publish_link(broker, stream, seq, before, row))
+        in_time(stream, deadline, publish_link(broker, stream, seq, before, row))
     });
     // They are sent in this order; the server refuses what arrives in another one.
     let (mut seq, mut stored) = (last_seq, 0);
@@ -155,8 +157,8 @@ async fn publish_link(
         headers.insert(header::NATS_EXPECTED_LAST_MESSAGE_ID, before);
     }
     let payload = Bytes::from(row.payload.clone());
-    let answer = broker.client.request_with_headers(row.subject.clone(), headers, payload).await?;
-    outcome(broker, stream, last_seq, 1, &answer)
+    let answer = broker.client.request_with_headers(row.subject.clone(), headers, payload).await;
+    outcome(broker, stream, last_seq, 1, answer)
 }
 
 /// Stores `rows` directly after `last_seq` as an atomic batch: all of them, or none.
@@ -179,12 +181,15 @@ async fn publish_batch(broker: &Broker, stream: &str, last_seq: u64, rows: &[Row
     }
     let (subject, mut headers, payload) = last.context("nothing to publish")?;
     headers.insert(header::NATS_BATCH_COMMIT, header::NATS_BATCH_COMMIT_FINAL);
-    let answer = nats.request_with_headers(subject, headers, payload).await?;
-    outcome(broker, stream, last_seq, rows.len(), &answer)
+    let answer = nats.request_with_headers(subject, headers, payload).await;
+    outcome(broker, stream, last_seq, rows.len(), answer)
 }
 
+type Answer = Result<Message, RequestError>;
+
 /// What the server has replied to the publish of so many `rows`.
-fn outcome(broker: &Broker, stream: &str, last_seq: u64, rows: usize, answer: &Message) -> anyhow::Result<Outcome> {
+fn outcome(broker: &Broker, stream: &str, last_seq: u64, rows: usize, answer: Answer) -> anyhow::Result<Outcome> {
+    let answer = answer.inspect_err(|_| publish_failed(stream, None))?;
     match serde_json::from_slice(&answer.payload)? {
         Response::<PublishAck>::Ok(ack) if ack.duplicate => Ok(Outcome::Duplicate { at: Some(ack.sequence) }),
         Response::Ok(ack) => {
@@ -200,16 +205,20 @@ fn outcome(broker: &Broker, stream: &str, last_seq: u64, rows: usize, answer: &M
             ensure!(ack.sequence == end, "{stream} ends at {} after a publish, and should end at {end}", ack.sequence);
             Ok(Outcome::Stored { seq: end, rows })
         }
-        Response::Err { error } => match error.error_code().0 {
-            WRONG_LAST_SEQUENCE | WRONG_LAST_EVENT => Ok(Outcome::Elsewhere),
-            DUPLICATE_IN_BATCH => Ok(Outcome::Duplicate { at: None }),
-            ATOMIC_DISABLED => Ok(Outcome::Singly),
-            NOT_STORED if is_full(&error) => Ok(Outcome::Full),
-            INCOMPLETE_BATCH => {
-                bail!("the server cannot store (disk full?), or no stream has the subject: {error}")
+        Response::Err { error } => {
+            let code = error.error_code().0;
+            publish_failed(stream, Some(code));
+            match code {
+                WRONG_LAST_SEQUENCE | WRONG_LAST_EVENT => Ok(Outcome::Elsewhere),
+                DUPLICATE_IN_BATCH => Ok(Outcome::Duplicate { at: None }),
+                ATOMIC_DISABLED => Ok(Outcome::Singly),
+                NOT_STORED if is_full(&error) => Ok(Outcome::Full),
+                INCOMPLETE_BATCH => {
+                    bail!("the server cannot store (disk full?), or no stream has the subject: {error}")
+                }
+                _ => bail!("the server refused: {error}"),
             }
-            _ => bail!("the server refused: {error}"),
-        },
+        }
     }
 }
 
@@ -223,6 +232,7 @@ fn is_full(error: &async_nats::jetstream::Error) -> bool {
 fn headers(row: &Row) -> anyhow::Result<HeaderMap> {
     let mut headers = HeaderMap::new();
     headers.insert(header::NATS_MESSAGE_ID, row.event_id.as_str());
+    headers.insert(APPENDED_AT, HeaderValue::from(row.appended_at));
     if let Some(traceparent) = &row.traceparent {
         headers.insert(TRACEPARENT, traceparent.as_str());
     }

@@ -8,7 +8,7 @@ use anyhow::Context;
 use async_nats::jetstream::Message;
 use event_bus_core::Event;
 use std::time::Duration;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 
 /// How long a statement may wait for a lock.
 #[derive(Debug, Clone, Copy)]
@@ -68,8 +68,8 @@ impl<H: Handler> Subscription<'_, H> {
             versions: events.iter().map(|event| event.version()).collect(),
             seqs: messages.iter().map(stream_sequence).collect::<anyhow::Result<_>>()?,
         };
-        let limit = self.settings.apply_timeout;
-        timeout(limit, async {
+        let (limit, begun) = (self.settings.apply_timeout, Instant::now());
+        let applied_at = timeout(limit, async {
             let mut tx = self.database.begin_in_background(locks.begin()).await?;
             let result = match panics::caught("the handler", self.handler.apply(&mut tx, events)).await {
                 Ok(()) => {
@@ -81,7 +81,10 @@ impl<H: Handler> Subscription<'_, H> {
             tx.end(result).await
         })
         .await
-        .map_err(|_| TooSlow(limit))?
+        .map_err(|_| TooSlow(limit))??;
+        self.meters.applied(events.len(), begun);
+        self.measure_lag(messages, applied_at);
+        Ok(())
     }
 }
 

@@ -126,6 +126,7 @@ impl<H: Handler> Subscription<'_, H> {
     async fn compare(&mut self) -> anyhow::Result<()> {
         let (stream, durable) = (H::Event::STREAM, self.durable);
         let seen = Seen::look(self.broker, stream, durable).await?;
+        self.measure_consumer(&seen.consumer);
         self.deliveries.is_filtered = Some(seen.is_filtered());
         if seen.is_filtered() {
             return Ok(());
@@ -212,7 +213,7 @@ impl<H: Handler> Subscription<'_, H> {
 
     fn report(&mut self, from: u64, to: u64) {
         let (stream, consumer) = (H::Event::STREAM, self.durable);
-        self.missed.increment(to - from + 1);
+        self.meters.missed.increment(to - from + 1);
         if H::HAS_OWNER {
             self.deliveries.unrecorded = Some(format!("the messages {from} to {to} were missed"));
             return tracing::error!(

@@ -242,7 +242,8 @@ impl<H: Handler> Subscription<'_, H> {
             seqs: messages.iter().map(|message| i64::try_from(message.sequence)).collect::<Result<_, _>>()?,
         };
         crate::panics::caught("the handler", self.handler.apply(tx, events)).await?;
-        Ok(dead_letters::supersede(tx, H::Event::STREAM, self.durable, &applied).await?)
+        dead_letters::supersede(tx, H::Event::STREAM, self.durable, &applied).await?;
+        Ok(())
     }
 
     async fn apply_again_alone(&self, message: &StreamMessage, event: &Received<H::Event>) -> anyhow::Result<()> {
@@ -269,7 +270,7 @@ impl<H: Handler> Subscription<'_, H> {
         let mut db = self.database.background_connection().await?;
         dead_letters::record(&mut db, &attempt, self.settings.attempts).await?;
         tracing::error!(subject = %message.subject, event_id, error, "an event became a dead letter");
-        self.dead_letters.increment(1);
+        self.meters.dead_letters.increment(1);
         Ok(())
     }
 }

@@ -17,6 +17,7 @@ mod large_events;
 mod load;
 mod lost_database;
 mod lost_stream;
+mod metrics;
 mod nats_cluster;
 mod nats_outage;
 mod new_tickets;
