@@ -8,6 +8,7 @@ mod closed_nats;
 mod closed_postgres;
 mod encrypted_nats;
 mod expiring;
+mod failing_over;
 mod following;
 mod full_disk;
 mod hostile_delivery;
