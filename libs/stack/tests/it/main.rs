@@ -26,6 +26,7 @@ mod payment_conflicts;
 mod poison;
 mod postgres_restart;
 mod races;
+mod rebuild_under_load;
 mod records;
 mod relay_crashes;
 mod replica;
