@@ -44,7 +44,7 @@ use crate::snapshot::Snapshot;
 use crate::subscription::{Handler, Received};
 use anyhow::Context;
 use event_bus_core::Event;
-use exact::Doubts;
+use exact::{Differing, Doubts};
 use request::{Done, Request};
 use sqlx::Executor;
 use std::collections::BTreeMap;
@@ -76,6 +76,7 @@ struct Filler<'a, H> {
     /// The request on which this process works.
     estimate: Option<(i64, Estimate)>,
     doubts: Option<Doubts>,
+    differing: Option<Differing>,
 }
 
 enum Step {
@@ -108,8 +109,8 @@ pub(crate) async fn run<H: Handler>(
     let stream = H::Event::STREAM;
     let what = format!("filling {durable} from the owner of {stream}");
     let owner = Owner::new(broker.clone(), stream, 1);
-    let (rows, estimate, doubts) = (ROWS, None, None);
-    let mut filler = Filler { database, broker, durable, handler, copy, owner, rows, estimate, doubts };
+    let (rows, estimate, doubts, differing) = (ROWS, None, None, None);
+    let mut filler = Filler { database, broker, durable, handler, copy, owner, rows, estimate, doubts, differing };
     let (mut backoff, mut pause) = (Backoff::default(), LOOK);
     while stop.run_until_cancelled(sleep(pause)).await.is_some() {
         // A page that is cancelled is rolled back.

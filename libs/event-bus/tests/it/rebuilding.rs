@@ -5,10 +5,10 @@ use crate::documents::Id;
 use crate::filling::{differences, documents, filled, read, start, stopped};
 use crate::harness::Harness;
 use crate::shelf::change;
-use event_bus::{Rebuilt, Schema, Verification, rebuild, verify};
+use event_bus::{Bus, Rebuilt, Schema, Verification, rebuild, verify};
 use sqlx::migrate::Migrator;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use testkit::eventually;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
@@ -187,7 +187,7 @@ async fn a_rebuild_without_a_running_service_is_kept() {
     assert!(error.to_string().contains("this service has no replica"), "{error}");
 }
 
-/// A live event is applied after the reply of the owner, before the rows are read.
+/// A live event is applied after the reply of the owner, before the rows are read: first for the checksum, and then to compare them.
 #[tokio::test]
 async fn rows_that_are_newer_than_the_reply_of_the_owner_stay() {
     let (harness, bus) = start().await;
@@ -196,21 +196,28 @@ async fn rows_that_are_newer_than_the_reply_of_the_owner_stay() {
     let (reads, begun) = (copies.reads.clone(), copies.begun.clone());
     let reading = read(&harness, copies).await;
     filled(&harness).await;
-    let meanwhile = async {
-        eventually("the rows to be read", async || begun.load(Ordering::Relaxed) == 1).await.unwrap();
-        change(&bus, ids[1], 1).await;
-        documents(&bus, &harness, 1).await;
-        eventually("the events", async || differences(&mut harness.db().await).await == 0).await.unwrap();
-        reads.add_permits(1);
-    };
     let schema = schema();
-    let (rebuilt, ()) = tokio::join!(rebuild(&harness.database_url, &schema), meanwhile);
-    assert_eq!(rebuilt.unwrap(), Rebuilt::Done { passed: 5, written: 0, failed: 0 });
+    let (rebuilt, ()) = tokio::join!(
+        rebuild(&harness.database_url, &schema),
+        change_before_reads(&harness, &bus, ids[1], &begun, &reads)
+    );
+    assert_eq!(rebuilt.unwrap(), Rebuilt::Done { passed: 6, written: 0, failed: 0 });
     assert_eq!(differences(&mut harness.db().await).await, 0);
     stopped(reading).await;
 }
 
-/// The same for `verify`, which reads rows first for the checksum, and then to compare them.
+/// Before each of two reads of rows, a document is changed, another one is new, and both events are applied.
+async fn change_before_reads(harness: &Harness, bus: &Bus, id: Id, begun: &AtomicUsize, reads: &Semaphore) {
+    for step in 1..=2 {
+        eventually("the rows to be read", async || begun.load(Ordering::Relaxed) == step).await.unwrap();
+        change(bus, id, i64::try_from(step).unwrap()).await;
+        documents(bus, harness, 1).await;
+        eventually("the events", async || differences(&mut harness.db().await).await == 0).await.unwrap();
+        reads.add_permits(1);
+    }
+}
+
+/// The same for `verify`.
 #[tokio::test]
 async fn rows_that_are_newer_than_the_reply_of_the_owner_are_no_difference() {
     let (harness, bus) = start().await;
@@ -219,17 +226,9 @@ async fn rows_that_are_newer_than_the_reply_of_the_owner_are_no_difference() {
     filled(&harness).await;
     let copies = Copies { reads: Arc::new(Semaphore::new(0)), ..Copies::default() };
     let (reads, begun) = (copies.reads.clone(), copies.begun.clone());
-    let meanwhile = async {
-        for step in 1..=2 {
-            eventually("the rows to be read", async || begun.load(Ordering::Relaxed) == step).await.unwrap();
-            change(&bus, ids[1], i64::try_from(step).unwrap()).await;
-            documents(&bus, &harness, 1).await;
-            eventually("the events", async || differences(&mut harness.db().await).await == 0).await.unwrap();
-            reads.add_permits(1);
-        }
-    };
     let schema = Schema::new("test", Migrator::DEFAULT, "").with_replica("reader", copies);
     let nats = harness.settings(&harness.nats.url()).nats;
+    let meanwhile = change_before_reads(&harness, &bus, ids[1], &begun, &reads);
     let (found, ()) = tokio::join!(verify(&harness.database_url, &schema, nats), meanwhile);
     let found = found.unwrap().remove(0);
     assert!(found.is_equal() && found.compared == 1, "{found:?}");

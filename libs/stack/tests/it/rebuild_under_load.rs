@@ -32,16 +32,18 @@ async fn many_tickets(system: &System) -> Result<()> {
     Ok(())
 }
 
-/// Damages some thousand rows of the copy, in each way.
+/// Damages some thousand rows of half of the copy, in each way.
 async fn damage(system: &System) -> Result<()> {
+    let half = format!("id < '{:024x}'", MANY / 2);
     for damage in [
-        "delete from ticket_replica where id like '0000%7'".to_owned(),
-        "update ticket_replica set version = -1 where id like '0000%a3'".to_owned(),
-        format!("update ticket_replica set version = {WRONG} where id like '0000%b3'"),
-        "update ticket_replica set price = price + 1 where id like '0000%c3'".to_owned(),
-        "insert into ticket_replica select overlay(id placing 'f' from 1), title, price, user_id, version, order_id
-         from ticket_replica where id like '0000%d3'"
-            .to_owned(),
+        format!("delete from ticket_replica where {half} and id like '%7'"),
+        format!("update ticket_replica set version = -1 where {half} and id like '%a3'"),
+        format!("update ticket_replica set version = {WRONG} where {half} and id like '%b3'"),
+        format!("update ticket_replica set price = price + 1 where {half} and id like '%c3'"),
+        format!(
+            "insert into ticket_replica select overlay(id placing 'f' from 1), title, price, user_id, version, order_id
+             from ticket_replica where {half} and id like '%d3'"
+        ),
     ] {
         sql(system, damage).await?;
     }

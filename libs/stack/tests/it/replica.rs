@@ -177,7 +177,7 @@ pub async fn no_row_goes_back(system: &System, stop: &AtomicBool) -> Result<()> 
         let back: Option<(String, i64, Option<i64>)> = sqlx::query_as(sql).bind(WRONG).fetch_optional(&mut db).await?;
         ensure!(back.is_none(), "ticket, version before and now: {back:?}");
         polls += 1;
-        sleep(Duration::from_millis(200)).await; // so that it is not the load
+        sleep(Duration::from_millis(500)).await; // so that it is not the load
     }
     ensure!(polls > 5, "{polls} polls");
     Ok(())
