@@ -7,6 +7,7 @@ use anyhow::Context;
 use async_nats::jetstream::message::StreamMessage;
 use async_nats::jetstream::stream::{LastRawMessageErrorKind, Stream};
 use async_nats::{Client, jetstream};
+use futures::future::try_join_all;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -15,6 +16,11 @@ use tokio_util::sync::CancellationToken;
 
 /// How often to check the connection at the start.
 const CONNECTING: Duration = Duration::from_millis(50);
+
+/// Messages that are requested at a time, if they are large: each may have a megabyte, and arrives in base64.
+const FEWEST: usize = 4;
+/// Messages that are requested at a time, if they are small.
+const MOST: usize = 128;
 
 /// The NATS server, or its cluster. Clones share everything.
 #[derive(Clone)]
@@ -83,5 +89,54 @@ pub(crate) async fn message_at<I>(stream: &Stream<I>, seq: u64) -> anyhow::Resul
         Ok(message) => Ok(Some(message)),
         Err(error) if error.kind() == LastRawMessageErrorKind::NoMessageFound => Ok(None),
         Err(error) => Err(error).context("cannot read a message of the stream"),
+    }
+}
+
+/// Reads messages by their sequences, several at a time.
+///
+/// As many are requested at a time as fit into a number of bytes, if they are as large as those before. It begins with few. Where larger
+/// messages follow small ones, up to [`MOST`] of them are in flight once.
+pub(crate) struct Reader {
+    bytes: usize,
+    at_a_time: usize,
+}
+
+impl Reader {
+    pub(crate) fn new(bytes: usize) -> Self {
+        Self { bytes, at_a_time: FEWEST }
+    }
+
+    /// The messages at the first of `seqs`, in this order. `None` is one that was deleted.
+    pub(crate) async fn read<I>(
+        &mut self,
+        stream: &Stream<I>,
+        seqs: impl Iterator<Item = u64>,
+    ) -> anyhow::Result<Vec<Option<StreamMessage>>> {
+        let requests: Vec<_> = seqs.take(self.at_a_time).map(|seq| message_at(stream, seq)).collect();
+        let messages = try_join_all(requests).await?;
+        let largest = messages.iter().flatten().map(|message| message.payload.len()).max().unwrap_or_default();
+        self.at_a_time = at_a_time(self.at_a_time, self.bytes, largest);
+        Ok(messages)
+    }
+}
+
+/// How many messages to request after `before` of them, the largest of which had so many bytes.
+fn at_a_time(before: usize, bytes: usize, largest: usize) -> usize {
+    (bytes / largest.max(1)).clamp(FEWEST, MOST).min(2 * before)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{FEWEST, MOST, at_a_time};
+
+    #[test]
+    fn small_messages_are_requested_in_growing_numbers_and_large_ones_in_small_numbers() {
+        let mut before = FEWEST;
+        for expected in [8, 16, 32, 64, MOST, MOST] {
+            before = at_a_time(before, 1 << 20, 200);
+            assert_eq!(before, expected);
+        }
+        assert_eq!(at_a_time(MOST, 1 << 20, 1 << 16), 16);
+        assert_eq!(at_a_time(MOST, 1 << 20, 1 << 20), FEWEST);
     }
 }
