@@ -4,6 +4,7 @@ use crate::nats::{self, NatsSettings};
 use crate::settings::Settings;
 use crate::topology::{Drift, Provisioner};
 use anyhow::Context;
+use async_nats::jetstream::context::ConsumerInfoErrorKind;
 use async_nats::jetstream::message::StreamMessage;
 use async_nats::jetstream::stream::{LastRawMessageErrorKind, Stream};
 use async_nats::{Client, jetstream};
@@ -11,12 +12,14 @@ use futures::future::try_join_all;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
-use tokio::time::sleep;
+use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
 /// How often to check the connection at the start.
 const CONNECTING: Duration = Duration::from_millis(50);
 
+/// How long the broker may take to say whether a consumer exists. The relay has locked its stream meanwhile.
+const GONE: Duration = Duration::from_secs(1);
 /// Messages that are requested at a time, if they are large: each may have a megabyte, and arrives in base64.
 const FEWEST: usize = 4;
 /// Messages that are requested at a time, if they are small.
@@ -80,6 +83,15 @@ impl Broker {
     /// logs its own error.
     pub(crate) async fn provision_again(&self, stop: &CancellationToken) {
         let _ = stop.run_until_cancelled(self.provision(Drift::Leave)).await;
+    }
+
+    /// Whether the broker says that a consumer of an existing stream does not exist. False without a reply: perhaps the right is missing.
+    pub(crate) async fn is_gone(&self, stream: &str, consumer: &str) -> bool {
+        let info = async {
+            Ok::<_, anyhow::Error>(self.jetstream.get_stream_no_info(stream).await?.consumer_info(consumer).await)
+        };
+        let info = timeout(GONE, info).await;
+        matches!(info, Ok(Ok(Err(error))) if error.kind() == ConsumerInfoErrorKind::NotFound)
     }
 }
 

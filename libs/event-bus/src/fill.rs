@@ -20,7 +20,7 @@
 //! - after a page was committed: the cursor is after it.
 //! - after the last page: the request has `finished_at`.
 //!
-//! While the owner is away, the request waits, and a warning is logged once a minute. Nothing but the row of the request is locked
+//! While the owner is away, the request waits, a warning is logged once a minute, and the request keeps the error. Nothing but the row of the request is locked
 //! meanwhile.
 //!
 //! A snapshot that the handler cannot apply is logged as an error and counted in the request. The others are applied.
@@ -58,6 +58,8 @@ const LOOK: Duration = Duration::from_secs(1);
 const PAUSE: Duration = Duration::from_millis(2);
 /// How long a page may take before the connection to Postgres counts as dead.
 const PAGE: Duration = Duration::from_secs(20);
+/// How long it may take to keep the error of a page.
+const KEEP: Duration = Duration::from_secs(1);
 /// The most aggregates in a page. Fewer after a failure, because the page may have taken too long.
 const ROWS: usize = 256;
 
@@ -128,6 +130,8 @@ pub(crate) async fn run<H: Handler>(
                 filler.rows = (filler.rows / 4).max(1);
                 // What they are based on was rolled back.
                 filler.doubts = None;
+                // If Postgres is away, nothing can be kept.
+                let _ = timeout(KEEP, filler.keep(&error)).await;
                 backoff.fail(&what, &error)
             }
         };
@@ -140,6 +144,12 @@ impl<H: Handler> Filler<'_, H> {
         let mut tx = self.database.begin_in_background(BEGIN).await?;
         let step = self.work(&mut tx).await;
         tx.end(step).await
+    }
+
+    /// Keeps the error in the request, for the command `rebuild`.
+    async fn keep(&self, error: &anyhow::Error) -> anyhow::Result<()> {
+        let mut db = self.database.background_connection().await?;
+        Ok(request::failed(&mut db, H::Event::STREAM, self.durable, &format!("{error:#}")).await?)
     }
 
     async fn work(&mut self, tx: &mut Transaction) -> anyhow::Result<Step> {

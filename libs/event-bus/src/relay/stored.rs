@@ -17,6 +17,8 @@ use tokio::time::{Instant, timeout};
 const LOOK: Duration = Duration::from_secs(2);
 /// How long one transaction compares messages. Much shorter than the time limit of a step.
 const COMPARING: Duration = Duration::from_secs(2);
+/// The most messages that are compared at a time.
+pub(super) const PAGE: usize = 512;
 /// Bytes of bodies that are requested at a time.
 const BYTES: usize = 1 << 20;
 
@@ -110,14 +112,14 @@ impl<'a> Messages<'a> {
         Self { seen, reader: Reader::new(BYTES), begun: Instant::now(), until: position }
     }
 
-    /// Some of the next messages. Returns `None` at the end of the stream, or if the time is over.
-    pub(super) async fn next(&mut self) -> anyhow::Result<Option<Vec<Stored>>> {
+    /// Some of the next messages, at most `most`. Returns `None` at the end of the stream, or if the time is over.
+    pub(super) async fn next(&mut self, most: usize) -> anyhow::Result<Option<Vec<Stored>>> {
         if self.until >= self.seen.end || self.begun.elapsed() >= COMPARING {
             return Ok(None);
         }
         let next = self.until + 1;
         // From the leader: a follower may not have the message yet.
-        let messages = self.reader.read(&self.seen.stream, next..=self.seen.end).await?;
+        let messages = self.reader.read(&self.seen.stream, (next..=self.seen.end).take(most)).await?;
         self.until += u64::try_from(messages.len())?;
         Ok(Some(messages.into_iter().flatten().filter_map(stored).collect()))
     }

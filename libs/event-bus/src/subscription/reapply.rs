@@ -18,7 +18,7 @@ use crate::dead_letters::{self, Applied, FailedAttempt, Letter};
 use crate::error::{causes_in_postgres, is_lock_timeout, is_outage};
 use crate::fill::request;
 use crate::headers::Headers;
-use crate::recovery::BEGIN;
+use crate::recovery::{self, BEGIN};
 use crate::retry::Backoff;
 use anyhow::Context;
 use async_nats::header;
@@ -122,12 +122,7 @@ impl<H: Handler> Subscription<'_, H> {
             None => self.begin(&mut tx, &stream, after).await?,
         };
         if left.after >= left.until {
-            let done = sqlx::query!(
-                "delete from bus.recovery_reads where stream = $1 and consumer = $2",
-                H::Event::STREAM,
-                durable,
-            );
-            done.execute(&mut *tx).await?;
+            recovery::end_read(&mut tx, H::Event::STREAM, durable).await?;
             tx.commit().await?;
             tracing::info!(
                 stream = H::Event::STREAM,
