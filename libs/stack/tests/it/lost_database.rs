@@ -271,3 +271,45 @@ async fn a_killed_postgres_has_lost_nothing_and_nothing_is_recovered() -> Result
     }
     load.nothing_is_missing(&system).await
 }
+
+/// The restored database does not know that an order was paid, and its time is over. The relay cannot compare the database at once.
+#[tokio::test]
+async fn a_restored_order_does_not_expire_before_the_database_is_compared() -> Result<()> {
+    let mut system = System::start_with(1, 1, "6s").await?;
+    let ticket = system.tickets(1).await?.remove(0);
+    let order = system.order(0, "bob", &ticket).await?;
+    back_up(&system, &ORDERS).await?;
+    system.publish("payment.created", json!({"id": order, "orderId": order, "stripeId": "pi"})).await?;
+    eventually("the payment", async || {
+        let seen = system.buyer(0, "bob").get(&format!("/api/orders/{order}")).await?.expect(200)?;
+        ensure!(seen["status"] == "complete", "{seen}");
+        anyhow::Ok(())
+    })
+    .await?;
+    system.settled().await?;
+    system.orders.remove(0).stop(GRACE).await?;
+    restore(&system, &ORDERS).await?;
+    let expired = "select count(*) from orders where status = 'created' and expires_at < now()";
+    let orders_db = system.orders_db.clone();
+    let is_expired = async || count(&orders_db, expired).await.is_ok_and(|expired| expired == 1);
+    eventually("the time of the order to be over", is_expired).await?;
+
+    let mut holder = PgConnection::connect(&system.orders_db).await?;
+    sqlx::query("begin").execute(&mut holder).await?;
+    sqlx::query("select 1 from bus.relay for update").execute(&mut holder).await?;
+    system.orders.push(system.spawn_orders()?);
+    eventually("the relay to wait for its row", async || {
+        let waiting =
+            "select count(*) from pg_stat_activity where datname = current_database() and wait_event_type = 'Lock'";
+        ensure!(count(&orders_db, waiting).await? > 0);
+        anyhow::Ok(())
+    })
+    .await?;
+    sleep(Duration::from_millis(1200)).await; // two looks for expired orders; less than readiness waits
+    ensure!(is_expired().await, "the order was cancelled");
+    sqlx::query("rollback").execute(&mut holder).await?;
+    recovered(&system, &ORDERS).await?;
+    let complete = "select count(*) from orders where status = 'complete'";
+    ensure!(count(&system.orders_db, complete).await? == 1, "the payment is lost");
+    Ok(())
+}
