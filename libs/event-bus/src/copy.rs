@@ -40,6 +40,7 @@ pub(crate) trait Copy: Send + Sync {
         ids: &'a [String],
         versions: &'a [i64],
     ) -> BoxFuture<'a, anyhow::Result<()>>;
+    fn filled<'a>(&'a self, db: &'a mut PgConnection) -> BoxFuture<'a, anyhow::Result<()>>;
 }
 
 /// The digest of the rows after `after` and up to `until`.

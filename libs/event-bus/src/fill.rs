@@ -197,6 +197,9 @@ impl<H: Handler> Filler<'_, H> {
         until: Option<&str>,
         done: Done,
     ) -> anyhow::Result<Step> {
+        if let (None, Some(copy)) = (until, self.copy) {
+            copy.filled(tx).await?;
+        }
         request::move_on(tx, request.id, until, &done).await?;
         Ok(if until.is_some() { Step::Page(request, done) } else { Step::Finished(request, done) })
     }

@@ -5,7 +5,7 @@ mod offers;
 mod snapshots;
 
 pub use offers::FindOffers;
-pub use snapshots::OrderSnapshots;
+pub use snapshots::{OrderSnapshots, fill_in_titles};
 
 use crate::order::{Order, Ticket};
 use anyhow::{Context, ensure};

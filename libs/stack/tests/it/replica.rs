@@ -132,6 +132,24 @@ async fn a_first_start_on_a_trimmed_stream_fills_the_copy() -> Result<()> {
     is_equal(&system).await
 }
 
+/// An order was taken over from the stream while its ticket was unknown: it has no title.
+#[tokio::test]
+async fn a_fill_completes_the_titles_of_orders() -> Result<()> {
+    let system = System::start(1, 1).await?;
+    let ticket = system.tickets(1).await?.remove(0);
+    let order = system.order(0, "bob", &ticket).await?;
+    system.settled().await?;
+    sql(&system, "with lost as (delete from ticket_replica) update orders set title = ''".to_owned()).await?;
+    sql(&system, "select bus.request_fill('TICKETS', 'orders', 'a test', false)".to_owned()).await?;
+    eventually("the title", async || {
+        let seen = system.buyer(0, "bob").get(&format!("/api/orders/{order}")).await?.expect(200)?;
+        ensure!(seen["ticket"]["title"] == "Concert", "{seen}");
+        anyhow::Ok(())
+    })
+    .await?;
+    is_equal(&system).await
+}
+
 /// The tickets service is a reader too: its tickets are held by orders.
 #[tokio::test]
 async fn holds_that_tickets_has_missed_come_from_orders() -> Result<()> {
