@@ -4,17 +4,26 @@ use crate::nats::{self, NatsSettings};
 use crate::settings::Settings;
 use crate::topology::{Drift, Provisioner};
 use anyhow::Context;
+use async_nats::jetstream::context::ConsumerInfoErrorKind;
 use async_nats::jetstream::message::StreamMessage;
 use async_nats::jetstream::stream::{LastRawMessageErrorKind, Stream};
 use async_nats::{Client, jetstream};
+use futures::future::try_join_all;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
-use tokio::time::sleep;
+use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
 /// How often to check the connection at the start.
 const CONNECTING: Duration = Duration::from_millis(50);
+
+/// How long the broker may take to say whether a consumer exists. The relay has locked its stream meanwhile.
+const GONE: Duration = Duration::from_secs(1);
+/// Messages that are requested at a time, if they are large: each may have a megabyte, and arrives in base64.
+const FEWEST: usize = 4;
+/// Messages that are requested at a time, if they are small.
+const MOST: usize = 128;
 
 /// The NATS server, or its cluster. Clones share everything.
 #[derive(Clone)]
@@ -75,6 +84,15 @@ impl Broker {
     pub(crate) async fn provision_again(&self, stop: &CancellationToken) {
         let _ = stop.run_until_cancelled(self.provision(Drift::Leave)).await;
     }
+
+    /// Whether the broker says that a consumer of an existing stream does not exist. False without a reply: perhaps the right is missing.
+    pub(crate) async fn is_gone(&self, stream: &str, consumer: &str) -> bool {
+        let info = async {
+            Ok::<_, anyhow::Error>(self.jetstream.get_stream_no_info(stream).await?.consumer_info(consumer).await)
+        };
+        let info = timeout(GONE, info).await;
+        matches!(info, Ok(Ok(Err(error))) if error.kind() == ConsumerInfoErrorKind::NotFound)
+    }
 }
 
 /// The message at `seq`, from the leader: a follower may not have it yet. Returns `None` if it was deleted.
@@ -83,5 +101,54 @@ pub(crate) async fn message_at<I>(stream: &Stream<I>, seq: u64) -> anyhow::Resul
         Ok(message) => Ok(Some(message)),
         Err(error) if error.kind() == LastRawMessageErrorKind::NoMessageFound => Ok(None),
         Err(error) => Err(error).context("cannot read a message of the stream"),
+    }
+}
+
+/// Reads messages by their sequences, several at a time.
+///
+/// As many are requested at a time as fit into a number of bytes, if they are as large as those before. It begins with few. Where larger
+/// messages follow small ones, up to [`MOST`] of them are in flight once.
+pub(crate) struct Reader {
+    bytes: usize,
+    at_a_time: usize,
+}
+
+impl Reader {
+    pub(crate) fn new(bytes: usize) -> Self {
+        Self { bytes, at_a_time: FEWEST }
+    }
+
+    /// The messages at the first of `seqs`, in this order. `None` is one that was deleted.
+    pub(crate) async fn read<I>(
+        &mut self,
+        stream: &Stream<I>,
+        seqs: impl Iterator<Item = u64>,
+    ) -> anyhow::Result<Vec<Option<StreamMessage>>> {
+        let requests: Vec<_> = seqs.take(self.at_a_time).map(|seq| message_at(stream, seq)).collect();
+        let messages = try_join_all(requests).await?;
+        let largest = messages.iter().flatten().map(|message| message.payload.len()).max().unwrap_or_default();
+        self.at_a_time = at_a_time(self.at_a_time, self.bytes, largest);
+        Ok(messages)
+    }
+}
+
+/// How many messages to request after `before` of them, the largest of which had so many bytes.
+fn at_a_time(before: usize, bytes: usize, largest: usize) -> usize {
+    (bytes / largest.max(1)).clamp(FEWEST, MOST).min(2 * before)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{FEWEST, MOST, at_a_time};
+
+    #[test]
+    fn small_messages_are_requested_in_growing_numbers_and_large_ones_in_small_numbers() {
+        let mut before = FEWEST;
+        for expected in [8, 16, 32, 64, MOST, MOST] {
+            before = at_a_time(before, 1 << 20, 200);
+            assert_eq!(before, expected);
+        }
+        assert_eq!(at_a_time(MOST, 1 << 20, 1 << 16), 16);
+        assert_eq!(at_a_time(MOST, 1 << 20, 1 << 20), FEWEST);
     }
 }

@@ -1,10 +1,14 @@
 //! A replica of any event, as its service registers it.
 
+use crate::digest::Digest;
 use crate::snapshot::Snapshot;
 use event_bus_core::DecodeError;
 use futures::future::BoxFuture;
 use sqlx::PgConnection;
 use std::fmt;
+
+/// How many rows are in memory at a time.
+const ROWS: usize = 256;
 
 /// A row of a replica.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -36,6 +40,27 @@ pub(crate) trait Copy: Send + Sync {
         ids: &'a [String],
         versions: &'a [i64],
     ) -> BoxFuture<'a, anyhow::Result<()>>;
+    fn filled<'a>(&'a self, db: &'a mut PgConnection) -> BoxFuture<'a, anyhow::Result<()>>;
+}
+
+/// The digest of the rows after `after` and up to `until`.
+pub(crate) async fn digest(
+    copy: &dyn Copy,
+    db: &mut PgConnection,
+    after: &str,
+    until: Option<&str>,
+) -> anyhow::Result<Digest> {
+    let (mut digest, mut after) = (Digest::new(), after.to_owned());
+    loop {
+        let rows = copy.range(db, &after, until, i64::try_from(ROWS)?).await?;
+        for Copied { id, version, content } in &rows {
+            digest.add(id, *version, content);
+        }
+        match rows.last() {
+            Some(last) if rows.len() == ROWS => after.clone_from(&last.id),
+            _ => return Ok(digest),
+        }
+    }
 }
 
 /// A replica of a service, and the durable consumer that keeps it.

@@ -20,7 +20,7 @@
 //! - after a page was committed: the cursor is after it.
 //! - after the last page: the request has `finished_at`.
 //!
-//! While the owner is away, the request waits, and a warning is logged once a minute. Nothing but the row of the request is locked
+//! While the owner is away, the request waits, a warning is logged once a minute, and the request keeps the error. Nothing but the row of the request is locked
 //! meanwhile.
 //!
 //! A snapshot that the handler cannot apply is logged as an error and counted in the request. The others are applied.
@@ -44,7 +44,7 @@ use crate::snapshot::Snapshot;
 use crate::subscription::{Handler, Received};
 use anyhow::Context;
 use event_bus_core::Event;
-use exact::Doubts;
+use exact::{Differing, Doubts};
 use request::{Done, Request};
 use sqlx::Executor;
 use std::collections::BTreeMap;
@@ -58,6 +58,8 @@ const LOOK: Duration = Duration::from_secs(1);
 const PAUSE: Duration = Duration::from_millis(2);
 /// How long a page may take before the connection to Postgres counts as dead.
 const PAGE: Duration = Duration::from_secs(20);
+/// How long it may take to keep the error of a page.
+const KEEP: Duration = Duration::from_secs(1);
 /// The most aggregates in a page. Fewer after a failure, because the page may have taken too long.
 const ROWS: usize = 256;
 
@@ -76,6 +78,7 @@ struct Filler<'a, H> {
     /// The request on which this process works.
     estimate: Option<(i64, Estimate)>,
     doubts: Option<Doubts>,
+    differing: Option<Differing>,
 }
 
 enum Step {
@@ -108,8 +111,8 @@ pub(crate) async fn run<H: Handler>(
     let stream = H::Event::STREAM;
     let what = format!("filling {durable} from the owner of {stream}");
     let owner = Owner::new(broker.clone(), stream, 1);
-    let (rows, estimate, doubts) = (ROWS, None, None);
-    let mut filler = Filler { database, broker, durable, handler, copy, owner, rows, estimate, doubts };
+    let (rows, estimate, doubts, differing) = (ROWS, None, None, None);
+    let mut filler = Filler { database, broker, durable, handler, copy, owner, rows, estimate, doubts, differing };
     let (mut backoff, mut pause) = (Backoff::default(), LOOK);
     while stop.run_until_cancelled(sleep(pause)).await.is_some() {
         // A page that is cancelled is rolled back.
@@ -127,6 +130,8 @@ pub(crate) async fn run<H: Handler>(
                 filler.rows = (filler.rows / 4).max(1);
                 // What they are based on was rolled back.
                 filler.doubts = None;
+                // If Postgres is away, nothing can be kept.
+                let _ = timeout(KEEP, filler.keep(&error)).await;
                 backoff.fail(&what, &error)
             }
         };
@@ -139,6 +144,12 @@ impl<H: Handler> Filler<'_, H> {
         let mut tx = self.database.begin_in_background(BEGIN).await?;
         let step = self.work(&mut tx).await;
         tx.end(step).await
+    }
+
+    /// Keeps the error in the request, for the command `rebuild`.
+    async fn keep(&self, error: &anyhow::Error) -> anyhow::Result<()> {
+        let mut db = self.database.background_connection().await?;
+        Ok(request::failed(&mut db, H::Event::STREAM, self.durable, &format!("{error:#}")).await?)
     }
 
     async fn work(&mut self, tx: &mut Transaction) -> anyhow::Result<Step> {
@@ -186,6 +197,9 @@ impl<H: Handler> Filler<'_, H> {
         until: Option<&str>,
         done: Done,
     ) -> anyhow::Result<Step> {
+        if let (None, Some(copy)) = (until, self.copy) {
+            copy.filled(tx).await?;
+        }
         request::move_on(tx, request.id, until, &done).await?;
         Ok(if until.is_some() { Step::Page(request, done) } else { Step::Finished(request, done) })
     }

@@ -114,6 +114,19 @@ pub(crate) async fn keep_reads(db: &mut PgConnection, consumers: &[(&str, &str)]
     Ok(())
 }
 
+/// The streams and consumers whose events are still applied again.
+pub(crate) async fn reads(db: &mut PgConnection) -> sqlx::Result<Vec<(String, String)>> {
+    let reads = sqlx::query!("select stream, consumer from bus.recovery_reads");
+    Ok(reads.fetch_all(db).await?.into_iter().map(|read| (read.stream, read.consumer)).collect())
+}
+
+/// Applies no more events of this consumer again.
+pub(crate) async fn end_read(db: &mut PgConnection, stream: &str, consumer: &str) -> sqlx::Result<()> {
+    let end = sqlx::query!("delete from bus.recovery_reads where stream = $1 and consumer = $2", stream, consumer);
+    end.execute(db).await?;
+    Ok(())
+}
+
 /// Whether the database is not the same as the last time: it was restored, or another server has taken over. Remembers it.
 pub(crate) async fn is_another(db: &mut PgConnection, stream: &str) -> anyhow::Result<bool> {
     let changed = sqlx::query_scalar!(

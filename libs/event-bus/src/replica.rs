@@ -44,6 +44,12 @@ pub trait Replica: Handler {
         ids: &[String],
         versions: &[i64],
     ) -> impl Future<Output = anyhow::Result<()>> + Send;
+
+    /// Completes other tables from this one, when all aggregates have come from the owner, in the transaction of the last page. Default:
+    /// nothing.
+    fn filled(&self, _db: &mut PgConnection) -> impl Future<Output = anyhow::Result<()>> + Send {
+        async { Ok(()) }
+    }
 }
 
 impl<R: Replica> Copy for R {
@@ -77,6 +83,10 @@ impl<R: Replica> Copy for R {
         versions: &'a [i64],
     ) -> BoxFuture<'a, anyhow::Result<()>> {
         Replica::remove(self, db, ids, versions).boxed()
+    }
+
+    fn filled<'a>(&'a self, db: &'a mut PgConnection) -> BoxFuture<'a, anyhow::Result<()>> {
+        Replica::filled(self, db).boxed()
     }
 }
 

@@ -9,8 +9,7 @@
 //! - A row with the same version and other content is always wrong.
 
 use crate::broker::Broker;
-use crate::copy::{Copied, Copy};
-use crate::digest::Digest;
+use crate::copy::{self, Copied, Copy};
 use crate::estimate::Estimate;
 use crate::nats::NatsSettings;
 use crate::owner::{MOST, Owner, Page};
@@ -156,7 +155,8 @@ impl Verifier<'_> {
             let theirs = self.owner.digest(&after, MOST).await?;
             found.ranges += 1;
             found.counted += theirs.digest.count;
-            if self.digest(&after, theirs.until.as_deref()).await? != theirs.digest {
+            let mine = copy::digest(self.copy, &mut self.db, &after, theirs.until.as_deref()).await?;
+            if mine != theirs.digest {
                 found.compared += 1;
                 self.compare(&after, theirs.until.as_deref(), &mut found).await?;
             }
@@ -171,21 +171,6 @@ impl Verifier<'_> {
         }
         self.wait_for_lag(&mut found).await?;
         Ok(found)
-    }
-
-    /// The digest of the rows of a range.
-    async fn digest(&mut self, after: &str, until: Option<&str>) -> anyhow::Result<Digest> {
-        let (mut digest, mut after) = (Digest::new(), after.to_owned());
-        loop {
-            let rows = self.copy.range(&mut self.db, &after, until, i64::try_from(ROWS)?).await?;
-            for Copied { id, version, content } in &rows {
-                digest.add(id, *version, content);
-            }
-            match rows.last() {
-                Some(last) if rows.len() == ROWS => after.clone_from(&last.id),
-                _ => return Ok(digest),
-            }
-        }
     }
 
     /// Compares the rows of a range one by one.

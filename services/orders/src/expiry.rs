@@ -2,6 +2,9 @@
 //!
 //! If the process dies before the commit, the rows are unlocked and unchanged; another replica finds them, or this one
 //! after its restart. If it dies after the commit, the orders are cancelled and their events are in the outbox.
+//!
+//! A database that came back older may have orders that were paid since. So nothing expires while the database is being recovered, or
+//! before it was compared with its stream after the start. NATS that is away delays nothing.
 
 use crate::meters::meters;
 use crate::store;
@@ -52,6 +55,7 @@ struct Floor {
 
 /// Cancels expired orders in one transaction. Returns how many, [`BATCH`] at most.
 async fn cancel_expired(bus: &Bus, floor: &mut Floor) -> anyhow::Result<usize> {
+    bus.check_ready().await?;
     let mut tx = bus.begin_in_background().await?;
     if floor.swept.is_none_or(|last| last.elapsed() > SWEEP) {
         *floor = Floor { time: store::first_expiry(&mut tx).await?, swept: Some(Instant::now()) };

@@ -7,7 +7,7 @@ mod snapshots;
 
 pub use expired::{first_expiry, lock_expired, seconds_since};
 pub use offers::FindOffers;
-pub use snapshots::OrderSnapshots;
+pub use snapshots::{OrderSnapshots, fill_in_titles};
 
 use crate::order::{Order, Ticket};
 use anyhow::{Context, ensure};

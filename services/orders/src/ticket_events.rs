@@ -1,7 +1,7 @@
 //! Applies the events of tickets: they update the replica.
 
 use crate::meters::meters;
-use crate::replica;
+use crate::{replica, store};
 use contracts::TicketEvent;
 use event_bus::{Copied, Handler, Publish, Received, Replica, Transaction};
 use sqlx::PgConnection;
@@ -41,5 +41,9 @@ impl Replica for TicketEvents {
 
     async fn remove(&self, db: &mut PgConnection, ids: &[String], versions: &[i64]) -> anyhow::Result<()> {
         Ok(replica::remove(db, ids, versions).await?)
+    }
+
+    async fn filled(&self, db: &mut PgConnection) -> anyhow::Result<()> {
+        Ok(store::fill_in_titles(db).await?)
     }
 }

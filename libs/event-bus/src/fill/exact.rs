@@ -15,6 +15,9 @@
 //!
 //! A row with the same version and other content needs no second answer: a version has one content for ever.
 //!
+//! Most rows are right. So the owner is first asked for the number and a checksum of the next 1,000 aggregates; if the rows have the same,
+//! the cursor moves to the end of the range. Otherwise its pages are compared row by row.
+//!
 //! The cursor moves when no doubt is left. Only rows that were in doubt at first are looked at again, so rows that change all the
 //! time do not keep it from moving.
 //!
@@ -24,8 +27,8 @@
 use super::request::{self, Done, Request};
 use super::{Filler, ROWS, Replaced, Step, count};
 use crate::connection::Transaction;
-use crate::copy::{Copied, Copy};
-use crate::owner::Page;
+use crate::copy::{self, Copied, Copy};
+use crate::owner::{MOST, Page};
 use crate::replica::{Difference, compare};
 use crate::snapshot::Snapshot;
 use crate::subscription::Handler;
@@ -42,6 +45,12 @@ pub(super) struct Doubts {
     passed: i64,
     /// The version that a row had before the owner is asked; none if there was no row.
     seen: BTreeMap<String, Option<i64>>,
+}
+
+/// A range whose checksum differs, or changes all the time: its pages are compared.
+pub(super) struct Differing {
+    request: i64,
+    until: Option<String>,
 }
 
 /// What is written to the replica.
@@ -64,9 +73,35 @@ impl<H: Handler> Filler<'_, H> {
         // Another replica may have moved the cursor.
         let is_ours = |doubts: &Doubts| doubts.request == request.id && doubts.cursor == request.cursor;
         match self.doubts.take().filter(is_ours) {
-            None => self.first_pass(tx, copy, request).await,
+            None => match self.skip_equal(tx, copy, request).await? {
+                Ok(step) => Ok(step),
+                Err(request) => self.first_pass(tx, copy, request).await,
+            },
             Some(doubts) => self.next_pass(tx, copy, request, doubts).await,
         }
+    }
+
+    /// Moves the cursor behind the next range, if its rows have the checksum of the owner. Returns the request if they do not.
+    async fn skip_equal(
+        &mut self,
+        tx: &mut Transaction,
+        copy: &dyn Copy,
+        request: Request,
+    ) -> anyhow::Result<Result<Step, Request>> {
+        let is_differing = self.differing.as_ref().is_some_and(|Differing { request: id, until }| {
+            *id == request.id && until.as_ref().is_none_or(|until| request.cursor < *until)
+        });
+        // After a failure there is less time, or less trust.
+        if is_differing || self.rows < ROWS {
+            return Ok(Err(request));
+        }
+        let theirs = self.owner.digest(&request.cursor, MOST).await?;
+        if copy::digest(copy, tx, &request.cursor, theirs.until.as_deref()).await? != theirs.digest {
+            self.differing = Some(Differing { request: request.id, until: theirs.until });
+            return Ok(Err(request));
+        }
+        let done = Done { passed: i64::try_from(theirs.digest.count)?, ..Done::default() };
+        self.move_on(tx, request, theirs.until.as_deref(), done).await.map(Ok)
     }
 
     /// Compares the next page with the rows of its range.

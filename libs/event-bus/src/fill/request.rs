@@ -42,7 +42,7 @@ pub enum Rebuilt {
 ///
 /// # Errors
 /// The service has no replica, Postgres was away for 10 s, the database belongs to another service, or the rebuild made no progress
-/// for a minute: the service then logs why, and goes on trying.
+/// for a minute: the error says why, and the service goes on trying.
 pub async fn rebuild(url: &str, schema: &Schema) -> anyhow::Result<Rebuilt> {
     ensure!(!schema.replicas().is_empty(), "this service has no replica");
     let options = postgres::options(url, "rebuild")?;
@@ -67,12 +67,13 @@ pub async fn rebuild(url: &str, schema: &Schema) -> anyhow::Result<Rebuilt> {
 
 async fn wait(db: &PgPool, requests: &[i64]) -> anyhow::Result<Rebuilt> {
     let (deadline, mut estimate) = (Instant::now() + SEEN, Estimate::new(0));
-    let (mut before, mut moved) = ((0, 0), Instant::now());
+    let (mut before, mut moved, mut logged) = ((0, 0), Instant::now(), None);
     loop {
         let state = sqlx::query!(
             r#"select count(*) filter (where begun_at is not null) as "begun!", coalesce(bool_and(finished_at is not null), true) as "done!",
                       coalesce(sum(passed), 0)::bigint as "passed!", coalesce(sum(written), 0)::bigint as "written!",
-                      coalesce(sum(failed), 0)::bigint as "failed!", coalesce(sum(total), 0)::bigint as "total!"
+                      coalesce(sum(failed), 0)::bigint as "failed!", coalesce(sum(total), 0)::bigint as "total!",
+                      string_agg(error, '; ' order by id) filter (where finished_at is null) as error
                from bus.fills where id = any($1)"#,
             requests
         );
@@ -81,15 +82,23 @@ async fn wait(db: &PgPool, requests: &[i64]) -> anyhow::Result<Rebuilt> {
         if state.done {
             return Ok(Rebuilt::Done { passed, written: state.written, failed: state.failed });
         }
-        if state.begun == 0 && Instant::now() >= deadline {
+        // A service that cannot begin keeps the reason.
+        if state.begun == 0 && state.error.is_none() && Instant::now() >= deadline {
             return Ok(Rebuilt::NotBegun);
         }
         if before != (passed, state.written) {
             (before, moved) = ((passed, state.written), Instant::now());
         }
+        if state.error != logged {
+            logged = state.error;
+            if let Some(error) = &logged {
+                tracing::warn!("the service tries again until it works: {error}");
+            }
+        }
+        let why = logged.as_deref().unwrap_or("the log of the service says why");
         ensure!(
             moved.elapsed() < STALLED,
-            "no progress for a minute, after {passed} of {total}: the log of the service says why. It goes on trying"
+            "no progress for a minute, after {passed} of {total}: {why}. The service goes on trying"
         );
         if let Some(remaining) = estimate.due(passed, total) {
             tracing::info!(passed, total, remaining, "rebuilding");
@@ -149,7 +158,8 @@ pub(super) async fn next(db: &mut PgConnection, stream: &str, consumer: &str) ->
 }
 
 pub(super) async fn begin(db: &mut PgConnection, id: i64, total: i64) -> sqlx::Result<()> {
-    let begin = sqlx::query!("update bus.fills set begun_at = now(), total = $2 where id = $1", id, total);
+    let begin =
+        sqlx::query!("update bus.fills set begun_at = now(), total = $2, error = null where id = $1", id, total);
     begin.execute(db).await?;
     Ok(())
 }
@@ -159,7 +169,7 @@ pub(super) async fn move_on(db: &mut PgConnection, id: i64, cursor: Option<&str>
     let move_on = sqlx::query!(
         "update bus.fills
          set cursor = coalesce($2, cursor), finished_at = case when $2::text is null then now() end,
-             passed = passed + $3, written = written + $4, failed = failed + $5
+             passed = passed + $3, written = written + $4, failed = failed + $5, error = null
          where id = $1",
         id,
         cursor,
@@ -180,5 +190,22 @@ pub(super) async fn add(db: &mut PgConnection, id: i64, done: &Done) -> sqlx::Re
         done.failed,
     );
     add.execute(db).await?;
+    Ok(())
+}
+
+/// Keeps why the oldest request makes no progress, unless another replica works on it.
+pub(super) async fn failed(db: &mut PgConnection, stream: &str, consumer: &str, error: &str) -> sqlx::Result<()> {
+    let failed = sqlx::query!(
+        "update bus.fills set error = $3
+         where id = (
+             select id from bus.fills
+             where id = (select min(id) from bus.fills where stream = $1 and consumer = $2 and finished_at is null)
+                   and finished_at is null and error is distinct from $3
+             for update skip locked)",
+        stream,
+        consumer,
+        error,
+    );
+    failed.execute(db).await?;
     Ok(())
 }

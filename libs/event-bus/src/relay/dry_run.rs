@@ -1,7 +1,7 @@
 //! What a recovery would take over: see `recover`. Changes nothing.
 
 use super::reconcile::compare;
-use super::stored::{Messages, Seen};
+use super::stored::{Messages, PAGE, Seen};
 use crate::broker::Broker;
 use crate::error::is_outage;
 use crate::nats::NatsSettings;
@@ -75,7 +75,7 @@ async fn look(db: &PgPool, broker: &Broker, stream: String) -> anyhow::Result<Un
     let (mut read, mut events, mut aggregates, mut published) = (position, 0, HashSet::new(), None);
     while read < seen.end {
         let mut messages = Messages::after(read, &seen);
-        while let Some(stored) = messages.next().await? {
+        while let Some(stored) = messages.next(PAGE).await? {
             let (_, differing) = compare(&mut *db.acquire().await?, &stream, &stored).await?;
             for (stored, _) in differing {
                 events += 1;

@@ -33,7 +33,7 @@
 
 use super::outbox::Position;
 use super::room::Room;
-use super::stored::{LostHistory, Messages, Seen, Stored};
+use super::stored::{LostHistory, Messages, PAGE, Seen, Stored};
 use super::{CUT_OFF, Known, Relay};
 use crate::connection::Transaction;
 use crate::outbox::Outgoing;
@@ -190,7 +190,7 @@ impl Relay<'_> {
         let stream = self.stream;
         let agreed = self.agreed.filter(|(created, _)| *created == seen.created).map_or(0, |(_, agreed)| agreed);
         let mut messages = Messages::after(agreed, seen);
-        while let Some(stored) = messages.next().await? {
+        while let Some(stored) = messages.next(PAGE).await? {
             let ids: Vec<String> = stored.iter().map(|stored| stored.aggregate_id.clone()).collect();
             let current = source.lock(tx, &ids, None).await?;
             let current: HashMap<_, _> = current.iter().map(|row| (row.aggregate_id.as_str(), row)).collect();

@@ -12,14 +12,13 @@
 use super::Relay;
 use super::outbox::{self, Position};
 use super::recover::{self, Taken};
-use super::stored::{LostHistory, Messages, Seen, Stored};
+use super::stored::{LostHistory, Messages, PAGE, Seen, Stored};
 use crate::connection::Transaction;
 use crate::recovery::{self, Mark, Page};
 use sqlx::PgConnection;
 use std::collections::HashMap;
 
-/// The most messages and bytes of bodies that one transaction compares.
-const MESSAGES: usize = 512;
+/// The most bytes of bodies that one transaction compares.
 const BYTES: usize = 4 << 20;
 
 impl Relay<'_> {
@@ -96,8 +95,8 @@ fn log_begin(stream: &str, page: &Page, seen: &Seen) {
 async fn page(position: u64, seen: &Seen) -> anyhow::Result<(Vec<Stored>, u64)> {
     let (mut stored, mut bytes) = (Vec::new(), 0);
     let mut messages = Messages::after(position, seen);
-    while stored.len() < MESSAGES && bytes < BYTES {
-        let Some(next) = messages.next().await? else { break };
+    while stored.len() < PAGE && bytes < BYTES {
+        let Some(next) = messages.next(PAGE - stored.len()).await? else { break };
         bytes += next.iter().map(|stored| stored.payload.len()).sum::<usize>();
         stored.extend(next);
     }

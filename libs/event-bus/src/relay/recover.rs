@@ -28,6 +28,8 @@ use tokio::time::Instant;
 const REMINDER: Duration = Duration::from_secs(10);
 /// How often to look whether the subscriptions are done.
 const LOOK: Duration = Duration::from_millis(250);
+/// How often to ask the broker for consumers that no subscription of this process has.
+const ASK: Duration = Duration::from_secs(10);
 /// The most deleted events of a page that are logged one by one.
 const NAMED: usize = 100;
 
@@ -37,6 +39,8 @@ pub(super) struct Recovering {
     /// How often to look at stream and mark.
     pub(super) period: Duration,
     logged: Instant,
+    /// When the broker was last asked for consumers that this process does not have.
+    asked: Option<Instant>,
 }
 
 /// What was taken over from a page.
@@ -155,8 +159,10 @@ async fn unpublished(db: &mut PgConnection, stream: &str, ids: &[String]) -> sql
 impl Relay<'_> {
     /// The mark was seen or inserted: looks at stream and mark with each step.
     pub(super) fn is_recovering(&mut self) {
-        let logged = self.recovering.map_or_else(Instant::now, |recovering| recovering.logged);
-        self.recovering = Some(Recovering { period: Duration::ZERO, logged });
+        let before = self.recovering;
+        let logged = before.map_or_else(Instant::now, |recovering| recovering.logged);
+        let asked = before.and_then(|recovering| recovering.asked);
+        self.recovering = Some(Recovering { period: Duration::ZERO, logged, asked });
     }
 
     /// The stream ends at the position. Ends the recovery when all subscriptions are done. Returns the transaction if they are not.
@@ -171,7 +177,11 @@ impl Relay<'_> {
         if mark.reading > 0 {
             self.log_progress(&mark, mark.until_seq);
             self.recovering = self.recovering.map(|recovering| Recovering { period: LOOK, ..recovering });
-            return Ok(Some(tx));
+            if !self.give_up_abandoned(&mut tx).await? {
+                return Ok(Some(tx));
+            }
+            tx.commit().await?;
+            return Ok(None);
         }
         if let Some(source) = self.source {
             source.recovered(&mut tx).await?;
@@ -192,6 +202,32 @@ impl Relay<'_> {
             "the database is recovered from the stream"
         );
         Ok(None)
+    }
+
+    /// Does not wait for consumers that this process does not have, and that do not exist any more. Returns whether there were any.
+    ///
+    /// Nothing is lost by this: a consumer that is created again begins at the start of its stream, and its handler applies everything.
+    async fn give_up_abandoned(&mut self, db: &mut PgConnection) -> anyhow::Result<bool> {
+        let Some(recovering) = &mut self.recovering else { return Ok(false) };
+        if recovering.asked.is_some_and(|asked| asked.elapsed() < ASK) {
+            return Ok(false);
+        }
+        recovering.asked = Some(Instant::now());
+        let (mine, mut given_up) = (self.duties.subscriptions(), false);
+        for (stream, consumer) in recovery::reads(db).await? {
+            if mine.contains(&(&*stream, &*consumer)) || !self.broker.is_gone(&stream, &consumer).await {
+                continue;
+            }
+            recovery::end_read(db, &stream, &consumer).await?;
+            given_up = true;
+            tracing::warn!(
+                stream,
+                consumer,
+                "the consumer {consumer} does not exist any more: the recovery does not wait until its events are applied again. If it is \
+                 created again, it begins at the start of {stream}"
+            );
+        }
+        Ok(given_up)
     }
 
     /// Logs how far a recovery is, every 10 s.

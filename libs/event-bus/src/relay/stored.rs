@@ -1,14 +1,14 @@
 //! The stream as the broker has it: its end, its messages, and how they can contradict the database.
 
-use crate::broker::{Broker, message_at};
+use crate::broker::{Broker, Reader, message_at};
 use crate::event_id;
 use anyhow::Context;
 use async_nats::header;
 use async_nats::jetstream::ErrorCode;
 use async_nats::jetstream::context::GetStreamErrorKind::JetStream;
+use async_nats::jetstream::message::StreamMessage;
 use async_nats::jetstream::stream::Stream;
 use bytes::Bytes;
-use futures::{StreamExt, TryStreamExt, stream};
 use sqlx::types::time::OffsetDateTime;
 use std::time::Duration;
 use tokio::time::{Instant, timeout};
@@ -17,8 +17,10 @@ use tokio::time::{Instant, timeout};
 const LOOK: Duration = Duration::from_secs(2);
 /// How long one transaction compares messages. Much shorter than the time limit of a step.
 const COMPARING: Duration = Duration::from_secs(2);
-/// Messages in memory at a time: each may have a megabyte, and arrives in base64.
-const AT_A_TIME: u64 = 4;
+/// The most messages that are compared at a time.
+pub(super) const PAGE: usize = 512;
+/// Bytes of bodies that are requested at a time.
+const BYTES: usize = 1 << 20;
 
 /// The stream as the broker has it.
 pub(super) struct Seen {
@@ -99,6 +101,7 @@ impl Stored {
 /// The messages after a position, read for at most two seconds.
 pub(super) struct Messages<'a> {
     seen: &'a Seen,
+    reader: Reader,
     begun: Instant,
     /// The position of the last message that was read.
     pub(super) until: u64,
@@ -106,32 +109,32 @@ pub(super) struct Messages<'a> {
 
 impl<'a> Messages<'a> {
     pub(super) fn after(position: u64, seen: &'a Seen) -> Self {
-        Self { seen, begun: Instant::now(), until: position }
+        Self { seen, reader: Reader::new(BYTES), begun: Instant::now(), until: position }
     }
 
-    /// Some of the next messages. Returns `None` at the end of the stream, or if the time is over.
-    pub(super) async fn next(&mut self) -> anyhow::Result<Option<Vec<Stored>>> {
+    /// Some of the next messages, at most `most`. Returns `None` at the end of the stream, or if the time is over.
+    pub(super) async fn next(&mut self, most: usize) -> anyhow::Result<Option<Vec<Stored>>> {
         if self.until >= self.seen.end || self.begun.elapsed() >= COMPARING {
             return Ok(None);
         }
         let next = self.until + 1;
-        self.until = self.seen.end.min(self.until + AT_A_TIME);
-        let stored: Vec<Option<Stored>> = stream::iter(next..=self.until)
-            // From the leader: a follower may not have the message yet.
-            .map(|seq| stored_at(&self.seen.stream, seq))
-            .buffered(usize::try_from(AT_A_TIME)?)
-            .try_collect()
-            .await?;
-        Ok(Some(stored.into_iter().flatten().collect()))
+        // From the leader: a follower may not have the message yet.
+        let messages = self.reader.read(&self.seen.stream, (next..=self.seen.end).take(most)).await?;
+        self.until += u64::try_from(messages.len())?;
+        Ok(Some(messages.into_iter().flatten().filter_map(stored).collect()))
     }
 }
 
 /// The message at `seq`. Returns `None` if it was deleted, or has no event id.
 pub(super) async fn stored_at<I>(stream: &Stream<I>, seq: u64) -> anyhow::Result<Option<Stored>> {
-    let Some(message) = message_at(stream, seq).await? else { return Ok(None) };
-    let Some(event_id) = message.headers.get(header::NATS_MESSAGE_ID).map(ToString::to_string) else { return Ok(None) };
-    let Some((aggregate_id, version)) = event_id::split(&event_id) else { return Ok(None) };
+    Ok(message_at(stream, seq).await?.and_then(stored))
+}
+
+/// A message that has the id of an event.
+fn stored(message: StreamMessage) -> Option<Stored> {
+    let event_id = message.headers.get(header::NATS_MESSAGE_ID)?.to_string();
+    let (aggregate_id, version) = event_id::split(&event_id)?;
     let (aggregate_id, subject) = (aggregate_id.to_owned(), message.subject.to_string());
-    let (payload, published_at) = (message.payload, message.time);
-    Ok(Some(Stored { seq, event_id, aggregate_id, version, subject, payload, published_at }))
+    let (seq, payload, published_at) = (message.sequence, message.payload, message.time);
+    Some(Stored { seq, event_id, aggregate_id, version, subject, payload, published_at })
 }

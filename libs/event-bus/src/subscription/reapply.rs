@@ -12,29 +12,24 @@
 
 use super::messages::decode;
 use super::{Handler, Received, Subscription};
-use crate::broker::message_at;
+use crate::broker::Reader;
 use crate::connection::Transaction;
 use crate::dead_letters::{self, Applied, FailedAttempt, Letter};
 use crate::error::{causes_in_postgres, is_lock_timeout, is_outage};
 use crate::fill::request;
 use crate::headers::Headers;
-use crate::recovery::BEGIN;
+use crate::recovery::{self, BEGIN};
 use crate::retry::Backoff;
 use anyhow::Context;
 use async_nats::header;
 use async_nats::jetstream::message::StreamMessage;
 use async_nats::jetstream::stream::Stream;
 use event_bus_core::Event;
-use futures::{StreamExt, stream};
 use std::time::Duration;
 use tokio::time::sleep;
 
 /// How often to look while there is nothing to do.
 const LOOK: Duration = Duration::from_millis(250);
-/// Messages of a page: so many sequences are looked at.
-const MESSAGES: u64 = 64;
-/// Messages that are requested at a time: each may have a megabyte.
-const AT_A_TIME: usize = 4;
 
 enum Step {
     /// No recovery is under way.
@@ -53,14 +48,10 @@ struct Left {
 }
 
 impl Left {
-    /// The sequences of the next page.
-    fn page(self, newest_first: bool) -> Vec<u64> {
-        let Self { after, until } = self;
-        if newest_first {
-            (after.max(until.saturating_sub(MESSAGES)) + 1..=until).rev().collect()
-        } else {
-            (after + 1..=until.min(after + MESSAGES)).collect()
-        }
+    /// The sequences of the next page, at most `most`.
+    fn page(self, newest_first: bool, most: usize) -> Vec<u64> {
+        let seqs = self.after + 1..=self.until;
+        if newest_first { seqs.rev().take(most).collect() } else { seqs.take(most).collect() }
     }
 
     /// What is left after so many sequences.
@@ -85,8 +76,9 @@ impl<H: Handler> Subscription<'_, H> {
         let what = format!("applying {} to a recovered database", H::Event::STREAM);
         let mut backoff = Backoff::default();
         let mut is_recovering = false;
+        let mut reader = Reader::new(self.settings.apply_bytes);
         while !self.stop.is_cancelled() {
-            let pause = match self.reapply_page().await {
+            let pause = match self.reapply_page(&mut reader).await {
                 Ok(Step::Recovered) => break,
                 Ok(Step::Nothing) => LOOK,
                 Ok(Step::Page) => Duration::ZERO,
@@ -102,7 +94,7 @@ impl<H: Handler> Subscription<'_, H> {
         }
     }
 
-    async fn reapply_page(&self) -> anyhow::Result<Step> {
+    async fn reapply_page(&self, reader: &mut Reader) -> anyhow::Result<Step> {
         let mut db = self.database.background_connection().await?;
         // Every idle subscription looks: no transaction.
         let walked = sqlx::query_scalar!("select bool_and(walked) from bus.recovery").fetch_one(&mut *db).await?;
@@ -130,12 +122,7 @@ impl<H: Handler> Subscription<'_, H> {
             None => self.begin(&mut tx, &stream, after).await?,
         };
         if left.after >= left.until {
-            let done = sqlx::query!(
-                "delete from bus.recovery_reads where stream = $1 and consumer = $2",
-                H::Event::STREAM,
-                durable,
-            );
-            done.execute(&mut *tx).await?;
+            recovery::end_read(&mut tx, H::Event::STREAM, durable).await?;
             tx.commit().await?;
             tracing::info!(
                 stream = H::Event::STREAM,
@@ -144,7 +131,7 @@ impl<H: Handler> Subscription<'_, H> {
             );
             return Ok(Step::Page);
         }
-        let page = self.read(&stream, &left.page(H::NEWEST_FIRST)).await?;
+        let page = self.read(reader, &stream, &left.page(H::NEWEST_FIRST, self.settings.apply_events)).await?;
         let next = left.without(page.passed, H::NEWEST_FIRST);
         match self.apply_again(&mut tx, &page.messages, &page.events).await {
             Ok(()) => {}
@@ -200,31 +187,34 @@ impl<H: Handler> Subscription<'_, H> {
     }
 
     /// Reads messages until they have as many bytes as a request to the consumer.
-    async fn read(&self, stream: &Stream, seqs: &[u64]) -> anyhow::Result<Page<H::Event>> {
+    async fn read(&self, reader: &mut Reader, stream: &Stream, seqs: &[u64]) -> anyhow::Result<Page<H::Event>> {
         let mut page = Page { messages: Vec::new(), events: Vec::new(), poison: Vec::new(), passed: 0 };
-        let mut bytes = 0;
-        let mut messages = stream::iter(seqs.to_vec()).map(|seq| message_at(stream, seq)).buffered(AT_A_TIME);
-        while bytes < self.settings.apply_bytes
-            && let Some(message) = messages.next().await
-        {
-            let message = message.with_context(|| {
+        let (mut bytes, mut rest) = (0, seqs);
+        while bytes < self.settings.apply_bytes && !rest.is_empty() {
+            let messages = reader.read(stream, rest.iter().copied()).await.with_context(|| {
                 let name = H::Event::STREAM;
                 format!("the user of NATS needs the right to publish to $JS.API.STREAM.MSG.GET.{name}")
             })?;
-            page.passed += 1;
-            let Some(message) = message else { continue };
-            bytes += message.payload.len();
-            match decode::<H::Event>(&message.subject, &message.payload) {
-                Ok(event) => {
-                    page.events.push(Received { event, headers: Headers::of_message(Some(&message.headers)) });
-                    page.messages.push(message);
-                }
-                // The filter of a consumer excludes it.
-                Err(_) if self.deliveries.is_filtered() => {}
-                Err(error) => page.poison.push((message, error)),
+            page.passed += u64::try_from(messages.len())?;
+            rest = &rest[messages.len()..];
+            for message in messages.into_iter().flatten() {
+                bytes += message.payload.len();
+                self.sort(message, &mut page);
             }
         }
         Ok(page)
+    }
+
+    fn sort(&self, message: StreamMessage, page: &mut Page<H::Event>) {
+        match decode::<H::Event>(&message.subject, &message.payload) {
+            Ok(event) => {
+                page.events.push(Received { event, headers: Headers::of_message(Some(&message.headers)) });
+                page.messages.push(message);
+            }
+            // The filter of a consumer excludes it.
+            Err(_) if self.deliveries.is_filtered() => {}
+            Err(error) => page.poison.push((message, error)),
+        }
     }
 
     async fn apply_again(
@@ -291,7 +281,7 @@ mod tests {
         for newest_first in [true, false] {
             let (mut left, mut seen) = (Left { after: 10, until: 300 }, Vec::<u64>::new());
             while left.after < left.until {
-                let seqs = left.page(newest_first);
+                let seqs = left.page(newest_first, 64);
                 // A page may be cut.
                 let passed = seqs.len().div_ceil(2);
                 seen.extend(&seqs[..passed]);

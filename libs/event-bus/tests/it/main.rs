@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 #![allow(clippy::disallowed_methods, reason = "tests read tables, and publish without a relay")]
 
+mod abandoned;
 mod connecting;
 mod copies;
 mod documents;

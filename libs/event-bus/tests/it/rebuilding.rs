@@ -4,13 +4,16 @@ use crate::copies::Copies;
 use crate::documents::Id;
 use crate::filling::{differences, documents, filled, read, start, stopped};
 use crate::harness::Harness;
-use crate::shelf::change;
-use event_bus::{Rebuilt, Schema, Verification, rebuild, verify};
+use crate::shelf::{Shelf, change};
+use event_bus::{Bus, Rebuilt, Schema, Verification, rebuild, verify};
+use sqlx::PgConnection;
 use sqlx::migrate::Migrator;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 use testkit::eventually;
 use tokio::sync::Semaphore;
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 fn schema() -> Schema {
@@ -187,7 +190,7 @@ async fn a_rebuild_without_a_running_service_is_kept() {
     assert!(error.to_string().contains("this service has no replica"), "{error}");
 }
 
-/// A live event is applied after the reply of the owner, before the rows are read.
+/// A live event is applied after the reply of the owner, before the rows are read: first for the checksum, and then to compare them.
 #[tokio::test]
 async fn rows_that_are_newer_than_the_reply_of_the_owner_stay() {
     let (harness, bus) = start().await;
@@ -196,21 +199,28 @@ async fn rows_that_are_newer_than_the_reply_of_the_owner_stay() {
     let (reads, begun) = (copies.reads.clone(), copies.begun.clone());
     let reading = read(&harness, copies).await;
     filled(&harness).await;
-    let meanwhile = async {
-        eventually("the rows to be read", async || begun.load(Ordering::Relaxed) == 1).await.unwrap();
-        change(&bus, ids[1], 1).await;
-        documents(&bus, &harness, 1).await;
-        eventually("the events", async || differences(&mut harness.db().await).await == 0).await.unwrap();
-        reads.add_permits(1);
-    };
     let schema = schema();
-    let (rebuilt, ()) = tokio::join!(rebuild(&harness.database_url, &schema), meanwhile);
-    assert_eq!(rebuilt.unwrap(), Rebuilt::Done { passed: 5, written: 0, failed: 0 });
+    let (rebuilt, ()) = tokio::join!(
+        rebuild(&harness.database_url, &schema),
+        change_before_reads(&harness, &bus, ids[1], &begun, &reads)
+    );
+    assert_eq!(rebuilt.unwrap(), Rebuilt::Done { passed: 6, written: 0, failed: 0 });
     assert_eq!(differences(&mut harness.db().await).await, 0);
     stopped(reading).await;
 }
 
-/// The same for `verify`, which reads rows first for the checksum, and then to compare them.
+/// Before each of two reads of rows, a document is changed, another one is new, and both events are applied.
+async fn change_before_reads(harness: &Harness, bus: &Bus, id: Id, begun: &AtomicUsize, reads: &Semaphore) {
+    for step in 1..=2 {
+        eventually("the rows to be read", async || begun.load(Ordering::Relaxed) == step).await.unwrap();
+        change(bus, id, i64::try_from(step).unwrap()).await;
+        documents(bus, harness, 1).await;
+        eventually("the events", async || differences(&mut harness.db().await).await == 0).await.unwrap();
+        reads.add_permits(1);
+    }
+}
+
+/// The same for `verify`.
 #[tokio::test]
 async fn rows_that_are_newer_than_the_reply_of_the_owner_are_no_difference() {
     let (harness, bus) = start().await;
@@ -219,19 +229,62 @@ async fn rows_that_are_newer_than_the_reply_of_the_owner_are_no_difference() {
     filled(&harness).await;
     let copies = Copies { reads: Arc::new(Semaphore::new(0)), ..Copies::default() };
     let (reads, begun) = (copies.reads.clone(), copies.begun.clone());
-    let meanwhile = async {
-        for step in 1..=2 {
-            eventually("the rows to be read", async || begun.load(Ordering::Relaxed) == step).await.unwrap();
-            change(&bus, ids[1], i64::try_from(step).unwrap()).await;
-            documents(&bus, &harness, 1).await;
-            eventually("the events", async || differences(&mut harness.db().await).await == 0).await.unwrap();
-            reads.add_permits(1);
-        }
-    };
     let schema = Schema::new("test", Migrator::DEFAULT, "").with_replica("reader", copies);
     let nats = harness.settings(&harness.nats.url()).nats;
+    let meanwhile = change_before_reads(&harness, &bus, ids[1], &begun, &reads);
     let (found, ()) = tokio::join!(verify(&harness.database_url, &schema, nats), meanwhile);
     let found = found.unwrap().remove(0);
     assert!(found.is_equal() && found.compared == 1, "{found:?}");
+    stopped(reading).await;
+}
+
+#[tokio::test]
+async fn a_rebuild_without_progress_for_a_minute_ends_with_the_reason_and_goes_on() {
+    let (mut harness, bus) = start().await;
+    documents(&bus, &harness, 5).await;
+    let reading = read(&harness, Copies::default()).await;
+    filled(&harness).await;
+    // The owner is away.
+    harness.tasks.shutdown().await;
+    let schema = schema();
+    let rebuilt = timeout(Duration::from_secs(90), rebuild(&harness.database_url, &schema)).await;
+    let error = format!("{:#}", rebuilt.expect("the command does not end").unwrap_err());
+    let reason = "no progress for a minute, after 0 of 0: the owner of DOCUMENTS does not reply with its snapshots";
+    assert!(error.contains(reason), "{error}");
+    let kept = "select count(*) from bus.fills where error like 'the owner of DOCUMENTS does not reply%'";
+    let kept = async |db: &mut PgConnection| sqlx::query_scalar::<_, i64>(kept).fetch_one(db).await.unwrap();
+    assert_eq!(kept(&mut harness.db().await).await, 1);
+
+    harness.healing_relay(Shelf).await;
+    filled(&harness).await;
+    assert_eq!(kept(&mut harness.db().await).await, 0, "the error is over");
+    stopped(reading).await;
+}
+
+/// What the first pass over a page has written is rolled back together with the page.
+#[tokio::test]
+async fn a_page_with_doubts_that_is_rolled_back_is_compared_from_the_beginning() {
+    let (harness, bus) = start().await;
+    let ids = documents(&bus, &harness, 5).await;
+    let reading = read(&harness, Copies::default()).await;
+    filled(&harness).await;
+    sql(&harness, "delete from copies where id = $1", ids[0]).await;
+    sql(&harness, "update copies set version = 1000 where id = $1", ids[1]).await;
+    // A sequence counts attempts: it is not rolled back.
+    let fail_once = "create sequence attempts;
+        create function fail_once() returns trigger language plpgsql as $$
+        begin
+            if nextval('attempts') = 1 then raise exception 'the first commit fails'; end if;
+            return null;
+        end $$;
+        create constraint trigger fail_once after insert on copies deferrable initially deferred
+        for each row execute function fail_once()";
+    sqlx::raw_sql(fail_once).execute(&mut harness.db().await).await.unwrap();
+    let rebuilt = rebuild(&harness.database_url, &schema()).await.unwrap();
+    assert!(matches!(rebuilt, Rebuilt::Done { passed: 5, failed: 0, .. }), "{rebuilt:?}");
+    let attempts: i64 =
+        sqlx::query_scalar("select last_value from attempts").fetch_one(&mut harness.db().await).await.unwrap();
+    assert!(attempts > 1, "no commit failed");
+    assert_eq!(differences(&mut harness.db().await).await, 0);
     stopped(reading).await;
 }

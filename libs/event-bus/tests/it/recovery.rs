@@ -18,7 +18,7 @@ async fn start() -> (Harness, Bus) {
 }
 
 /// Waits until no recovery is under way, and everything is published.
-async fn recovered(harness: &Harness) {
+pub async fn recovered(harness: &Harness) {
     eventually_within(Duration::from_mins(1), "the database to be recovered", async || {
         let end = harness.jetstream().await.get_stream("DOCUMENTS").await?.cached_info().state.last_sequence;
         let sql = "select (select count(*) from bus.recovery), (select max(last_seq) from bus.position)";

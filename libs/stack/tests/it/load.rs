@@ -11,7 +11,7 @@ use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
-use testkit::{Client, nats_url};
+use testkit::{Answer, Client, nats_url};
 use tokio::time::sleep;
 
 const USERS: usize = 8;
@@ -32,6 +32,8 @@ pub struct Load {
     orders: Vec<Client>,
     payments: jetstream::Context,
     seen: Mutex<Seen>,
+    /// Whether a request that gets a 503, or no response, is repeated.
+    is_patient: bool,
     stop: AtomicBool,
 }
 
@@ -39,7 +41,13 @@ impl Load {
     /// A load on these replicas and these servers of NATS (`host:port`, comma-separated).
     pub async fn new(tickets: Vec<Client>, orders: Vec<Client>, nats: &str) -> Result<Self> {
         let payments = jetstream::new(testkit::connect(&nats_url("payments", nats)).await?);
-        Ok(Self { tickets, orders, payments, seen: Mutex::default(), stop: AtomicBool::new(false) })
+        Ok(Self { tickets, orders, payments, seen: Mutex::default(), is_patient: false, stop: AtomicBool::new(false) })
+    }
+
+    /// The same load, whose users repeat a request that gets a 503, or no response, at any replica.
+    #[must_use]
+    pub fn patient(self) -> Self {
+        Self { is_patient: true, ..self }
     }
 
     /// Runs the load until `fault` ends.
@@ -54,7 +62,7 @@ impl Load {
         futures::try_join!(users, fault).map(drop)
     }
 
-    /// One user, with random requests to random replicas until the stop. A failed request is not repeated.
+    /// One user, with random requests to random replicas until the stop.
     async fn user(&self, name: &str) -> Result<()> {
         while !self.stop.load(Ordering::Relaxed) {
             // Connecting to a dead service fails at once: give it time to restart.
@@ -66,8 +74,6 @@ impl Load {
     }
 
     async fn act(&self, name: &str) -> Result<()> {
-        let tickets = self.tickets.choose(&mut rand::rng()).context("a replica")?.signed_in(name);
-        let orders = self.orders.choose(&mut rand::rng()).context("a replica")?.signed_in(name);
         let mine = |item: &&Value| item["userId"] == name;
         let pick = |items: &[Value], mine: &dyn Fn(&&Value) -> bool| {
             let items: Vec<_> = items.iter().filter(mine).collect();
@@ -77,23 +83,30 @@ impl Load {
             0..3 => {
                 let price = rand::random_range(1..1000);
                 let body = json!({"title": name, "price": price});
-                let ticket = tickets.post("/api/tickets", body).await?.expect(201)?;
+                let post = async |client: Client| client.post("/api/tickets", body.clone()).await;
+                let ticket = self.answer(&self.tickets, name, post).await?.expect(201)?;
                 self.saw(|seen| seen.tickets.push(ticket));
             }
             3..5 => {
                 let ticket = self.saw(|seen| pick(&seen.tickets, &mine))?;
                 let body = json!({"title": name, "price": rand::random_range(1..1000)});
-                let ticket = tickets.put(&format!("/api/tickets/{}", id(&ticket)?), body).await?.expect(200)?;
+                let path = format!("/api/tickets/{}", id(&ticket)?);
+                let put = async |client: Client| client.put(&path, body.clone()).await;
+                let ticket = self.answer(&self.tickets, name, put).await?.expect(200)?;
                 self.saw(|seen| seen.tickets.push(ticket));
             }
             5..8 => {
                 let ticket = self.saw(|seen| pick(&seen.tickets, &|_| true))?;
-                let order = orders.post("/api/orders", json!({"ticketId": ticket["id"]})).await?.expect(201)?;
+                let post = async |client: Client| client.post("/api/orders", json!({"ticketId": ticket["id"]})).await;
+                let order = self.answer(&self.orders, name, post).await?.expect(201)?;
                 self.saw(|seen| seen.orders.push(order));
             }
             8 => {
                 let order = id(&self.saw(|seen| pick(&seen.orders, &mine))?)?;
-                orders.delete(&format!("/api/orders/{order}")).await?.expect(204)?;
+                let path = format!("/api/orders/{order}");
+                self.answer(&self.orders, name, async |client: Client| client.delete(&path).await)
+                    .await?
+                    .expect(204)?;
                 self.saw(|seen| seen.cancelled.push(order));
             }
             _ => {
@@ -104,6 +117,23 @@ impl Load {
             }
         }
         Ok(())
+    }
+
+    /// The response of one of `replicas` to a request of this user.
+    async fn answer(
+        &self,
+        replicas: &[Client],
+        name: &str,
+        request: impl AsyncFn(Client) -> Result<Answer>,
+    ) -> Result<Answer> {
+        loop {
+            let answer = request(replicas.choose(&mut rand::rng()).context("a replica")?.signed_in(name)).await;
+            let is_over = answer.as_ref().is_ok_and(|answer| answer.status != 503);
+            if is_over || !self.is_patient || self.stop.load(Ordering::Relaxed) {
+                return answer;
+            }
+            sleep(Duration::from_millis(10)).await;
+        }
     }
 
     fn saw<T>(&self, what: impl FnOnce(&mut Seen) -> T) -> T {

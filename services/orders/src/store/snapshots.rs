@@ -94,15 +94,19 @@ impl Snapshots for OrderSnapshots {
         Ok(withdrawn)
     }
 
-    /// Fills in the titles of orders whose tickets were not in the replica yet.
     async fn recovered(&self, db: &mut PgConnection) -> anyhow::Result<()> {
-        let titles = sqlx::query!(
-            "update orders set title = ticket.title from ticket_replica as ticket
-             where ticket.id = orders.ticket_id and orders.title = ''"
-        );
-        titles.execute(db).await?;
-        Ok(())
+        Ok(fill_in_titles(db).await?)
     }
+}
+
+/// Fills in the titles of orders that were taken over from the stream before their tickets were in the replica.
+pub async fn fill_in_titles(db: &mut PgConnection) -> sqlx::Result<()> {
+    let titles = sqlx::query!(
+        "update orders set title = ticket.title from ticket_replica as ticket
+         where ticket.id = orders.ticket_id and orders.title = ''"
+    );
+    titles.execute(db).await?;
+    Ok(())
 }
 
 /// Overwrites these orders, in the order of the stream: an order of a ticket is cancelled before the next one of that ticket is written.
