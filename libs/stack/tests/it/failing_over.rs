@@ -59,7 +59,7 @@ async fn fails_over_under_load(service: &Service, kill: bool) -> Result<()> {
         sleep(A_WHILE).await; // under load
         back_up(&system, service).await?;
         sleep(A_WHILE).await; // under load
-        acknowledged = load.so_far();
+        acknowledged = load.so_far().await?;
         sleep(Duration::from_secs(1)).await; // what is older than this must not be lost
         fail_over(&system, service).await?;
         if kill {
@@ -117,7 +117,7 @@ async fn kill_nine_of_tickets_again_and_again_while_it_recovers_under_load() -> 
         back_up(&system, &TICKETS).await?;
         many_tickets(&system, MANY).await?;
         sleep(A_WHILE).await; // under load
-        acknowledged = load.so_far();
+        acknowledged = load.so_far().await?;
         sleep(Duration::from_secs(1)).await; // what is older than this must not be lost
         fail_over(&system, &TICKETS).await?;
         let mut reached = 0;

@@ -11,7 +11,7 @@ use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
-use testkit::{Answer, Client, nats_url};
+use testkit::{Answer, Client, eventually_within, nats_url};
 use tokio::time::sleep;
 
 const USERS: usize = 8;
@@ -50,12 +50,16 @@ impl Load {
         Self { is_patient: true, ..self }
     }
 
-    /// Runs the load until `fault` ends.
+    /// Runs the load until `fault` ends, and at least until enough was seen to be checked.
     pub async fn during(&self, fault: impl Future<Output = Result<()>>) -> Result<()> {
         let names: Vec<_> = (0..USERS).map(|number| format!("user {number}")).collect();
         let users = try_join_all(names.iter().map(|name| self.user(name)));
         let fault = async {
-            let outcome = fault.await;
+            let outcome = async {
+                fault.await?;
+                self.so_far().await.map(drop)
+            };
+            let outcome = outcome.await;
             self.stop.store(true, Ordering::Relaxed);
             outcome
         };
@@ -140,14 +144,18 @@ impl Load {
         what(&mut self.seen.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// What clients have seen so far.
-    pub fn so_far(&self) -> Seen {
-        self.saw(|seen| seen.clone())
+    /// What clients have seen so far, as soon as it is enough to be checked.
+    pub async fn so_far(&self) -> Result<Seen> {
+        eventually_within(Duration::from_secs(30), "enough responses", async || {
+            let seen = self.saw(|seen| seen.clone());
+            seen.is_enough().map(|()| seen)
+        })
+        .await
     }
 
     /// See [`Seen::is_stored`].
     pub async fn nothing_is_missing(self, records: &Records) -> Result<()> {
-        self.so_far().is_stored(records).await
+        self.saw(|seen| seen.clone()).is_stored(records).await
     }
 
     /// Checks every recorded response against a system at rest, and that there were enough of each kind.
@@ -198,6 +206,12 @@ impl Load {
 }
 
 impl Seen {
+    fn is_enough(&self) -> Result<()> {
+        let (tickets, orders) = (self.tickets.len(), self.orders.len());
+        ensure!(tickets > 20 && orders > 5, "too few: {tickets} tickets, {orders} orders");
+        Ok(())
+    }
+
     /// Whether a client has seen this order.
     pub fn has_order(&self, id: &str) -> bool {
         self.orders.iter().any(|order| order["id"] == id)
@@ -211,7 +225,7 @@ impl Seen {
             let rows: Vec<(String, i64)> = sqlx::query_as(sql).fetch_all(&mut PgConnection::connect(db).await?).await?;
             anyhow::Ok(rows.into_iter().collect::<HashMap<_, _>>())
         };
-        ensure!(tickets.len() > 20 && orders.len() > 5, "too few: {}, {}", tickets.len(), orders.len());
+        self.is_enough()?;
         let stored = versions(&records.tickets_db, "select id, version from tickets").await?;
         for ticket in tickets {
             ensure!(stored.get(&id(ticket)?).copied() >= ticket["version"].as_i64(), "{ticket} is lost");
