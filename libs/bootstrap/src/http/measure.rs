@@ -6,15 +6,17 @@
 
 use std::collections::HashMap;
 use std::sync::{Arc, OnceLock, PoisonError, RwLock};
+use std::task::{Context, Poll};
 
-use axum::extract::{MatchedPath, Request, State};
+use axum::extract::{MatchedPath, Request};
 use axum::http::Method;
-use axum::middleware::Next;
 use axum::response::Response;
+use futures::future::BoxFuture;
 use metrics::{
     Gauge, Histogram, Unit, counter, describe_counter, describe_gauge, describe_histogram, gauge, histogram,
 };
 use tokio::time::Instant;
+use tower::Service;
 
 const DURATION: &str = "http_server_request_duration_seconds";
 const ACTIVE: &str = "http_server_active_requests";
@@ -80,6 +82,12 @@ impl Requests {
     }
 }
 
+impl Measured {
+    fn responded(mut self, status: u16) {
+        self.status = status;
+    }
+}
+
 impl Drop for Measured {
     fn drop(&mut self) {
         self.requests.active.decrement(1.0);
@@ -87,25 +95,54 @@ impl Drop for Measured {
     }
 }
 
-/// Measures a request. Outside of all layers that may refuse it.
-pub(super) async fn measure(State(requests): State<Arc<Requests>>, mut request: Request, next: Next) -> Response {
-    requests.active.increment(1.0);
-    let (method, route) = (known(request.method()), Route::default());
-    let mut measured = Measured { requests, begun: Instant::now(), method, route: route.clone(), status: HUNG_UP };
-    request.extensions_mut().insert(route);
-    let response = next.run(request).await;
-    measured.status = response.status().as_u16();
-    response
+/// Measures requests. Outside of all layers that may refuse one.
+///
+/// Not `from_fn`, which would clone all layers inside of it for each request.
+#[derive(Clone)]
+pub(super) struct Measure<S> {
+    inner: S,
+    requests: Arc<Requests>,
+}
+
+impl<S> Measure<S> {
+    pub(super) fn new(inner: S, requests: Arc<Requests>) -> Self {
+        Self { inner, requests }
+    }
+}
+
+impl<S> Service<Request> for Measure<S>
+where
+    S: Service<Request, Response = Response, Future: Send + 'static>,
+{
+    type Response = Response;
+    type Error = S::Error;
+    type Future = BoxFuture<'static, Result<Response, S::Error>>;
+
+    fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
+        self.inner.poll_ready(context)
+    }
+
+    fn call(&mut self, mut request: Request) -> Self::Future {
+        self.requests.active.increment(1.0);
+        let (requests, method, route) = (self.requests.clone(), known(request.method()), Route::default());
+        let measured = Measured { requests, begun: Instant::now(), method, route: route.clone(), status: HUNG_UP };
+        request.extensions_mut().insert(route);
+        let response = self.inner.call(request);
+        Box::pin(async move {
+            let response = response.await?;
+            measured.responded(response.status().as_u16());
+            Ok(response)
+        })
+    }
 }
 
 /// Remembers the template that matches the path. Inside of the router, which finds it.
-pub(super) fn remember_route(request: Request) -> Request {
+pub(super) fn remember_route(request: &Request) {
     let extensions = request.extensions();
     if let (Some(route), Some(path)) = (extensions.get::<Route>(), extensions.get::<MatchedPath>()) {
         // It is set once.
         let _ = route.0.set(path.clone());
     }
-    request
 }
 
 /// Counts a request that hyper refuses.

@@ -16,7 +16,7 @@ use event_bus::trace;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::task::TaskTracker;
 use tower::ServiceBuilder;
-use tower::util::MapRequestLayer;
+use tower::layer::layer_fn;
 use tower_http::LatencyUnit::Micros;
 use tower_http::catch_panic::CatchPanicLayer;
 use tower_http::classify::ServerErrorsFailureClass as Failure;
@@ -28,7 +28,7 @@ use tracing::{Instrument as _, Span, error_span, field, warn};
 use super::Health;
 use super::bodies::{Bodies, Charge};
 use super::connections::{Connection, Connections};
-use super::measure::{Requests, measure, remember_route};
+use super::measure::{Measure, Requests, remember_route};
 use super::pages::Pages;
 use crate::body;
 use crate::config::Config;
@@ -68,10 +68,10 @@ impl Middleware {
             permits: Arc::new(Semaphore::new(config.max_requests.get().min(Semaphore::MAX_PERMITS))),
             rejected: AtomicU64::new(0),
         });
-        let stop = health.stop.clone();
+        let (stop, requests) = (health.stop.clone(), Requests::new());
         // A request goes through them from top to bottom, its response from bottom to top.
         let layers = ServiceBuilder::new()
-            .layer(from_fn_with_state(Requests::new(), measure))
+            .layer(layer_fn(move |inner| Measure::new(inner, requests.clone())))
             .map_response(move |mut response: Response| {
                 if stop.is_cancelled() {
                     response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
@@ -91,7 +91,9 @@ impl Middleware {
                     .on_failure(log_failure)
                     .on_eos(()),
             )
-            .map_response(with_error_body)
+            .map_response(with_error_body);
+        // Inside of the router, which knows the template of the path.
+        let inner = ServiceBuilder::new()
             .layer(from_fn_with_state(limits.clone(), run_on_own_task))
             // On the task of the handler: one that never ends must not keep its permit and its connection.
             .layer(TimeoutLayer::with_status_code(StatusCode::SERVICE_UNAVAILABLE, config.request_timeout))
@@ -99,7 +101,7 @@ impl Middleware {
                 ApiError::Internal(anyhow!("the handler panicked: {}", event_bus::panic_message(&*panic)))
                     .into_response()
             }));
-        let routes = layers.service(routes.layer(MapRequestLayer::new(remember_route)));
+        let routes = layers.service(routes.layer(inner));
         Self { service: health.routes().fallback_service(routes), limits }
     }
 
@@ -190,6 +192,7 @@ fn log_failure(failure: Failure, latency: Duration, _: &Span) {
 ///
 /// The task has the trace context of the request, which the events that it appends carry on.
 async fn run_on_own_task(State(limits): State<Arc<Limits>>, mut request: Request, next: Next) -> Response {
+    remember_route(&request);
     let permit = request.extensions_mut().remove::<Permit>();
     let body = request.extensions_mut().remove::<Arc<Charge>>();
     let traceparent = request.headers().get("traceparent").and_then(|value| value.to_str().ok()).map(str::to_owned);
