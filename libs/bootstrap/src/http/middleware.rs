@@ -80,8 +80,7 @@ impl Middleware {
             })
             .map_request(with_sane_request_id)
             .layer(PropagateRequestIdLayer::x_request_id())
-            .layer(from_fn_with_state(limits.clone(), receive_body))
-            .layer(from_fn_with_state(limits.clone(), take_permit))
+            .layer(from_fn_with_state(limits.clone(), admit))
             .map_request(without_trailing_slash)
             .layer(
                 TraceLayer::new_for_http()
@@ -122,12 +121,23 @@ fn with_sane_request_id(mut request: Request) -> Request {
     request
 }
 
-/// Runs before `take_permit`: a client that sends slowly must not block others.
-async fn receive_body(State(limits): State<Arc<Limits>>, mut request: Request, next: Next) -> Response {
-    request.extensions_mut().insert(limits.clone());
-    if request.body().is_end_stream() {
-        return next.run(request).await;
+/// Receives the body, and then takes a concurrency permit: a client that sends slowly must not block others.
+///
+/// One layer for both: each `from_fn` clones all layers inside of it for each request.
+async fn admit(State(limits): State<Arc<Limits>>, mut request: Request, next: Next) -> Response {
+    if !request.body().is_end_stream() {
+        request = match receive_body(&limits, request).await {
+            Ok(request) => request,
+            Err(error) => return error.into_response(),
+        };
     }
+    let Ok(permit) = limits.permits.clone().try_acquire_owned() else { return limits.reject() };
+    request.extensions_mut().insert(Permit::new(permit));
+    request.extensions_mut().insert(limits);
+    next.run(request).await
+}
+
+async fn receive_body(limits: &Limits, request: Request) -> Result<Request, ApiError> {
     let connection = request.extensions().get::<Arc<Connection>>().cloned();
     let (mut head, body) = request.into_parts();
     if let Some(connection) = &connection {
@@ -137,26 +147,20 @@ async fn receive_body(State(limits): State<Arc<Limits>>, mut request: Request, n
     if let Some(connection) = &connection {
         connection.received();
     }
-    match received {
-        Ok((bytes, charge)) => {
-            head.extensions.insert(Arc::new(charge));
-            next.run(Request::from_parts(head, bytes.into())).await
-        }
-        Err(error) => error.into_response(),
-    }
+    let (bytes, charge) = received?;
+    head.extensions.insert(Arc::new(charge));
+    Ok(Request::from_parts(head, bytes.into()))
 }
 
-async fn take_permit(State(limits): State<Arc<Limits>>, mut request: Request, next: Next) -> Response {
-    if let Ok(permit) = limits.permits.clone().try_acquire_owned() {
-        request.extensions_mut().insert(Permit::new(permit));
-        return next.run(request).await;
+impl Limits {
+    /// Logged at 1, 2, 4, 8 …: to log each of them would add to the overload.
+    fn reject(&self) -> Response {
+        let rejected = self.rejected.fetch_add(1, Ordering::Relaxed) + 1;
+        if rejected.is_power_of_two() {
+            warn!(rejected, "more concurrent requests than MAX_REQUESTS: answered 503");
+        }
+        ApiError::Unavailable.into_response()
     }
-    // Logged at 1, 2, 4, 8 …: to log each of them would add to the overload.
-    let rejected = limits.rejected.fetch_add(1, Ordering::Relaxed) + 1;
-    if rejected.is_power_of_two() {
-        warn!(rejected, "more concurrent requests than MAX_REQUESTS: answered 503");
-    }
-    ApiError::Unavailable.into_response()
 }
 
 /// Removes one slash at the end of a path, as Express does; tower-http's `NormalizePath` removes any number.
