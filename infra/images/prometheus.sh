@@ -1,3 +1,3 @@
-# Only promtool of it is used, by a test. The small packages are named, because apt installs all of systemd otherwise.
+# The small packages are named, because apt installs all of systemd otherwise.
 packages=prometheus,systemd-standalone-sysusers,systemd-standalone-tmpfiles
 changes=('ENTRYPOINT ["prometheus"]')

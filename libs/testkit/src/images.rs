@@ -29,7 +29,7 @@ pub enum Image {
     Postgres,
     /// The broker.
     Nats,
-    /// The monitoring system, whose `promtool` checks metrics.
+    /// The monitoring system, with `promtool`.
     Prometheus,
 }
 

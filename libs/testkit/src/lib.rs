@@ -5,7 +5,7 @@
 //! dropped, and also when the process that started them is killed. Containers take seconds to start: share them where
 //! possible ([`Postgres::shared`]).
 //!
-//! Read [`Postgres`] and [`Nats`], their faults ([`Container`], [`Proxy`]), a service as a [`Process`] or within the test
+//! Read [`Postgres`] and [`Nats`] (and [`Prometheus`], which watches services), their faults ([`Container`], [`Proxy`]), a service as a [`Process`] or within the test
 //! ([`HttpService`]), its [`Client`], and [`eventually`], which waits for its effects.
 #![warn(missing_docs)]
 
@@ -22,6 +22,7 @@ mod port;
 mod postgres;
 mod process;
 mod progress;
+mod prometheus;
 mod proxy;
 mod reaper;
 mod token;
@@ -37,6 +38,7 @@ pub use port::{free_port, free_port_from};
 pub use postgres::Postgres;
 pub use process::{Process, Signal, end_with_parent};
 pub use progress::{announced, say};
+pub use prometheus::{Prometheus, promtool};
 pub use proxy::Proxy;
 pub use reaper::Reaper;
 pub use token::{JWT_KEY, cookie, token};

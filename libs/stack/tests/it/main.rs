@@ -19,6 +19,7 @@ mod load;
 mod lost_database;
 mod lost_stream;
 mod metrics;
+mod monitoring;
 mod nats_cluster;
 mod nats_outage;
 mod new_tickets;

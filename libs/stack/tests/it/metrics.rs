@@ -43,7 +43,7 @@ async fn value(process: &Process, name: &str, labels: &[(&str, &str)]) -> Result
 }
 
 /// The first columns of the table of metrics: names, without labels.
-fn documented() -> BTreeSet<&'static str> {
+pub fn documented() -> BTreeSet<&'static str> {
     let section = OPERATIONS.split_once("\n## Metrics\n").map_or("", |(_, section)| section);
     let section = section.split("\n## ").next().unwrap_or_default();
     let cells = section.lines().filter_map(|line| line.strip_prefix("| `")?.split_once(" |"));

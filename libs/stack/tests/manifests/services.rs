@@ -91,7 +91,7 @@ fn compose(services: &Value, errors: &mut Vec<String>) {
     same("nats/ports", json!([published("NATS_PORT", NATS_PORT), monitoring]));
 
     let all = services.as_object().into_iter().flatten().map(|(name, _)| name.clone()).collect::<BTreeSet<_>>();
-    let servers_and_tasks = ["postgres", "nats", "provision"].map(str::to_owned);
+    let servers_and_tasks = ["postgres", "nats", "provision", "prometheus", "grafana"].map(str::to_owned);
     let ours = names().into_iter().flat_map(|name| [name.to_owned(), format!("{name}-migrate")]);
     equal("docker-compose.yml: services", &all, &ours.chain(servers_and_tasks).collect(), errors);
 }
