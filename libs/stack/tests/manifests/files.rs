@@ -15,6 +15,8 @@ pub struct Files {
     pub roles: String,
     /// `infra/nats/users.conf`
     pub users: String,
+    /// `infra/k8s/components/monitoring/pod-monitor.yaml`, which is in no overlay.
+    pub monitor: Value,
     /// Scripts that list the services, each with its path.
     pub scripts: [(&'static str, String); 3],
 }
@@ -26,6 +28,7 @@ impl Files {
         Ok(Self {
             compose: serde_saphyr::from_str(&read("docker-compose.yml")?)?,
             skaffold: serde_saphyr::from_str(&read("skaffold.yaml")?)?,
+            monitor: serde_saphyr::from_str(&read("infra/k8s/components/monitoring/pod-monitor.yaml")?)?,
             names: read("infra/images/names")?,
             roles: read("infra/postgres/roles.sql")?,
             users: read("infra/nats/users.conf")?,

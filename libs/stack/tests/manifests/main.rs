@@ -4,6 +4,7 @@
 
 mod files;
 mod images;
+mod monitoring;
 mod network;
 mod overlay;
 mod references;
@@ -30,6 +31,7 @@ fn errors(files: &Files, overlays: &[Overlay]) -> Vec<String> {
     }
     images::check(files, overlays, &mut all);
     services::check(files, overlays, &mut all);
+    monitoring::check(&files.monitor, overlays, &mut all);
     all
 }
 
@@ -152,7 +154,7 @@ type Mistake = (fn(&mut Files), &'static str);
 #[test]
 fn each_file_that_differs_from_the_list_of_services_is_an_error() -> Result<()> {
     let (right, overlays) = (Files::read()?, overlays()?);
-    let mistakes: [Mistake; 15] = [
+    let mistakes: [Mistake; 18] = [
         (|files| service(files, "tickets")["ports"] = json!(["127.0.0.1:${TICKETS_PORT:-3003}:3000"]), "tickets/ports"),
         (|files| service(files, "nats")["ports"][0] = json!("127.0.0.1:4222:4222"), "nats/ports"),
         (|files| service(files, "orders")["image"] = json!("ticketing/tickets"), "orders/image"),
@@ -166,6 +168,9 @@ fn each_file_that_differs_from_the_list_of_services_is_an_error() -> Result<()> 
         (|files| environment(files, "orders-migrate", "DATABASE_ROLE", "tickets"), "orders-migrate/env"),
         (|files| environment(files, "postgres", "ORDERS_PASSWORD", "orders"), "postgres/env"),
         (|files| environment(files, "nats", "NATS_ORDERS_PASSWORD", "orders"), "nats/env"),
+        (|files| files.monitor["spec"]["jobLabel"] = json!("app"), "PodMonitor finds the jobs"),
+        (|files| files.monitor["spec"]["selector"] = json!({}), "PodMonitor finds the jobs"),
+        (|files| files.monitor["spec"]["podMetricsEndpoints"][0]["port"] = json!("web"), "has no port \"web\""),
         (|files| files.compose["services"]["payments"] = json!({}), "docker-compose.yml: services"),
         (|files| files.skaffold["portForward"][0]["localPort"] = json!(3003), "portForward"),
         (|files| files.roles = files.roles.replace("to orders;", "to tickets;"), "roles.sql"),
