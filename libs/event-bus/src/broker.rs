@@ -106,8 +106,8 @@ pub(crate) async fn message_at<I>(stream: &Stream<I>, seq: u64) -> anyhow::Resul
 
 /// Reads messages by their sequences, several at a time.
 ///
-/// As many are requested at a time as fit into a number of bytes, if they are as large as those before. It begins with few. Where larger
-/// messages follow small ones, up to [`MOST`] of them are in flight once.
+/// The number of messages per read starts small. It is then chosen so that messages as large as the largest of the previous read fit into
+/// `bytes`. If large messages follow small ones, one read may have up to [`MOST`] of them in flight.
 pub(crate) struct Reader {
     bytes: usize,
     at_a_time: usize,
@@ -142,7 +142,7 @@ mod tests {
     use super::{FEWEST, MOST, at_a_time};
 
     #[test]
-    fn small_messages_are_requested_in_growing_numbers_and_large_ones_in_small_numbers() {
+    fn small_messages_are_read_in_growing_numbers_and_large_ones_in_few() {
         let mut before = FEWEST;
         for expected in [8, 16, 32, 64, MOST, MOST] {
             before = at_a_time(before, 1 << 20, 200);

@@ -37,7 +37,7 @@ fn describe_outbox() {
     describe_histogram!("event_bus_publish_batch_events", "Events of a batch that the server stored");
     describe_counter!(
         "event_bus_publish_failures_total",
-        "Publishes that stored nothing, by the error code of NATS, or no_reply"
+        "Failed publishes, by the error code of NATS, or other; no_reply: unknown whether the events were stored"
     );
     describe_counter!(
         "event_bus_reconciliations_total",
@@ -158,7 +158,7 @@ impl Published {
     }
 }
 
-/// Counts a publish to `stream` that stored nothing, or of which that is not known. `code` is that of NATS.
+/// Counts a failed publish to `stream`. `code`: the error code of NATS. None: it is unknown whether the events were stored.
 ///
 /// Looked up each time, because it is rare.
 pub(crate) fn publish_failed(stream: &str, code: Option<u64>) {

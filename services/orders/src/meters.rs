@@ -21,7 +21,7 @@ pub struct Meters {
     pub refunds_due: Counter,
     /// Tickets whose newest event in a batch was not newer than the replica.
     pub stale: Counter,
-    /// How long ago the first order of a batch expired.
+    /// From the expiry of the first order of a batch to its cancellation, in seconds.
     pub expiry_lag: Histogram,
 }
 
@@ -34,8 +34,12 @@ impl Meters {
     fn new() -> Self {
         describe_counter!(RESERVATIONS, "Requests to reserve a ticket, by outcome");
         describe_counter!(REFUNDS_DUE, "Payments of orders that were cancelled or paid before");
-        describe_counter!(STALE, "Tickets of which an event was not newer than the replica");
-        describe_histogram!(EXPIRY_LAG, Unit::Seconds, "Time from the expiry of an order to its cancellation");
+        describe_counter!(STALE, "Tickets whose newest event in a batch was not newer than ticket_replica");
+        describe_histogram!(
+            EXPIRY_LAG,
+            Unit::Seconds,
+            "Time from the expiry of a batch's first order to its cancellation"
+        );
         let outcome = |outcome| zero(counter!(RESERVATIONS, "outcome" => outcome));
         Self {
             created: outcome("created"),

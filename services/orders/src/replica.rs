@@ -6,7 +6,7 @@ use rust_decimal::Decimal;
 use sqlx::PgConnection;
 use std::collections::BTreeMap;
 
-/// Writes those of `tickets` that are newer than the replica, in any order and number. Returns how many tickets were not.
+/// Writes those of `tickets` that are newer than the replica, in any order and number. Returns how many tickets were not newer.
 pub async fn update<'a>(db: &mut PgConnection, tickets: impl Iterator<Item = &'a TicketSnapshot>) -> sqlx::Result<u64> {
     // Sorted, so that replicas lock rows in the same order; each ticket once, since one statement cannot change a row
     // twice.

@@ -48,7 +48,7 @@ pub(crate) fn render() -> String {
     METRICS.render()
 }
 
-/// Adds recorded values to the histograms, without an end: otherwise they would be kept until the next scrape.
+/// Adds recorded values to the histograms every 5 s, for ever. Otherwise they would stay in memory until the next scrape.
 pub(crate) async fn keep() -> Infallible {
     loop {
         sleep(UPKEEP).await;

@@ -91,7 +91,7 @@ impl<H: Handler> Filler<'_, H> {
         let is_differing = self.differing.as_ref().is_some_and(|Differing { request: id, until }| {
             *id == request.id && until.as_ref().is_none_or(|until| request.cursor < *until)
         });
-        // After a failure there is less time, or less trust.
+        // Pages are smaller after a failure. Until they have the full size again, they are compared row by row.
         if is_differing || self.rows < ROWS {
             return Ok(Err(request));
         }

@@ -1,4 +1,4 @@
-//! What messages and replies, which are there anyway, tell about the consumer.
+//! Metrics of the consumer, from messages and replies that the subscription receives anyway: no extra requests.
 
 use super::{Handler, Subscription};
 use crate::headers::APPENDED_AT;
@@ -7,7 +7,7 @@ use async_nats::jetstream::consumer::Info;
 use sqlx::types::time::OffsetDateTime;
 
 impl<H: Handler> Subscription<'_, H> {
-    /// Messages that were delivered. None: all of them were, to this replica or to another one.
+    /// Records pending messages and redeliveries of a batch. An empty batch means that no message is pending.
     pub(super) fn measure(&self, batch: &[Message]) {
         let Some(Ok(last)) = batch.last().map(Message::info) else { return self.meters.pending.set(0.0) };
         self.meters.pending.set(float(last.pending));

@@ -239,7 +239,7 @@ async fn rows_that_are_newer_than_the_reply_of_the_owner_are_no_difference() {
 }
 
 #[tokio::test]
-async fn a_rebuild_without_progress_for_a_minute_ends_with_the_reason_and_goes_on() {
+async fn a_stalled_rebuild_command_ends_with_the_reason_and_the_service_goes_on() {
     let (mut harness, bus) = start().await;
     documents(&bus, &harness, 5).await;
     let reading = read(&harness, Copies::default()).await;

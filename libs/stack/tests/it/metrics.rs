@@ -99,7 +99,7 @@ async fn all_metrics_are_described_documented_and_pass_promtool() -> Result<()> 
 }
 
 #[tokio::test]
-async fn an_event_moves_the_metrics_of_its_way() -> Result<()> {
+async fn each_step_of_an_event_is_measured() -> Result<()> {
     let system = System::start_with(1, 1, "2s").await?;
     let tickets = system.tickets(2).await?;
     system.order(0, "buyer", &tickets[0]).await?;
@@ -148,7 +148,7 @@ async fn an_event_moves_the_metrics_of_its_way() -> Result<()> {
 }
 
 #[tokio::test]
-async fn the_oldest_event_ages_while_nats_is_frozen_and_its_lag_is_measured_afterwards() -> Result<()> {
+async fn an_event_delayed_by_a_frozen_nats_shows_in_age_and_then_in_lag() -> Result<()> {
     let system = System::start(1, 1).await?;
     system.tickets(1).await?;
     let (mine, theirs) = (&system.tickets[0], &system.orders[0]);
