@@ -231,13 +231,13 @@ async fn faults(system: &mut System, prometheus: &Prometheus) -> Result<()> {
     })
     .await?;
     system.publish("ticket.created", json!({"hello": "world"})).await?;
-    fire(prometheus, &["DeadLetters"]).await?;
     let ticket = system.tickets(1).await?.remove(0);
     let order = system.order(0, "other", &ticket).await?;
     system.buyer(0, "other").delete(&format!("/api/orders/{order}")).await?.expect(204)?;
     system.publish("payment.created", json!({"id": order, "orderId": order, "stripeId": "pi"})).await?;
-    // It ends by itself.
+    // It ends by itself, soon.
     fire(prometheus, &["RefundsDue"]).await?;
+    fire(prometheus, &["DeadLetters"]).await?;
 
     system.nats.pause().await?;
     let port = system.orders[0].port();
