@@ -135,6 +135,9 @@ const LONGEST: Duration = Duration::from_hours(100 * 365 * 24);
 
 /// Parses a duration with units, as in `1h 30m`, or a number of seconds. At most 100 years.
 pub fn duration(text: &str) -> Result<Duration, String> {
+    if text.contains('M') {
+        return Err("M stands for months: use m for minutes".to_owned());
+    }
     let seconds = text.parse().map(Duration::from_secs);
     let duration = seconds.or_else(|_| humantime::parse_duration(text)).map_err(|error| error.to_string())?;
     if duration > LONGEST { Err("at most 100 years".to_owned()) } else { Ok(duration) }
@@ -194,7 +197,8 @@ mod tests {
         assert_eq!(duration("15m"), Ok(Duration::from_mins(15)));
         assert_eq!(duration("1h 30m"), Ok(Duration::from_mins(90)));
         assert_eq!(duration("30d"), Ok(Duration::from_hours(30 * 24)));
-        for bad in ["", "s", "-1s", "-1", "20 apples", "101years", "99999999999999999h", "99999999999999999999"] {
+        for bad in ["", "s", "15M", "-1s", "-1", "20 apples", "101years", "99999999999999999h", "99999999999999999999"]
+        {
             assert!(duration(bad).is_err(), "{bad}");
         }
     }

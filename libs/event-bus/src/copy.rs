@@ -43,12 +43,13 @@ pub(crate) trait Copy: Send + Sync {
     fn filled<'a>(&'a self, db: &'a mut PgConnection) -> BoxFuture<'a, anyhow::Result<()>>;
 }
 
-/// The digest of the rows after `after` and up to `until`.
+/// The digest of the rows after `after` and up to `until`. Ends early if there are more than `most`.
 pub(crate) async fn digest(
     copy: &dyn Copy,
     db: &mut PgConnection,
     after: &str,
     until: Option<&str>,
+    most: u64,
 ) -> anyhow::Result<Digest> {
     let (mut digest, mut after) = (Digest::new(), after.to_owned());
     loop {
@@ -57,7 +58,7 @@ pub(crate) async fn digest(
             digest.add(id, *version, content);
         }
         match rows.last() {
-            Some(last) if rows.len() == ROWS => after.clone_from(&last.id),
+            Some(last) if rows.len() == ROWS && digest.count <= most => after.clone_from(&last.id),
             _ => return Ok(digest),
         }
     }

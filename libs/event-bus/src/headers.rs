@@ -51,6 +51,13 @@ impl Headers {
         Self(ours.filter_map(|(name, values)| Some((name.to_string(), values.first()?.to_string()))).collect())
     }
 
+    /// The headers of a row of the outbox, without those of the bus: Postgres permits a name that an earlier release did not use.
+    pub(crate) fn of_row(json: &str) -> anyhow::Result<Self> {
+        let mut all: BTreeMap<String, String> = serde_json::from_str(json)?;
+        all.retain(|name, _| !is_reserved(name));
+        Ok(all.try_into()?)
+    }
+
     /// The JSON for `bus.append`, or `None` if there are no headers.
     pub fn to_json(&self) -> Option<String> {
         // Does not panic: strings have a JSON form.

@@ -59,7 +59,7 @@ pub(crate) async fn run(database: &Database, duties: &Duties, stop: &Cancellatio
             Ok(rows) => gauges.set(&rows),
             Err(error) => {
                 tracing::debug!("cannot measure the outbox: {error:#}");
-                gauges.are_unknown();
+                gauges.are_unknown(&error);
             }
         }
         if stop.run_until_cancelled(sleep(PERIOD)).await.is_none() {
@@ -85,7 +85,11 @@ async fn measure(tx: &mut Transaction, streams: &[&str]) -> sqlx::Result<Vec<Mea
         select (select count(*) from letters where status = 'retrying') as "retrying!",
                (select count(*) from letters where status = 'dead') as "dead!",
                (select count(*) from bus.fills where finished_at is null) as "fills!",
-               (select count(*) from bus.republish) as "republishes!",
+               (select count(*) from bus.republish
+                -- Others begin when the stream has grown, which may take days.
+                where republish.after_seq <= coalesce(
+                    (select max(position.last_seq) from bus.position where position.stream = republish.stream), 0)
+               ) as "republishes!",
                exists(select from bus.recovery) as "is_recovering!",
                relayed.stream as "stream?", coalesce(waiting.events, 0) as "events!",
                coalesce(extract(epoch from clock_timestamp() - waiting.oldest), 0)::double precision as "age!"
@@ -147,8 +151,9 @@ impl Gauges {
         }
     }
 
-    fn are_unknown(&self) {
-        self.up.set(0.0);
+    fn are_unknown(&self, error: &Error) {
+        // Before the migrations, Postgres may be up or not.
+        self.up.set(if matches!(error, Error::NotMigrated) { f64::NAN } else { 0.0 });
         let streams = self.streams.values().flat_map(|(events, age)| [events, age]);
         let all = [&self.recovering, &self.retrying, &self.dead, &self.fills, &self.republishes];
         all.into_iter().chain(streams).for_each(|gauge| gauge.set(f64::NAN));

@@ -53,6 +53,7 @@ fn describe_outbox() {
 }
 
 fn describe_subscriptions() {
+    describe_gauge!("event_bus_subscription_up", "1 if the consumer can be read, otherwise 0");
     describe_histogram!(
         "event_bus_replication_lag_seconds",
         Unit::Seconds,
@@ -172,6 +173,7 @@ pub(crate) fn publish_failed(stream: &str, code: Option<u64>) {
 
 /// The subscription to a stream.
 pub(crate) struct Applied {
+    up: Gauge,
     pub(crate) lag: Histogram,
     duration: Histogram,
     events: Histogram,
@@ -187,6 +189,7 @@ pub(crate) struct Applied {
 impl Applied {
     pub(crate) fn new(stream: &'static str) -> Self {
         Self {
+            up: gauge!("event_bus_subscription_up", "stream" => stream),
             lag: histogram!("event_bus_replication_lag_seconds", "stream" => stream),
             duration: histogram!("event_bus_apply_duration_seconds", "stream" => stream),
             events: histogram!("event_bus_apply_batch_events", "stream" => stream),
@@ -198,6 +201,18 @@ impl Applied {
             superseded: zero(counter!("event_bus_superseded_events_total", "stream" => stream)),
             missed: zero(counter!("event_bus_missed_events_total", "stream" => stream)),
         }
+    }
+
+    /// The consumer was asked for messages, and the server has replied.
+    pub(crate) fn is_up(&self) {
+        self.up.set(1.0);
+    }
+
+    /// It cannot be asked: nothing is known of its messages.
+    pub(crate) fn is_down(&self) {
+        self.up.set(0.0);
+        self.pending.set(f64::NAN);
+        self.unacknowledged.set(f64::NAN);
     }
 
     /// A transaction has applied so many events.
@@ -248,20 +263,15 @@ fn name_of<T>() -> &'static str {
 /// The connections of one pool.
 #[derive(Clone, Debug)]
 pub(crate) struct Connections {
-    in_use: Gauge,
-    idle: Gauge,
-    most: Gauge,
+    pool: &'static str,
     wait: Histogram,
     timeouts: Counter,
 }
 
 impl Connections {
     pub(crate) fn new(pool: &'static str) -> Self {
-        let connections = |state| gauge!("event_bus_pool_connections", "pool" => pool, "state" => state);
         Self {
-            in_use: connections("in_use"),
-            idle: connections("idle"),
-            most: gauge!("event_bus_pool_max_connections", "pool" => pool),
+            pool,
             wait: histogram!("event_bus_pool_wait_seconds", "pool" => pool),
             timeouts: zero(counter!("event_bus_pool_timeouts_total", "pool" => pool)),
         }
@@ -277,10 +287,12 @@ impl Connections {
         self.timeouts.increment(1);
     }
 
+    /// Sets the gauges, which are looked up here: some pools have none.
     pub(crate) fn are(&self, size: u32, idle: usize, most: u32) {
-        self.in_use.set(f64::from(size) - float(idle));
-        self.idle.set(float(idle));
-        self.most.set(f64::from(most));
+        let connections = |state| gauge!("event_bus_pool_connections", "pool" => self.pool, "state" => state);
+        connections("in_use").set(f64::from(size) - float(idle));
+        connections("idle").set(float(idle));
+        gauge!("event_bus_pool_max_connections", "pool" => self.pool).set(f64::from(most));
     }
 }
 

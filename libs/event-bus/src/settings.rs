@@ -34,8 +34,8 @@ pub struct Settings {
     /// The most connections to Postgres for requests. Each batcher has one more. Default: 16.
     pub database_connections: u32,
     /// The most connections to Postgres for relays, subscriptions, tasks, the service's own background work, replies to
-    /// other services, and the readiness check. A separate pool: requests and background work cannot take each other's
-    /// connections. One for each relay and subscription, three for each kind of tasks, `reply_concurrency`, and one more are
+    /// other services, fills, metrics, and the readiness check. A separate pool: requests and background work cannot take each
+    /// other's connections. One for each relay and subscription, three for each kind of tasks, `reply_concurrency`, and two more are
     /// enough. Default: 8.
     pub background_connections: u32,
     /// How long to wait for a connection to Postgres, of either kind; at most 8 s. Default: 2 s.

@@ -147,6 +147,7 @@ pub(crate) async fn run<H: Handler>(
     let mut backoff = Backoff::default();
     while !stop.is_cancelled() {
         let Err(error) = subscription.consume(|| backoff.succeed(&what)).await else { break };
+        subscription.meters.is_down();
         broker.provision_again(stop).await;
         let pause = backoff.fail(&what, &error);
         tokio::select! {
@@ -171,6 +172,7 @@ impl<H: Handler> Subscription<'_, H> {
         loop {
             let batch = pull.receive(|| !self.stop.is_cancelled()).await?;
             alive();
+            self.meters.is_up();
             self.measure(&batch);
             self.look_for_gaps(&batch).await;
             if batch.is_empty() || self.process(batch).await == Outcome::Interrupted {

@@ -155,7 +155,8 @@ impl Verifier<'_> {
             let theirs = self.owner.digest(&after, MOST).await?;
             found.ranges += 1;
             found.counted += theirs.digest.count;
-            let mine = copy::digest(self.copy, &mut self.db, &after, theirs.until.as_deref()).await?;
+            let (until, most) = (theirs.until.as_deref(), theirs.digest.count);
+            let mine = copy::digest(self.copy, &mut self.db, &after, until, most).await?;
             if mine != theirs.digest {
                 found.compared += 1;
                 self.compare(&after, theirs.until.as_deref(), &mut found).await?;

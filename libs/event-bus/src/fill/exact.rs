@@ -96,12 +96,15 @@ impl<H: Handler> Filler<'_, H> {
             return Ok(Err(request));
         }
         let theirs = self.owner.digest(&request.cursor, MOST).await?;
-        if copy::digest(copy, tx, &request.cursor, theirs.until.as_deref()).await? != theirs.digest {
-            self.differing = Some(Differing { request: request.id, until: theirs.until });
+        let until = theirs.until.as_deref();
+        // Also if this fails: the range may have too many rows.
+        self.differing = Some(Differing { request: request.id, until: theirs.until.clone() });
+        if copy::digest(copy, tx, &request.cursor, until, theirs.digest.count).await? != theirs.digest {
             return Ok(Err(request));
         }
+        self.differing = None;
         let done = Done { passed: i64::try_from(theirs.digest.count)?, ..Done::default() };
-        self.move_on(tx, request, theirs.until.as_deref(), done).await.map(Ok)
+        self.move_on(tx, request, until, done).await.map(Ok)
     }
 
     /// Compares the next page with the rows of its range.

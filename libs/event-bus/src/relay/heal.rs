@@ -168,7 +168,10 @@ impl Relay<'_> {
             republish::record(&mut tx, stream, &reason, since, Some(Later { seq: last_seq, delay })).await?;
         }
         tx.commit().await?;
-        self.meters.is_lost(is_another);
+        // Otherwise the database is what is older.
+        if !is_older {
+            self.meters.is_lost(is_another);
+        }
         // Publishing has not worked until now; other relays find out by the position.
         (self.known, self.lost, self.agreed) = (Known::default(), None, None);
         tracing::error!(

@@ -60,7 +60,7 @@ pub(super) struct Row {
 impl Row {
     /// The headers of the application.
     pub(super) fn headers(&self) -> anyhow::Result<Headers> {
-        let headers = self.headers.as_deref().map(serde_json::from_str).transpose();
+        let headers = self.headers.as_deref().map(Headers::of_row).transpose();
         Ok(headers.with_context(|| format!("cannot read the headers of {}", self.event_id))?.unwrap_or_default())
     }
 

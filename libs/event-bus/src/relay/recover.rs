@@ -206,7 +206,8 @@ impl Relay<'_> {
 
     /// Does not wait for consumers that this process does not have, and that do not exist any more. Returns whether there were any.
     ///
-    /// Nothing is lost by this: a consumer that is created again begins at the start of its stream, and its handler applies everything.
+    /// A consumer that is created again begins at the start of its stream, and its handler applies everything that is there. What was
+    /// trimmed comes from the owner of the stream, if it has one.
     async fn give_up_abandoned(&mut self, db: &mut PgConnection) -> anyhow::Result<bool> {
         let Some(recovering) = &mut self.recovering else { return Ok(false) };
         if recovering.asked.is_some_and(|asked| asked.elapsed() < ASK) {

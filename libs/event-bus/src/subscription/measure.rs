@@ -7,9 +7,9 @@ use async_nats::jetstream::consumer::Info;
 use sqlx::types::time::OffsetDateTime;
 
 impl<H: Handler> Subscription<'_, H> {
-    /// Records pending messages and redeliveries of a batch. An empty batch means that no message is pending.
+    /// Records pending messages and redeliveries of a batch.
     pub(super) fn measure(&self, batch: &[Message]) {
-        let Some(Ok(last)) = batch.last().map(Message::info) else { return self.meters.pending.set(0.0) };
+        let Some(Ok(last)) = batch.last().map(Message::info) else { return };
         self.meters.pending.set(float(last.pending));
         let redelivered = batch.iter().filter(|message| message.info().is_ok_and(|info| info.delivered > 1)).count();
         self.meters.redelivered.increment(redelivered as u64);
