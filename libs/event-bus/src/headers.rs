@@ -129,4 +129,11 @@ mod tests {
         headers.insert("tenant", "").unwrap();
         assert_eq!(headers.iter().collect::<Vec<_>>(), [("Content-Type", "application/json"), ("tenant", "")]);
     }
+
+    #[test]
+    fn a_row_with_a_name_of_the_bus_can_be_published_without_it() {
+        let headers = Headers::of_row(r#"{"tenant": "acme", "event-bus-appended-at": "1"}"#).expect("headers");
+        assert_eq!(headers.to_json().as_deref(), Some(r#"{"tenant":"acme"}"#));
+        assert!(Headers::of_row(r#"{"tenant": 1}"#).is_err());
+    }
 }
