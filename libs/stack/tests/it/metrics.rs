@@ -200,6 +200,8 @@ async fn an_event_that_arrives_again_is_counted_as_stale() -> Result<()> {
     let system = System::start(1, 1).await?;
     let ticket = system.tickets(1).await?.remove(0);
     system.order(0, "buyer", &ticket).await?;
+    // Until then, the streams may not have all events.
+    system.settled().await?;
     for stream in ["TICKETS", "ORDERS"] {
         for (subject, body) in system.bodies(stream).await? {
             system.jetstream().await?.publish(subject, body.into()).await?.await?;
